@@ -1,0 +1,63 @@
+"""Attention without a cache: causal inside each sequence of a ragged batch, for training and scoring.
+
+An `attend` callable is what differs between the uses of the one decoder. It is made once per step, knows every token's position,
+receives unrotated q and k, and owns rotation, cache and attention. The one here keeps no cache; the engine's does.
+"""
+
+# N tokens of a ragged batch, B sequences, T tokens of one, H heads, K kv heads, d head size
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from qwen2.model.rope import Rope, rotate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from qwen2.config import ModelConfig
+
+
+class Attend(Protocol):
+    """q (N, H, d), k and v (N, K, d), unrotated, of one layer -> the attended values (N, H * d)."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+def packed_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int]) -> Attend:
+    """Causal attention inside sequences of `lengths` tokens that lie end to end; `positions` (N,) on the tokens' device.
+
+    Raises ValueError where the lengths do not add up to the number of positions.
+    """
+    if sum(lengths) != len(positions):
+        raise ValueError(f"lengths add up to {sum(lengths)} tokens, but there are {len(positions)} positions")
+    rope = Rope(config, positions.device)
+    tables: dict[object, tuple[Tensor, Tensor]] = {}  # by dtype: the first layer's call decides, the others reuse
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.dtype not in tables:
+            tables[q.dtype] = rope.tables(positions, q.dtype)
+        q, k = rotate(q, *tables[q.dtype]), rotate(k, *tables[q.dtype])
+        return causal_attention(q, k, v, lengths)
+
+    return attend
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Softmax over each token's own and earlier keys of its sequence; q (N, H, d), k and v (N, K, d) -> (N, H * d)."""
+    if len(set(lengths)) == 1:
+        return _equal_lengths(q, k, v, len(lengths))
+    pieces = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True)
+    return torch.cat([_equal_lengths(q_T, k_T, v_T, 1) for q_T, k_T, v_T in pieces])
+
+
+def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, sequences: int) -> Tensor:
+    """`sequences` (B) of the same length T: one call of torch's fused attention, (B * T, H * d) back."""
+    q_BHTd, k_BKTd, v_BKTd = (x.unflatten(0, (sequences, -1)).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q_BHTd, k_BKTd, v_BKTd, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).reshape(len(q), -1)

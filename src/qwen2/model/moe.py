@@ -1,0 +1,75 @@
+"""Mixture of experts: fine-grained routed experts and one gated shared expert (Qwen2 report, section 2.2.2).
+
+The router takes a softmax over all experts in float32, keeps the top ones and, unless the config says so, does not renormalise
+their weights. Tokens are sorted by expert, each expert's rows go through its matrices in one product, and the weighted results
+are added back: every row costs `active` experts, whatever the batch.
+
+What is left out: capacity limits and dropped tokens (the released models have none) and sharding over devices.
+"""
+
+# N tokens, D hidden, E experts, A active experts a token, F expert feed-forward size
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from qwen2.config import MoEConfig
+
+
+class Experts(nn.Module):
+    """The routed experts, stacked: gate and up as (E, 2F, D), down as (E, D, F)."""
+
+    def __init__(self, hidden: int, moe: MoEConfig, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(moe.experts, 2 * moe.expert_ffn, hidden, dtype=dtype, device=device))
+        self.down_proj = nn.Parameter(torch.empty(moe.experts, hidden, moe.expert_ffn, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x (N, D), chosen experts and their weights (N, A) -> the weighted sum of the experts' outputs (N, D)."""
+        by_expert = chosen.flatten().argsort(stable=True)  # (N * A,): places in `chosen`, sorted by expert
+        rows_by_expert = by_expert // chosen.shape[1]
+        counts = torch.bincount(chosen.flatten(), minlength=len(self.down_proj)).tolist()
+        out = torch.zeros_like(x)
+        for expert, (rows, places) in enumerate(zip(rows_by_expert.split(counts), by_expert.split(counts), strict=True)):
+            if len(rows):
+                y = self.one(expert, x[rows]) * weights.flatten()[places, None]
+                out = out.index_add(0, rows, y)
+        return out
+
+    def one(self, expert: int, x: Tensor) -> Tensor:
+        """One expert's SwiGLU on its rows (n, D) -> (n, D)."""
+        gate, up = F.linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.down_proj[expert])
+
+
+def route(logits: Tensor, moe: MoEConfig) -> tuple[Tensor, Tensor]:
+    """Router logits (N, E) -> weights (N, A) in float32 and chosen experts (N, A)."""
+    weights, chosen = logits.float().softmax(-1).topk(moe.active, dim=-1)
+    if moe.norm_topk:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, chosen
+
+
+def load_balancing_loss(router_logits: Sequence[Tensor], moe: MoEConfig, valid: Tensor | None = None) -> Tensor:
+    """Switch-style balance loss (arXiv 2101.03961, eq. 4) over all layers' router logits, each (N, E); a scalar, 1 x A when even.
+
+    E * sum over e of (share of tokens that chose e, summed over the A ranks) * (mean probability of e), as Qwen2's authors
+    confirmed for training (huggingface/transformers#29377). `valid` (N,) leaves padding and masked tokens out. The gradient
+    flows through the probabilities alone: the shares are counts. Multiply by `moe.aux_coef`.
+    """
+    logits = torch.stack(list(router_logits))  # (L, N, E)
+    if valid is not None:
+        logits = logits[:, valid]
+    probabilities = logits.float().softmax(-1).flatten(0, 1)  # (L * N, E)
+    chosen = probabilities.topk(moe.active, dim=-1).indices
+    shares = torch.bincount(chosen.flatten(), minlength=moe.experts).to(probabilities.dtype) / len(probabilities)  # (E,)
+    return moe.experts * (shares * probabilities.mean(0)).sum()

@@ -1,0 +1,162 @@
+"""The decoder of the whole family, dense and mixture of experts, for training, prefill and decode.
+
+One forward pass over a *ragged batch*: the tokens of all sequences laid end to end. What differs between uses (causal training,
+a key-value cache, dual chunks) is the `attend` callable that the caller builds for the step; see attention.py. Parameters carry
+the Hugging Face checkpoint's names; the experts alone are stacked (weights/checkpoint.py splits and stacks them).
+
+What is left out: caches, sampling and loading. No device is named here; the parameters' device is the model's.
+
+    network = Qwen2(config)
+    hidden = network(tokens, packed_attend(config, positions, lengths))     # (N, D)
+    network.logits(hidden)                                                  # (N, V)
+"""
+
+# N tokens of a ragged batch, D hidden, H heads, K kv heads, d head size, V vocabulary, E experts
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qwen2.model.moe import Experts, route
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwen2.config import ModelConfig
+    from qwen2.model.attention import Attend
+
+Factory = dict[str, "torch.dtype | torch.device | str | None"]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv 1910.07467); the statistics in float32, the weight applied after casting back."""
+
+    def __init__(self, size: int, eps: float, factory: Factory) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, **factory))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; biases on q, k and v only."""
+
+    def __init__(self, config: ModelConfig, layer: int, factory: Factory) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden, config.hidden, **factory)
+        self.k_proj = nn.Linear(config.hidden, kv_width, **factory)
+        self.v_proj = nn.Linear(config.hidden, kv_width, **factory)
+        self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False, **factory)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(attend(self.layer, q, k, v))  # (N, H*d) -> (N, D)
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), no biases."""
+
+    def __init__(self, hidden: int, ffn: int, factory: Factory) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, ffn, bias=False, **factory)
+        self.up_proj = nn.Linear(hidden, ffn, bias=False, **factory)
+        self.down_proj = nn.Linear(ffn, hidden, bias=False, **factory)
+
+    def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MoE(nn.Module):
+    """Routed experts plus sigmoid(gate(x)) times the shared expert."""
+
+    def __init__(self, config: ModelConfig, factory: Factory) -> None:
+        super().__init__()
+        assert config.moe is not None
+        self.moe = config.moe
+        self.gate = nn.Linear(config.hidden, config.moe.experts, bias=False, **factory)
+        self.experts = Experts(config.hidden, config.moe, **factory)
+        self.shared_expert = MLP(config.hidden, config.moe.shared_ffn, factory)
+        self.shared_expert_gate = nn.Linear(config.hidden, 1, bias=False, **factory)
+
+    def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
+        logits = self.gate(x)  # (N, E)
+        if router_logits is not None:
+            router_logits.append(logits)
+        weights, chosen = route(logits, self.moe)
+        shared = self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
+        return self.experts(x, chosen, weights.to(x.dtype)) + shared
+
+
+class Layer(nn.Module):
+    """Pre-norm residual block: attention, then the feed-forward part."""
+
+    def __init__(self, config: ModelConfig, layer: int, factory: Factory) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden, config.norm_eps, factory)
+        self.self_attn = Attention(config, layer, factory)
+        self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps, factory)
+        self.mlp = MoE(config, factory) if config.is_moe(layer) else MLP(config.hidden, config.ffn, factory)
+
+    def forward(self, x: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), attend)
+        return x + self.mlp(self.post_attention_layernorm(x), router_logits)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm: what a checkpoint calls `model.*`."""
+
+    def __init__(self, config: ModelConfig, factory: Factory) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab, config.hidden, **factory)
+        self.layers = nn.ModuleList(Layer(config, layer, factory) for layer in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps, factory)
+
+    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
+        x = self.embed_tokens(tokens)  # (N, D)
+        for layer in self.layers:
+            x = layer(x, attend, router_logits)
+        return self.norm(x)
+
+
+class Qwen2(nn.Module):
+    """The decoder and its head. Build it on the "meta" device to load a checkpoint into it, elsewhere to train."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        factory: Factory = {"dtype": dtype, "device": device}
+        self.config = config
+        self.model = Decoder(config, factory)
+        self.lm_head = None if config.tied else nn.Linear(config.hidden, config.vocab, bias=False, **factory)
+
+    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None = None) -> Tensor:
+        """tokens (N,) of a ragged batch -> normed hidden states (N, D).
+
+        `router_logits`, when given, receives each mixture layer's (N, E), for the balance loss.
+        """
+        return self.model(tokens, attend, router_logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> Qwen2:
+        """Normal(0, init_range) matrices, zero biases, unit norms; returns itself."""
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, self.config.init_range, generator=generator)
+        return self
