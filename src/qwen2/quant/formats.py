@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwen2.quant.layout import LAYOUTS
+
 Unpack = Callable[[Tensor, Tensor], None]
 Pack = Callable[[Tensor], Tensor]
 
@@ -217,19 +219,20 @@ def unpack_q6_k(blocks: Tensor, out: Tensor) -> None:
     spread(out, lowered(q.bitwise_or_(high << 4), 32), factor)
 
 
-FORMATS: dict[int, Format] = {  # ggml id: name, weights per block, bytes per block, unpack, pack
-    0: Format("F32", 1, 4, unpack_f32, pack_f32),
-    1: Format("F16", 1, 2, unpack_f16, pack_f16),
-    2: Format("Q4_0", 32, 18, unpack_q4_0),
-    3: Format("Q4_1", 32, 20, unpack_q4_1),
-    6: Format("Q5_0", 32, 22, unpack_q5_0),
-    7: Format("Q5_1", 32, 24, unpack_q5_1),
-    8: Format("Q8_0", 32, 34, unpack_q8_0, pack_q8_0),
-    10: Format("Q2_K", 256, 84, unpack_q2_k),
-    11: Format("Q3_K", 256, 110, unpack_q3_k),
-    12: Format("Q4_K", 256, 144, unpack_q4_k),
-    13: Format("Q5_K", 256, 176, unpack_q5_k),
-    14: Format("Q6_K", 256, 210, unpack_q6_k),
-    20: Format("IQ4_NL", 32, 18, unpack_iq4_nl),
-    30: Format("BF16", 1, 2, unpack_bf16, pack_bf16),
+_CODECS: dict[int, tuple[Unpack, Pack | None]] = {  # ggml id: unpack, pack (None: read only)
+    0: (unpack_f32, pack_f32),
+    1: (unpack_f16, pack_f16),
+    2: (unpack_q4_0, None),
+    3: (unpack_q4_1, None),
+    6: (unpack_q5_0, None),
+    7: (unpack_q5_1, None),
+    8: (unpack_q8_0, pack_q8_0),
+    10: (unpack_q2_k, None),
+    11: (unpack_q3_k, None),
+    12: (unpack_q4_k, None),
+    13: (unpack_q5_k, None),
+    14: (unpack_q6_k, None),
+    20: (unpack_iq4_nl, None),
+    30: (unpack_bf16, pack_bf16),
 }
+FORMATS: dict[int, Format] = {number: Format(*LAYOUTS[number], *codec) for number, codec in _CODECS.items()}

@@ -57,7 +57,8 @@ def dequantize(
         raise ValueError(f"shape {shape} as {form.name} takes {form.size(math.prod(shape))} bytes, not {data.numel()}")
     if out is None:
         out = torch.empty(shape, dtype=dtype)
-    assert out.numel() == math.prod(shape) and out.is_contiguous(), f"{tuple(out.shape)} is not a contiguous place for {shape}"
+    assert out.numel() == math.prod(shape), f"{tuple(out.shape)} has no place for {shape}"
+    assert out.is_contiguous(), "the place to unpack into is not contiguous"
     unpack_into(form, data, out.view(-1))
     return out
 

@@ -1,0 +1,1 @@
+"""Weights in and out: GGUF, safetensors, the store of models."""
