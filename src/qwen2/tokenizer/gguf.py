@@ -1,0 +1,118 @@
+"""The tokenizer.* keys of a GGUF file, read and written.
+
+Only byte-level BPE (`tokenizer.ggml.model` = gpt2) with a split that we do exactly. Types: 1 text, 2 unknown and 3 control and
+4 user-defined (all three out of reach of ordinary text here), 5 unused (the [PADn] rows, which decode to nothing), 6 byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .parts import Parts, end_ids, without_control
+from .splits import GGUF_SPLITS, Split, gguf_name
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+TEXT, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+KEY = "tokenizer.ggml."
+
+
+def gguf_parts(metadata: Mapping[str, object]) -> Parts:
+    """The vocabulary in a GGUF file's metadata; ValueError names what is missing or not supported."""
+    split = _split(metadata)
+    tokens, types, merges = (_array(metadata, key) for key in ("tokens", "token_type", "merges"))
+    if len(tokens) != len(types):
+        raise ValueError(f"{KEY}tokens has {len(tokens)} entries, {KEY}token_type {len(types)}")
+    vocab: dict[str, int] = {}
+    control: dict[str, int] = {}
+    special = set()
+    for id, (token, kind) in enumerate(zip(tokens, map(int, types), strict=True)):
+        if not isinstance(token, str) or not TEXT <= kind <= BYTE:
+            raise ValueError(f"{KEY}tokens: entry {id} is {token!r} of type {kind}; types go from 1 to 6")
+        if kind == UNUSED:
+            continue
+        table = vocab if kind in (TEXT, BYTE) else control
+        if token in vocab or token in control:
+            raise ValueError(f"{KEY}tokens: {token!r} is there twice, at {vocab.get(token, control.get(token))} and {id}")
+        table[token] = id
+        if kind in (UNKNOWN, CONTROL):
+            special.add(token)
+    parts = without_control(vocab, [_merge(merge) for merge in merges], control)
+    return _with_ids(replace(parts, special=frozenset(special), split=split), metadata, len(tokens))
+
+
+def _split(metadata: Mapping[str, object]) -> Split:
+    model = metadata.get(KEY + "model")
+    if model != "gpt2":
+        known = "a sentencepiece vocabulary" if model == "llama" else "not known"
+        raise ValueError(f"{KEY}model is {model!r}, {known}; only byte-level BPE ('gpt2') is supported")
+    pre = metadata.get(KEY + "pre")
+    if not isinstance(pre, str) or pre not in GGUF_SPLITS:
+        raise ValueError(f"{KEY}pre is {pre!r}; the splits known exactly are {', '.join(GGUF_SPLITS)}")
+    return GGUF_SPLITS[pre]
+
+
+def _array(metadata: Mapping[str, object], key: str) -> list:
+    value = metadata.get(KEY + key)
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+        raise ValueError(f"{KEY}{key} is missing or not an array")
+    return list(value)  # type: ignore[call-overload]
+
+
+def _merge(entry: object) -> tuple[str, str]:
+    left, space, right = entry.partition(" ") if isinstance(entry, str) else ("", "", "")
+    if not left or not right or " " in right:
+        raise ValueError(f"{KEY}merges: {entry!r} is not two tokens with a space between")
+    return left, right
+
+
+def _with_ids(parts: Parts, metadata: Mapping[str, object], count: int) -> Parts:
+    def id_of(key: str) -> int | None:
+        value = metadata.get(KEY + key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or not 0 <= value < count:
+            raise ValueError(f"{KEY}{key} is {value!r}; ids go from 0 to {count - 1}")
+        return value
+
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"tokenizer.chat_template is {type(template).__name__}, not text")
+    return replace(
+        parts,
+        eos=end_ids(id_of("eos_token_id"), parts.control),
+        bos=id_of("bos_token_id"),
+        pad=id_of("padding_token_id"),
+        # llama.cpp puts the first token before Llama 3 texts unless the file says no, and before none of the others
+        add_bos=bool(metadata.get(KEY + "add_bos_token", parts.split.ignore_merges)),
+        chat_template=template,
+    )
+
+
+def to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, object]:
+    """The tokenizer.* metadata; ids up to `vocab_size` that have no entry become unused `[PADn]`."""
+    size = tokenizer.vocab_size if vocab_size is None else vocab_size
+    if size < tokenizer.vocab_size:
+        raise ValueError(f"{size} rows are too few for a vocabulary of {tokenizer.vocab_size}")
+    model = tokenizer.model_spec()
+    tokens, types = [f"[PAD{id}]" for id in range(size)], [UNUSED] * size
+    for token, id in model["vocab"].items():
+        tokens[id], types[id] = token, TEXT
+    for token, id in tokenizer.control.items():
+        tokens[id], types[id] = token, CONTROL if token in tokenizer.special else USER_DEFINED
+    fields = {
+        "model": "gpt2",
+        "pre": gguf_name(tokenizer.split),
+        "tokens": tokens,
+        "token_type": types,
+        "merges": [" ".join(pair) for pair in model["merges"]],
+        "eos_token_id": tokenizer.eos[0] if tokenizer.eos else None,
+        "bos_token_id": tokenizer.bos,
+        "padding_token_id": tokenizer.pad,
+        "add_bos_token": tokenizer.add_bos,
+    }
+    keys = {KEY + key: value for key, value in fields.items() if value is not None}
+    return keys if tokenizer.chat_template is None else keys | {"tokenizer.chat_template": tokenizer.chat_template}

@@ -1,0 +1,77 @@
+"""What a vocabulary consists of, whichever file it came from: the common ground of the readers and the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .splits import QWEN2, Split
+
+QWEN2_CONTROL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
+QWEN2_5_CONTROL = {
+    token: 151643 + i
+    for i, token in enumerate(
+        "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+        "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+        "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>".split()
+    )
+}
+NOT_SPECIAL = frozenset(list(QWEN2_5_CONTROL)[14:])      # <tool_call> and what follows: added, but shown when a text is decoded
+END_OF_TEXT = "<|endoftext|>"
+MAX_ID = 2**24                                           # a hundred times the largest vocabulary in use
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A vocabulary. `vocab` is what text can become, `control` what only a template can; no string and no id is in both."""
+
+    vocab: Mapping[str, int]
+    merges: list[tuple[str, str]]
+    control: Mapping[str, int]
+    special: Iterable[str] | None = None                 # control tokens to hide from shown text; None: all but NOT_SPECIAL
+    split: Split = field(default=QWEN2)
+    eos: tuple[int, ...] = ()
+    bos: int | None = None
+    pad: int | None = None
+    add_bos: bool = False
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.special is None:
+            object.__setattr__(self, "special", frozenset(self.control) - NOT_SPECIAL)
+
+    def check(self) -> None:
+        """ValueError unless ids are unique and in range and every merge is between entries."""
+        if not self.vocab:
+            raise ValueError("the vocabulary is empty")
+        owner: dict[int, str] = {}
+        for token, id in [*self.vocab.items(), *self.control.items()]:
+            if not isinstance(id, int) or not 0 <= id < MAX_ID:
+                raise ValueError(f"token {token!r} has id {id!r}; ids go from 0 to {MAX_ID - 1}")
+            if id in owner:
+                raise ValueError(f"id {id} belongs to both {owner[id]!r} and {token!r}")
+            owner[id] = token
+        if "" in self.control:
+            raise ValueError("a control token is an empty string")
+        for left, right in self.merges:
+            for token in (left, right, left + right):
+                if token not in self.vocab:
+                    raise ValueError(f"the merge {left!r} + {right!r} needs {token!r}, which the vocabulary lacks")
+
+
+def without_control(vocab: Mapping[str, int], merges: list[tuple[str, str]], control: Mapping[str, int]) -> Parts:
+    """Take control tokens out of a vocabulary that lists them among its entries, with the merges that would build them."""
+    inside = [token for token in control if token in vocab]
+    if inside:
+        vocab = {token: id for token, id in vocab.items() if token not in control}
+        merges = [(a, b) for a, b in merges if a not in control and b not in control and a + b not in control]
+    return Parts(vocab, merges, control)
+
+
+def end_ids(declared: int | None, control: Mapping[str, int]) -> tuple[int, ...]:
+    """The ids that end a text: the declared one, and `<|endoftext|>`, the document separator, after which nothing is meant.
+
+    So Qwen2-Instruct ends at 151645 and at 151643, as its generation_config.json says, also where a file has no such list.
+    """
+    ends = [declared, control.get(END_OF_TEXT)]
+    return tuple(dict.fromkeys(id for id in ends if id is not None))
