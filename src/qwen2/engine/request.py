@@ -1,0 +1,220 @@
+"""What is asked of the engine and what comes back: sampling parameters, requests, pieces of an answer, whole answers.
+
+Every front end (Python, command line, servers) translates into these; none of them holds model logic. Left out: constraints
+on the answer's form (JSON schema, grammar), which join `SamplingParams` with the serving engine.
+
+    python -c "from qwen2 import SamplingParams; print(SamplingParams(temperature=0.7, stop='END', max_tokens=64))"
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwen2.config.generation import GenerationDefaults
+    from qwen2.tokenizer.template import ToolCall
+
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
+SEED_BITS = 53  # a seed chosen here survives a trip through JSON, whose numbers are doubles
+
+
+def _number(name: str, value: object, rule: str, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= float(value) <= high or (open_low and value == low):  # type: ignore[arg-type]
+        raise ValueError(f"{name} {value!r}: must be {rule}")
+
+
+def _whole(name: str, value: object, rule: str, low: int, high: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        raise ValueError(f"{name} {value!r}: must be {rule}")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. None takes the model's own generation default; `Output.params` says what was used.
+
+    The transforms apply in this order: penalties, logit bias, temperature, top-k, top-p, min-p.
+    """
+
+    temperature: float | None = None  # 0 takes the likeliest token
+    top_k: int | None = None  # 0 is off
+    top_p: float | None = None  # 1 is off
+    min_p: float | None = None  # 0 is off; otherwise the least share of the likeliest token's probability
+    repetition_penalty: float | None = None  # 1 is off; over prompt and answer, as transformers does
+    presence_penalty: float = 0.0  # over the answer only, as OpenAI's
+    frequency_penalty: float = 0.0  # over the answer only, times the count
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
+    seed: int | None = None  # None draws one, which `Output.params` reports; sample i of n uses seed + i
+    stop: str | Sequence[str] = ()  # the answer ends before the first of these; not part of the text
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    max_tokens: int | None = None  # None: the model's default, or to the end of the window
+    logprobs: int | None = None  # None: none; k: of the chosen token and of the k likeliest, before penalties and temperature
+    n: int = 1  # answers to the same prompt
+
+    def __post_init__(self) -> None:
+        """Check every field; tuples for sequences."""
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        self._check_distribution()
+        self._check_ends()
+
+    def _check_distribution(self) -> None:
+        if self.temperature is not None:
+            _number("temperature", self.temperature, "between 0 (greedy) and 100", 0, 100)
+        if self.top_k is not None:
+            _whole("top_k", self.top_k, "0 (off) or a whole number above it", 0)
+        if self.top_p is not None:
+            _number("top_p", self.top_p, "above 0 and at most 1 (off)", 0, 1, open_low=True)
+        if self.min_p is not None:
+            _number("min_p", self.min_p, "between 0 (off) and 1", 0, 1)
+        if self.repetition_penalty is not None:
+            _number("repetition_penalty", self.repetition_penalty, "between 0.01 and 100; 1 is off", 0.01, 100)
+        _number("presence_penalty", self.presence_penalty, "between -2 and 2; 0 is off", -2, 2)
+        _number("frequency_penalty", self.frequency_penalty, "between -2 and 2; 0 is off", -2, 2)
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias for token", token, "given by token id, a whole number of at least 0", 0)
+            _number(f"logit_bias of token {token}", bias, "between -10000 and 10000", -10_000, 10_000)
+        if self.seed is not None:
+            _whole("seed", self.seed, "a whole number of 64 bits", -(2**63), 2**63 - 1)
+
+    def _check_ends(self) -> None:
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop {text!r}: must be a text of at least one character")
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, "token ids, whole numbers of at least 0", 0)
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos {self.ignore_eos!r}: must be True or False")
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, "a whole number of at least 1", 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, "a whole number of at least 0", 0)
+        _whole("n", self.n, "a whole number of at least 1", 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> SamplingParams:
+        """Read from named values (settings, JSON); a name that is not a field is a ValueError that lists those that are."""
+        names = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise ValueError(f"sampling parameter {', '.join(unknown)}: unknown; there are {', '.join(names)}")
+        return cls(**values)  # type: ignore[arg-type]
+
+    def resolve(self, defaults: GenerationDefaults, room: int | None = None) -> ResolvedParams:
+        """Every None replaced: by the model's default, by a drawn seed, and max_tokens by the `room` that the window leaves."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens"):
+            if chosen[name] is None:
+                chosen[name] = getattr(defaults, name)
+        if room is not None:
+            chosen["max_tokens"] = room if chosen["max_tokens"] is None else min(room, chosen["max_tokens"])
+        if chosen["seed"] is None and chosen["temperature"] > 0:
+            chosen["seed"] = secrets.randbits(SEED_BITS)
+        return ResolvedParams(**chosen)
+
+
+@dataclass(frozen=True)
+class ResolvedParams(SamplingParams):
+    """Sampling parameters with nothing left open: what was really used."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithm of a token's probability as the model gives it, before penalties, bias, temperature and cuts."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens (id, logprob), best first
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts in tokens; `cached_tokens` of the prompt were not read again because an earlier request had read them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds from admission to the first token, and from there to the last."""
+
+    prompt_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """A whole answer. `token_ids` holds every sampled token, the one that ended it included; `text` ends before it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    params: ResolvedParams
+    timings: Timings
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    stopped_by: str | int | None = None  # the stop string or token id that ended it
+    content: str | None = None  # of chat with tools: the text outside the calls
+    tool_calls: tuple[ToolCall, ...] = ()
+    others: tuple[Output, ...] = ()  # samples 1 .. n-1
+
+    @property
+    def choices(self) -> tuple[Output, ...]:
+        """All n samples, this one first."""
+        return (replace(self, others=()), *self.others)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer; the last one of a sample carries its `finish_reason` and the whole `output`."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0  # which of the n samples
+    finish_reason: FinishReason | None = None
+    output: Output | None = None
+
+    def __str__(self) -> str:
+        """The text, so that a stream can be printed as it comes."""
+        return self.text
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt on its way through the engine. With a `reader` it is only read: every final hidden state goes there."""
+
+    id: int
+    prompt: list[int]
+    params: ResolvedParams
+    reader: Callable[[Tensor], None] | None = None  # (N, D) rows of consecutive prompt tokens
+    outbox: deque[Chunk] = field(default_factory=deque)
+    unfinished: int = 0  # samples that still run
+    cached_tokens: int = 0
+    error: ArithmeticError | None = None
+    admitted: float = 0.0  # clock readings, seconds
+    first_token: float | None = None
