@@ -54,7 +54,8 @@ def read_safetensors_header(path: Path) -> dict[str, TensorExtent]:
         if length > size - 8:
             _fail(path, f"the header has {length} bytes and {size - 8} are left", 0)
         if length > MAX_HEADER:
-            _fail(path, f"the header has {length} bytes, more than {MAX_HEADER}", 0, "no model needs this: take the file from another source")
+            what = f"the header has {length} bytes, more than {MAX_HEADER}"
+            _fail(path, what, 0, "no model needs this: take the file from another source")
         text = stream.read(length)
     values = _parse(path, text)
     _check_metadata(path, values.pop("__metadata__", {}))
@@ -98,7 +99,7 @@ def _check_metadata(path: Path, values: Any) -> None:
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_ELEMENTS for item in value)
 
 
 def _read_tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> TensorExtent:
