@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qwen2.model.linear import linear
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,8 +49,8 @@ class Experts(nn.Module):
 
     def one(self, expert: int, x: Tensor) -> Tensor:
         """One expert's SwiGLU on its rows (n, D) -> (n, D)."""
-        gate, up = F.linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down_proj[expert])
+        gate, up = linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return linear(F.silu(gate) * up, self.down_proj[expert])
 
 
 def route(logits: Tensor, moe: MoEConfig) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qwen2.model.linear import Linear, linear
 from qwen2.model.moe import Experts, route
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         kv_width = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden, config.hidden, **factory)
-        self.k_proj = nn.Linear(config.hidden, kv_width, **factory)
-        self.v_proj = nn.Linear(config.hidden, kv_width, **factory)
-        self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False, **factory)
+        self.q_proj = Linear(config.hidden, config.hidden, **factory)
+        self.k_proj = Linear(config.hidden, kv_width, **factory)
+        self.v_proj = Linear(config.hidden, kv_width, **factory)
+        self.o_proj = Linear(config.hidden, config.hidden, bias=False, **factory)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -67,9 +68,9 @@ class MLP(nn.Module):
 
     def __init__(self, hidden: int, ffn: int, factory: Factory) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, ffn, bias=False, **factory)
-        self.up_proj = nn.Linear(hidden, ffn, bias=False, **factory)
-        self.down_proj = nn.Linear(ffn, hidden, bias=False, **factory)
+        self.gate_proj = Linear(hidden, ffn, bias=False, **factory)
+        self.up_proj = Linear(hidden, ffn, bias=False, **factory)
+        self.down_proj = Linear(ffn, hidden, bias=False, **factory)
 
     def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -82,10 +83,10 @@ class MoE(nn.Module):
         super().__init__()
         assert config.moe is not None
         self.moe = config.moe
-        self.gate = nn.Linear(config.hidden, config.moe.experts, bias=False, **factory)
+        self.gate = Linear(config.hidden, config.moe.experts, bias=False, **factory)
         self.experts = Experts(config.hidden, config.moe, **factory)
         self.shared_expert = MLP(config.hidden, config.moe.shared_ffn, factory)
-        self.shared_expert_gate = nn.Linear(config.hidden, 1, bias=False, **factory)
+        self.shared_expert_gate = Linear(config.hidden, 1, bias=False, **factory)
 
     def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
         logits = self.gate(x)  # (N, E)
@@ -135,7 +136,7 @@ class Qwen2(nn.Module):
         factory: Factory = {"dtype": dtype, "device": device}
         self.config = config
         self.model = Decoder(config, factory)
-        self.lm_head = None if config.tied else nn.Linear(config.hidden, config.vocab, bias=False, **factory)
+        self.lm_head = None if config.tied else Linear(config.hidden, config.vocab, bias=False, **factory)
 
     def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None = None) -> Tensor:
         """tokens (N,) of a ragged batch -> normed hidden states (N, D).
@@ -147,7 +148,7 @@ class Qwen2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
+        return linear(hidden, head.weight)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Qwen2:

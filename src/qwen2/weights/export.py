@@ -1,0 +1,85 @@
+"""Write a loaded model out: a Hugging Face folder that transformers loads, or a GGUF file that llama.cpp loads.
+
+Both appear whole or not at all: everything is written beside the destination and renamed at the end.
+What is left out: quantizing with a search (later in `compress/`); Q8_0 here is plain round-to-nearest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from qwen2.weights.checkpoint import INDEX, SINGLE, split_experts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from qwen2.weights.model import Model
+
+SHARD_BYTES = 2_000_000_000
+
+
+def to_hf_folder(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write config.json, generation_config.json, the tokenizer's files and safetensors of at most `shard_bytes` each.
+
+    Raises FileExistsError where `folder` exists.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder}: exists already; export to a new folder")
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        config = replace(model.config, dtype=str(model.dtype).removeprefix("torch."))
+        _write_json(draft / "config.json", config.to_hf())
+        _write_json(draft / "generation_config.json", model.generation.to_hf())
+        model.tokenizer.save(draft)
+        _write_shards(model, draft, shard_bytes)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_shards(model: Model, folder: Path, shard_bytes: int) -> None:
+    shards = list(_shards(model, shard_bytes))
+    if len(shards) == 1:
+        _save(shards[0], folder / SINGLE)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save(shard, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(model: Model, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """The checkpoint's tensors in order, as views, cut where the next one would pass the limit."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for parameter_name, parameter in model.network.named_parameters():
+        for name, tensor in split_experts(parameter_name, parameter.detach()):
+            if shard and size + tensor.nbytes > shard_bytes:
+                yield shard
+                shard, size = {}, 0
+            shard[name] = tensor
+            size += tensor.nbytes
+    yield shard
+
+
+def _save(shard: dict[str, Tensor], path: Path) -> None:
+    # Experts are views of one storage, which the library refuses; a copy of those alone is made, a shard at a time.
+    own = {name: tensor.clone() if tensor._is_view() else tensor for name, tensor in shard.items()}
+    save_file(own, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, values: dict[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,42 @@
+"""Put parameters into a network, one at a time, from whatever file they lie in.
+
+The network is built on the "meta" device, where it takes no memory; each parameter is then replaced by the tensor that its source
+gives, so that a 7B checkpoint never exists twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from qwen2.model import Qwen2
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwen2.config import ModelConfig
+
+
+class Source(Protocol):
+    """Where parameters come from, by the decoder's names."""
+
+    def has(self, name: str) -> bool: ...
+
+    def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor: ...
+
+    def check_rest(self) -> None: ...
+
+
+def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Qwen2:
+    """A network whose parameters all come from `source`; those of a Llama that has no q/k/v biases are zero."""
+    network = Qwen2(config, dtype=dtype, device="meta")
+    for name, parameter in list(network.named_parameters()):
+        module_name, _, leaf = name.rpartition(".")
+        if name.endswith("_proj.bias") and not source.has(name):
+            tensor = torch.zeros(parameter.shape, dtype=dtype, device=device)
+        else:
+            tensor = source.load(name, parameter.shape, dtype, device)
+        setattr(network.get_submodule(module_name), leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    source.check_rest()
+    return network.eval()

@@ -1,0 +1,133 @@
+"""A loaded model: configuration, tokenizer, chat template, generation defaults and the network with its weights.
+
+`load` takes a store name, a Hugging Face folder or a GGUF file. The network is built without memory on the "meta" device and
+each parameter is put in place as it is read, so that a checkpoint never exists twice.
+
+What is left out: downloading (store.py) and running (engine/).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen2.config import GenerationDefaults, ModelConfig
+from qwen2.tokenizer import ChatTemplate, Tokenizer
+from qwen2.weights.checkpoint import SafetensorsSource
+from qwen2.weights.fill import fill
+from qwen2.weights.gguf import GGUFFile
+from qwen2.weights.gguf_source import GGUFSource, generation_from_gguf
+from qwen2.weights.store import Store
+
+if TYPE_CHECKING:
+    from qwen2.model import Qwen2
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Model:
+    """Everything that a checkpoint is. `dtype` is what it computes in, `weight_format` what the file held."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    generation: GenerationDefaults
+    network: Qwen2
+    name: str
+    path: Path
+    weight_format: str
+    hold: Any = field(default=None, repr=False)  # keeps the store from removing what is in use
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.model.embed_tokens.weight.device
+
+
+def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None) -> Model:
+    """Load a store name (`qwen2.5-coder:0.5b`), a Hugging Face folder or a GGUF file.
+
+    `dtype` "auto" computes in the file's own type; quantized files are widened to float32 on a CPU and bfloat16 elsewhere, and
+    float16 becomes float32 on a CPU. Raises ValueError or FileNotFoundError in one line that says what is wrong and where.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: must be auto, {', '.join(DTYPES)}")
+    target = _device(device)
+    if dtype == "float16" and target.type == "cpu":
+        raise ValueError("dtype 'float16' on a CPU: Qwen2's large key biases overflow it; use float32 or bfloat16")
+    path, name, hold = Store(home).open(source)
+    model = _load_gguf(path, dtype, target) if path.is_file() else _load_folder(path, dtype, target)
+    model.name, model.hold = name, hold
+    return model
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not known to torch; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here; leave --device out to run on the CPU")
+    return device
+
+
+def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
+    with GGUFFile.open(path) as file:
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        config = ModelConfig.from_gguf(file.metadata, shapes)
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+        _check_vocabulary(path, tokenizer, config)
+        source = GGUFSource(file, config)
+        chosen = _compute_dtype(dtype, source.dtype(), device)
+        network = fill(config, source, chosen, device)
+        generation = generation_from_gguf(file.metadata, tokenizer)
+        return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, source.format())
+
+
+def _load_folder(path: Path, dtype: str, device: torch.device) -> Model:
+    config = ModelConfig.from_hf(read_json(path / "config.json"))
+    tokenizer = Tokenizer.from_folder(path)
+    _check_vocabulary(path, tokenizer, config)
+    source = SafetensorsSource(path, config)
+    stored = source.dtype()
+    network = fill(config, source, _compute_dtype(dtype, stored, device), device)
+    defaults = path / "generation_config.json"
+    generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
+    form = str(stored).removeprefix("torch.")
+    return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, form)
+
+
+def _compute_dtype(asked: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    if asked != "auto":
+        return DTYPES[asked]
+    if stored is None:  # block-quantized
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    if tokenizer.vocab_size > config.vocab:
+        raise ValueError(f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding only {config.vocab} rows")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of at most 64 MiB; ValueError or FileNotFoundError name the file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; a Hugging Face folder has it beside the weights")
+    if path.stat().st_size > 2**26:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes is no configuration file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return values
