@@ -1,0 +1,75 @@
+"""Locks between processes: one pull of a model at a time, and no removal of a model that a running process uses.
+
+A user of a model keeps a lock file of its own, named by its process number, locked for as long as it lives. The operating system
+lets go of it however the process ends, so a crash leaves nothing that a later `rm` could mistake for use.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class Hold:
+    """Says that this process uses a model, until `release` or the end of the process."""
+
+    def __init__(self, folder: Path) -> None:
+        """A store that this user cannot write to is used without a hold: this user could not remove from it either."""
+        self._lock: FileLock | None = None
+        path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.lock"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, thread_local=False)  # a model may be closed in another thread
+            lock.acquire(timeout=0)
+            path.with_suffix(".txt").write_text(_command(), encoding="utf-8")
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return
+        self._lock = lock
+
+    def release(self) -> None:
+        """Stop using the model."""
+        if self._lock is not None:
+            path = Path(self._lock.lock_file)
+            self._lock.release()
+            self._lock = None
+            _forget(path)
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def holders(folder: Path) -> list[str]:
+    """Who uses the model now, as `process 1234 (qwen2 run ...)`; what crashed processes left is cleared away."""
+    found = []
+    for path in sorted(folder.glob("*.lock")):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            text = path.with_suffix(".txt")
+            command = f" ({text.read_text(encoding='utf-8')})" if text.exists() else ""
+            found.append(f"process {path.stem.partition('-')[0]}{command}")
+        else:
+            lock.release()
+            _forget(path)
+    return found
+
+
+def _forget(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".txt").unlink(missing_ok=True)
+
+
+def _command() -> str:
+    """What this process is doing, in at most 60 characters."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])[:60] if sys.argv else ""

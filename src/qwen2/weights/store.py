@@ -1,0 +1,303 @@
+"""The store of models below QWEN2_HOME (default ~/.qwen2), under plain names.
+
+    models/qwen2.5-coder/0.5b/manifest.json                                what, from where, when, under which licence
+    models/qwen2.5-coder/0.5b/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf      the file as published: its digest is its sha256
+    partial/ locks/ holds/                                                 downloads under way, one pull at a time, who uses what
+
+A model appears by one rename, whole and verified, or not at all. What is left out: reading weights (`model.py`).
+
+    Store().pull("qwen2.5-coder:0.5b"); Store().find("qwen2.5-coder:0.5b")
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from qwen2.weights.locks import Hold, holders
+from qwen2.weights.manifest import MANIFEST, StoredFile, StoredModel, read_manifest
+from qwen2.weights.names import Name, nearest, parse
+from qwen2.weights.partial import file_digest
+from qwen2.weights.registry import ENTRIES, SAFETENSORS, by_repository, canonical, lookup, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from qwen2.weights.pull import Progress
+    from qwen2.weights.sources import Endpoints
+
+    Watch = Callable[[Progress], None]
+
+
+def default_home() -> Path:
+    """Where models live: the environment's QWEN2_HOME, or ~/.qwen2. The one place outside the command line that reads it."""
+    given = os.environ.get("QWEN2_HOME")
+    return Path(given).expanduser() if given else Path.home() / ".qwen2"
+
+
+class Store:
+    """The models of one home folder. Any number of processes may use it at once."""
+
+    def __init__(self, home: Path | None = None, endpoints: Endpoints | None = None) -> None:
+        self.home = default_home() if home is None else Path(home)
+        self.endpoints = endpoints
+
+    # -------------------------------------------------------------------------------------------------------- what is there
+
+    def list(self) -> tuple[StoredModel, ...]:
+        """Every model that is there, by name."""
+        found = [read_manifest(path.parent) for path in (self.home / "models").glob(f"*/*/{MANIFEST}")]
+        return tuple(sorted((model for model in found if model is not None), key=lambda model: model.name))
+
+    def get(self, name: str) -> StoredModel:
+        """The model of that name. FileNotFoundError: known but not pulled; ValueError: stands for nothing."""
+        asked = self._name(name)
+        model = read_manifest(self._folder("models", asked))
+        if model is not None:
+            return model
+        if str(asked) in ENTRIES:
+            raise FileNotFoundError(f"{asked} is not pulled yet: run qwen2 pull {asked}")
+        raise ValueError(self._unknown(asked))
+
+    def find(self, name: str) -> Path:
+        """What `load` takes for that name: a GGUF file or a folder. Errors as in `get`."""
+        model = self.get(name)
+        if not model.path.exists():
+            raise FileNotFoundError(f"{model.name}: {model.path} is gone; pull or copy it again, or run qwen2 rm {model.name}")
+        return model.path
+
+    def resolve(self, source: str | Path) -> tuple[Path, str]:
+        """Path and name of a model given as a name, a folder or a file.
+
+        A `Path`, text with a path separator, or text that ends in .gguf is a path (unless it is the hub's name of a model, such
+        as Qwen/Qwen2-7B-Instruct, and no such folder exists). Other text is a name; a folder of that name in the working
+        directory is taken only where the name stands for nothing.
+        """
+        path, text = Path(source).expanduser(), str(source)
+        if isinstance(source, Path):
+            is_path = True
+        elif "/" in text or os.sep in text or text.startswith((".", "~")) or text.endswith(".gguf"):
+            is_path = path.exists() or by_repository(text) is None
+        else:
+            is_path = path.exists() and not self._is_known(text)
+        if not is_path:
+            return self.find(text), str(self._name(text))
+        if not path.exists():
+            raise FileNotFoundError(f"{text}: no such file or folder")
+        return path, path.name
+
+    def open(self, source: str | Path) -> tuple[Path, str, Hold | None]:
+        """As `resolve`, and a hold that keeps `rm` away from a model of the store for as long as it lives."""
+        path, name = self.resolve(source)
+        stored = self._is_known(name) and read_manifest(self._folder("models", self._name(name))) is not None
+        if not stored or path != self.find(name):
+            return path, name, None
+        return path, name, self.hold(name)
+
+    # ----------------------------------------------------------------------------------------------------------- what comes
+
+    def pull(
+        self, name: str, progress: Watch | None = None, sources: Sequence[str] | None = None, local: Path | None = None
+    ) -> StoredModel:
+        """Fetch a model unless it is there, and return it.
+
+        `sources` names the places to ask (`sources.SOURCE_KEYS`), `local` a file or folder to take it from. Raises ValueError
+        for a name that stands for nothing, OSError with every source and its reason, or with the space needed and had.
+        """
+        from qwen2.weights.pull import Progress, Pull
+        from qwen2.weights.sources import SOURCE_KEYS, Endpoints, make_sources
+
+        asked = self._name(name)
+        folder = self._folder("models", asked)
+        there = read_manifest(folder)
+        if there is not None:
+            return there
+        entry = lookup(asked)
+        watch = progress if progress is not None else _silent
+        tried = make_sources(self.endpoints or Endpoints(), SOURCE_KEYS if sources is None else sources, local)
+        waiting = Progress(0, 0, f"another process is pulling {asked}: waiting for it")
+        with self._lock(asked, lambda: watch(waiting)):
+            there = read_manifest(folder)
+            if there is not None:  # while this one waited
+                return there
+            work = self._folder("partial", asked)
+            work.mkdir(parents=True, exist_ok=True)
+            pull = Pull(entry, tried, watch)
+            files = pull.run(work)
+            ready = pull.folder(work)
+            source = ", ".join(dict.fromkeys(file.source for file in files))
+            StoredModel(str(asked), entry.format, entry.licence, source, _now(), files, ready).write()
+            _move(ready, folder)
+            shutil.rmtree(work, ignore_errors=True)
+        return self.get(str(asked))
+
+    def copy(self, source: str, target: str) -> StoredModel:
+        """Give a model a second name. No bytes are copied: files of the store are linked, a file or folder elsewhere stays there."""
+        name = self._free(target)
+        path, origin = self.resolve(source)
+        stored = self._is_known(origin) and self.find(origin) == path
+        model = self.get(origin) if stored else _register(path)
+        work = self._folder("partial", name) / "copy"
+        with self._lock(name):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            if model.location is None:
+                for file in model.files:
+                    _link(model.folder / file.path, work / file.path)
+            replace(model, name=str(name), folder=work).write()
+            _move(work, self._folder("models", name))
+            shutil.rmtree(work.parent, ignore_errors=True)
+        return self.get(str(name))
+
+    def remove(self, name: str) -> int:
+        """Remove a model, or what an interrupted pull has left of it, and return the bytes that were there.
+
+        Refused with an OSError that names the processes while any of them uses the model.
+        """
+        asked = self._name(name)
+        folder, work = self._folder("models", asked), self._folder("partial", asked)
+        if not work.exists():
+            self._require(asked, folder)
+        try:
+            with self._lock(asked, wait=False):
+                users = holders(self._folder("holds", asked))
+                if users:
+                    raise OSError(f"{asked} is in use by {' and '.join(users)}: end it first")
+                freed = _bytes(folder) + _bytes(work)
+                if folder.exists():
+                    doomed = self.home / "partial" / asked.family / f"{asked.tag}.removed"
+                    shutil.rmtree(doomed, ignore_errors=True)
+                    doomed.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(folder, doomed)  # from here on it is not seen, whatever interrupts
+                    shutil.rmtree(doomed)
+                shutil.rmtree(work, ignore_errors=True)
+        except Timeout:
+            raise OSError(f"{asked} is being pulled by another process: end that first") from None
+        return freed
+
+    def hold(self, name: str) -> Hold:
+        """Say that this process uses the model until the hold is released or the process ends."""
+        asked = self._name(name)
+        try:
+            with self._lock(asked):
+                self._require(asked, self._folder("models", asked))
+                return Hold(self._folder("holds", asked))
+        except PermissionError:  # a store shared for reading
+            return Hold(self._folder("holds", asked))
+
+    # -------------------------------------------------------------------------------------------------------------- its own
+
+    def _name(self, text: str) -> Name:
+        """The full name: of a model that is there, or what the registry makes of it, or of a hub's name for it."""
+        name = by_repository(text) or parse(text)
+        if name.tag is not None and (self._folder("models", name) / MANIFEST).exists():
+            return name
+        return canonical(name)
+
+    def _is_known(self, text: str) -> bool:
+        """Whether the text names a model that is there or that the registry knows."""
+        try:
+            name = self._name(text)
+        except ValueError:
+            return False
+        return str(name) in ENTRIES or (self._folder("models", name) / MANIFEST).exists()
+
+    def _free(self, text: str) -> Name:
+        """A name that nothing has yet."""
+        name = parse(text)
+        name = Name(name.family, "latest" if name.tag is None else name.tag)
+        if str(name) in ENTRIES or str(canonical(name)) in ENTRIES:
+            raise ValueError(f"{name} is the name of a published model: choose another")
+        if (self._folder("models", name) / MANIFEST).exists():
+            raise ValueError(f"{name} is there already: run qwen2 rm {name} first, or choose another name")
+        return name
+
+    def _unknown(self, name: Name) -> str:
+        """What to say of a name that stands for nothing: the user's own models are near it too."""
+        own = [model.name for model in self.list() if model.name not in ENTRIES]
+        close = nearest(str(name), own)
+        said = unknown(name)
+        return f"{said}; among your own: {', '.join(close)}" if close else said
+
+    def _require(self, name: Name, folder: Path) -> None:
+        """Errors as in `get`, where the folder holds no model."""
+        if (folder / MANIFEST).exists():
+            return
+        if str(name) in ENTRIES:
+            raise FileNotFoundError(f"{name} is not pulled: qwen2 list shows what is")
+        raise ValueError(self._unknown(name))
+
+    def _folder(self, kind: str, name: Name) -> Path:
+        """Names are safe as paths by their grammar (`names.py`)."""
+        return self.home / kind / name.family / str(name.tag)
+
+    @contextmanager
+    def _lock(self, name: Name, on_wait: Callable[[], None] | None = None, wait: bool = True) -> Iterator[None]:
+        """One process at a time changes a model. Timeout where another does and `wait` is off."""
+        path = self.home / "locks" / f"{name.family}--{name.tag}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            if on_wait is not None:
+                on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _silent(_: Progress) -> None:
+    """Watch nothing."""
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _move(ready: Path, folder: Path) -> None:
+    """Make a finished folder visible, at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():  # without a manifest: not ours, and not a model
+        shutil.rmtree(folder)
+    os.replace(ready, folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        raise OSError(f"{source.parent}: its file system cannot give one file two names ({error.strerror}); use the first name") from error
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+
+
+def _register(path: Path) -> StoredModel:
+    """A manifest for a GGUF file or a Hugging Face folder that stays where it is."""
+    path = path.absolute()
+    if path.is_file():
+        paths = [path]
+        with path.open("rb") as stream:
+            if stream.read(4) != b"GGUF":
+                raise ValueError(f"{path}: not a GGUF file; give a .gguf file or a folder with config.json and *.safetensors")
+    else:
+        paths = sorted(one for one in path.iterdir() if one.is_file() and any(fnmatchcase(one.name, wanted) for wanted in SAFETENSORS))
+        if not {"config.json"} <= {one.name for one in paths} or not any(one.suffix == ".safetensors" for one in paths):
+            raise ValueError(f"{path}: a model's folder holds config.json and *.safetensors")
+    files = tuple(StoredFile(one.name, one.stat().st_size, file_digest(one).hexdigest(), str(path)) for one in paths)
+    kind, base = ("GGUF", path.parent) if path.is_file() else ("safetensors", path)
+    return StoredModel("", kind, "not stated", str(path), _now(), files, base, str(base))
