@@ -55,7 +55,7 @@ def scale(blocks: Tensor, at: int) -> Tensor:
 
 def lanes(blocks: Tensor, start: int, stop: int) -> Tensor:
     """These bytes of each block, eight at a time: (B, bytes) uint8 -> (B, (stop - start) / 8) int64."""
-    return blocks[:, start:stop].contiguous().view(torch.int64)
+    return blocks[:, start:stop].clone(memory_format=torch.contiguous_format).view(torch.int64)  # a copy: int64 must lie aligned
 
 
 def fields(x: Tensor, bits: int, shifts: tuple[int, ...], dim: int) -> Tensor:
