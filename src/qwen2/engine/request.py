@@ -211,9 +211,10 @@ class Request:
     id: int
     prompt: list[int]
     params: ResolvedParams
+    ends: frozenset[int] = frozenset()  # token ids that end an answer
     reader: Callable[[Tensor], None] | None = None  # (N, D) rows of consecutive prompt tokens
     outbox: deque[Chunk] = field(default_factory=deque)
-    unfinished: int = 0  # samples that still run
+    finished: bool = False
     cached_tokens: int = 0
     error: ArithmeticError | None = None
     admitted: float = 0.0  # clock readings, seconds

@@ -1,0 +1,87 @@
+"""One answer in the making: its tokens, cache, sampler and text, and the reasons for which it ends.
+
+A request for n samples has n of these; they share the prompt's forward pass. Finish reasons come from here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qwen2.engine.request import Chunk, FinishReason, Output, Request, Timings, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from qwen2.engine.kv_cache import SequenceCache
+    from qwen2.engine.sampler import Sampler
+    from qwen2.engine.stops import AnswerText
+
+
+class Answer:
+    """Sample `index` of a request, from admission to its end."""
+
+    def __init__(self, request: Request, index: int, cache: SequenceCache, sampler: Sampler, text: AnswerText) -> None:
+        self.request, self.index = request, index
+        self.cache, self.sampler, self.text = cache, sampler, text
+        self.tokens = list(request.prompt)  # prompt and answer
+        self.logprobs: list[TokenLogprob] = []
+        self.done = False
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has not seen yet: the rest of the prompt, or the one sampled last."""
+        return len(self.tokens) - len(self.cache)
+
+    @property
+    def generated(self) -> Sequence[int]:
+        """The answer's tokens."""
+        return self.tokens[len(self.request.prompt) :]
+
+    def add(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Append a sampled token and put what may be shown into the request's outbox."""
+        request = self.request
+        if request.first_token is None:
+            request.first_token = time.perf_counter()
+        self.tokens.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        piece = "" if token in request.ends else self.text.push(token)
+        reason = self._reason(token)
+        chunk = Chunk(piece, (token,), () if logprob is None else (logprob,), self.index)
+        if reason is not None:
+            chunk = self._last(chunk, reason, self.text.stopped or (token if reason == "stop" else None))
+        if chunk.text or chunk.finish_reason or chunk.token_ids:
+            request.outbox.append(chunk)
+
+    def _reason(self, token: int) -> FinishReason | None:
+        if token in self.request.ends or self.text.stopped is not None:
+            return "stop"
+        assert self.request.params.max_tokens is not None, "the window bounds every answer"
+        return "length" if len(self.tokens) - len(self.request.prompt) >= self.request.params.max_tokens else None
+
+    def abort(self) -> None:
+        """End here, with what there is."""
+        self.request.outbox.append(self._last(Chunk("", index=self.index), "abort", None))
+
+    def _last(self, chunk: Chunk, reason: FinishReason, stopped_by: str | int | None) -> Chunk:
+        """The closing chunk: what was held back, and the whole output."""
+        self.done = True
+        rest = self.text.flush()
+        if self.text.stopped is not None:  # a stop string can be complete only now, with an unfinished character
+            reason, stopped_by = "stop", self.text.stopped
+        return Chunk(chunk.text + rest, chunk.token_ids, chunk.logprobs, self.index, reason, self._output(reason, stopped_by))
+
+    def _output(self, reason: FinishReason, stopped_by: str | int | None) -> Output:
+        request, now = self.request, time.perf_counter()
+        first = now if request.first_token is None else request.first_token
+        generated = tuple(self.generated)
+        return Output(
+            text=self.text.whole(),
+            token_ids=generated,
+            finish_reason=reason,
+            usage=Usage(len(request.prompt), len(generated), request.cached_tokens),
+            params=request.params,
+            timings=Timings(first - request.admitted, now - first),
+            logprobs=None if request.params.logprobs is None else tuple(self.logprobs),
+            stopped_by=stopped_by,
+        )

@@ -1,0 +1,179 @@
+"""The engine: requests in, pieces of answers out, one step at a time.
+
+Whoever waits for a piece turns the crank: streams that are read alternately, or from several threads, advance together.
+Prompts that are only read (scores, embeddings, logits) are requests like any other, with a reader in place of a sampler.
+
+    request = engine.request(prompt_ids, SamplingParams(temperature=0))
+    for _, chunk in engine.run([request]): print(chunk, end="")
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwen2.engine.answer import Answer
+from qwen2.engine.kv_cache import KVCache, SequenceCache
+from qwen2.engine.request import Chunk, Request, SamplingParams
+from qwen2.engine.runner import Runner
+from qwen2.engine.sampler import make_sampler, sample, token_logprob
+from qwen2.engine.scheduler import Batch, Scheduler
+from qwen2.engine.stops import AnswerText
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwen2.weights.model import Model
+
+READ_ONLY = SamplingParams(temperature=0, max_tokens=1)
+
+
+class Engine:
+    """One model at work. `window` is the most tokens that prompt and answer may have together."""
+
+    def __init__(self, model: Model, window: int, max_batch: int = 16, chunk: int = 512) -> None:
+        tokenizer = model.tokenizer
+        self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
+        self.vocab = min(tokenizer.vocab_size, model.config.vocab)
+        self.eos = frozenset(model.generation.eos) | frozenset(model.config.eos)
+        self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
+        self.runner = Runner(model.network, self.vocab)
+        self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_tokens=2 * window)
+        self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
+        self.ids = count()
+        self.lock = threading.RLock()
+
+    def step(self) -> None:
+        """One turn: choose who runs, run them together, give each its token."""
+        with self.lock, torch.inference_mode():
+            batch = self.scheduler.next_batch()  # sequences, and which tokens of each
+            hidden = self.runner.forward(batch)  # (N, D)
+            self._hand_to_readers(batch, hidden)
+            answers, rows = self.scheduler.due(batch)  # those whose last token was read
+            if answers:
+                logits = self.runner.logits(hidden, rows)  # (R, V)
+                self._commit(answers, logits, sample(logits, [answer.sampler for answer in answers]))
+            self.scheduler.retire()  # free what has ended
+
+    def _commit(self, answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int | ArithmeticError]) -> None:
+        """Append each answer's token; where the logits are not numbers the request fails, and it alone."""
+        for answer, row, token in zip(answers, logits, tokens, strict=True):
+            request = answer.request
+            if isinstance(token, ArithmeticError):
+                where = f"request {request.id}, position {len(answer.tokens) - 1}"
+                way_out = "the weights are damaged or overflow this type"
+                request.error = FloatingPointError(f"{where}: the model's {token} in {self.runner.dtype}: {way_out}; try dtype='float32'")
+                self._drop(request)
+            elif not answer.done:
+                asked = request.params.logprobs
+                answer.add(token, None if asked is None else token_logprob(row, token, asked))
+
+    def _hand_to_readers(self, batch: Batch, hidden: Tensor) -> None:
+        start = 0
+        for span in batch.spans:
+            reader = span.answer.request.reader
+            if reader is not None:
+                reader(hidden[start : start + span.count])
+                span.answer.done = span.is_last
+            start += span.count
+
+    def _answer(self, request: Request, index: int, cache: SequenceCache) -> Answer:
+        sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index)
+        return Answer(request, index, cache, sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop))
+
+    def request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
+        """Check a prompt and its parameters against the model; it runs once `run` is iterated."""
+        self.check_ids("prompt", prompt)
+        room = self.window - len(prompt)
+        if room < 1:
+            cure = f"shorten the prompt by at least {1 - room:,}, an answer needs one token"
+            raise ValueError(f"prompt has {len(prompt):,} tokens, the window is {self.window:,}: {cure}")
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            self._check_range(name, ids)
+        resolved = params.resolve(self.generation, room)
+        ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
+        return Request(next(self.ids), list(prompt), resolved, ends)
+
+    def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None]) -> Request:
+        """A request that only reads: `reader` gets the final hidden states (n, D), chunk by chunk."""
+        self.check_ids("prompt", tokens)
+        if len(tokens) > self.window:
+            cure = f"shorten the text by at least {len(tokens) - self.window:,} or read it in parts"
+            raise ValueError(f"prompt has {len(tokens):,} tokens, the window is {self.window:,}: {cure}")
+        return Request(next(self.ids), list(tokens), READ_ONLY.resolve(self.generation, 1), reader=reader)
+
+    def check_ids(self, name: str, ids: Sequence[int]) -> None:
+        """ValueError unless there is at least one id and every one is a token of the vocabulary."""
+        if len(ids) == 0:
+            raise ValueError(f"{name} is empty: a model needs at least one token to go on from")
+        self._check_range(name, ids)
+
+    def _check_range(self, name: str, ids: Iterable[int]) -> None:
+        for token in ids:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab:
+                raise ValueError(f"{name}: token id {token!r} is not in the vocabulary, whose ids go from 0 to {self.vocab - 1}")
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Chunk]]:
+        """The chunks of several requests as they come. Closing the iterator early frees their sequences."""
+        later, active = deque(requests), list[Request]()
+        try:
+            while later or active:
+                while later and len(active) < 2 * self.scheduler.max_batch:
+                    active.append(later.popleft())
+                    self._submit(active[-1])
+                self._turn(active)
+                for request in active:
+                    while request.outbox:
+                        yield request, request.outbox.popleft()
+                    if request.error is not None:
+                        raise request.error
+                active = [request for request in active if request.outbox or not request.finished]
+        finally:
+            for request in active:
+                self.abort(request)
+
+    def _submit(self, request: Request) -> None:
+        with self.lock:
+            self.scheduler.waiting.append(request)
+
+    def _turn(self, active: Sequence[Request]) -> None:
+        """A step, unless another thread's has brought something meanwhile."""
+        with self.lock:
+            if not any(request.outbox or request.finished for request in active):
+                self.step()
+
+    def abort(self, request: Request) -> None:
+        """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended."""
+        with self.lock:
+            if not request.finished:
+                self._drop(request)
+                self.scheduler.retire()
+
+    def abort_all(self) -> None:
+        """End everything that waits or runs."""
+        with self.lock:
+            requests = [*self.scheduler.waiting, *(answer.request for answer in self.scheduler.running)]
+            for request in requests:
+                self.abort(request)
+
+    def _drop(self, request: Request) -> None:
+        if request in self.scheduler.waiting:
+            self.scheduler.waiting.remove(request)
+            request.finished = True
+            request.admitted = time.perf_counter()
+            self._answer(request, 0, SequenceCache(self.cache.config, self.runner.dtype, self.runner.device)).abort()
+            return
+        for answer in self.scheduler.running:
+            if answer.request is request and not answer.done:
+                answer.abort()
+
+    def check(self) -> None:
+        """Every sequence is accounted for; RuntimeError names what is not."""
+        with self.lock:
+            self.cache.check(answer.cache for answer in self.scheduler.running)

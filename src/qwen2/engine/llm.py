@@ -1,0 +1,210 @@
+"""The public face: a model that chats, completes, scores and embeds.
+
+Every method is a translation into requests of the one engine; the non-streaming answer is the stream, folded. Text given to
+`generate` and `stream` is plain text: control tokens in it stay text. Who needs them passes ids (`llm.tokenizer.encode_trusted`).
+
+    llm = LLM("qwen2.5-coder:0.5b")                              # a name, a folder or a file
+    llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(temperature=0)).text
+"""
+
+# N tokens of a text, D hidden, V rows of the output head
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen2.engine.engine import Engine
+from qwen2.engine.progress import Progress
+from qwen2.engine.request import Chunk, Output, Request, SamplingParams
+from qwen2.weights.model import Model, load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = Mapping[str, Any]  # as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
+Prompt = str | Sequence[int]
+LOGIT_ELEMENTS = 2**26  # of one block of rows while scoring: 256 MiB of float32
+
+
+class LLM:
+    """A loaded model and its engine. `context` narrows the window, which is the model's own by default."""
+
+    def __init__(
+        self,
+        model: str | Path | Model,
+        device: str = "cpu",
+        dtype: str = "auto",
+        threads: int | None = None,
+        context: int | None = None,
+        max_batch: int = 16,
+    ) -> None:
+        if threads is not None:
+            _at_least_one("threads", threads)
+            torch.set_num_threads(threads)
+        if context is not None:
+            _at_least_one("context", context)
+        _at_least_one("max_batch", max_batch)
+        self.model = model if isinstance(model, Model) else load(model, dtype=dtype, device=device)
+        own = self.model.config.context
+        if context is not None and context > own:
+            raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
+        self.window = own if context is None else context
+        self.engine = Engine(self.model, self.window, max_batch)
+        self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
+
+    # --- text
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Output:
+        """The answer to a conversation. With `tools`, calls in it are in `Output.tool_calls`, the rest in `Output.content`."""
+        return _fold(self.stream(messages, params, tools))
+
+    def stream(
+        self,
+        prompt: Sequence[Message] | Prompt,
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Iterator[Chunk]:
+        """The answer to a conversation, or what goes on from a text or from ids, piece by piece; the last piece has the output.
+
+        Bad input raises here, not at the first piece. Closing the iterator stops the answer and frees its memory.
+        """
+        if _is_prompt(prompt):
+            if tools:
+                raise ValueError("tools need a conversation: pass messages instead of a text or ids")
+            request = self._request(self._ids(prompt), params)  # type: ignore[arg-type]
+        else:
+            rendered = self.template.render(list(prompt), tools=None if tools is None else list(tools), add_generation_prompt=True)
+            request = self._request(rendered.ids, params)
+        return self._chunks(request, parse=bool(tools))
+
+    def _chunks(self, request: Request, parse: bool) -> Iterator[Chunk]:
+        for _, chunk in self.engine.run([request]):
+            yield self._parsed(chunk) if parse and chunk.output is not None else chunk
+
+    def _parsed(self, chunk: Chunk) -> Chunk:
+        """The closing chunk with the tool calls found in its text."""
+        assert chunk.output is not None
+        message = self.template.parse(chunk.output.text)
+        output = replace(chunk.output, content=message.content, tool_calls=tuple(message.tool_calls))
+        if message.tool_calls and output.finish_reason == "stop":
+            output = replace(output, finish_reason="tool_calls")
+        return replace(chunk, finish_reason=output.finish_reason, output=output)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, progress: bool | None = None
+    ) -> list[Output]:
+        """What goes on from each prompt (text or ids), in their order. A progress bar shows on a terminal when it takes long."""
+        listed = self._listed(prompts)
+        requests = [self._request(self._ids(prompt), params) for prompt in listed]
+        outputs: dict[int, list[Chunk]] = {request.id: [] for request in requests}
+        with Progress(len(requests), progress) as bar:
+            for request, chunk in self.engine.run(requests):
+                outputs[request.id].append(chunk)
+                bar.advance(len(chunk.token_ids), request.finished and not request.outbox)
+        return [_fold(outputs[request.id]) for request in requests]
+
+    def abort(self) -> None:
+        """End everything that runs, from any thread; answers so far come back with finish_reason "abort"."""
+        self.engine.abort_all()
+
+    # --- numbers
+
+    def score(self, texts: Prompt | Sequence[Prompt]) -> list[list[float | None]]:
+        """Natural log-probability of every token of every text given those before it; the first has none.
+
+        `llm.tokenizer.encode(text)` names the tokens; models that begin every text with a token of their own have one more.
+        """
+        listed = [self._ids(prompt) for prompt in self._listed(texts)]
+        scores: list[list[float | None]] = [[None] for _ in listed]
+        self._read(listed, [self._scorer(ids, row) for ids, row in zip(listed, scores, strict=True)])
+        return scores
+
+    def _scorer(self, ids: Sequence[int], scores: list[float | None]) -> Callable[[Tensor], None]:
+        network, rows = self.model.network, max(1, LOGIT_ELEMENTS // self.model.config.vocab)
+
+        def read(hidden: Tensor) -> None:  # (n, D)
+            for block in torch.split(hidden, rows):
+                targets = torch.tensor(ids[len(scores) : len(scores) + len(block)], device=hidden.device)  # the tokens that follow
+                logits = network.logits(block[: len(targets)]).float()  # (n, V)
+                chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+                scores.extend(_finite(chosen, "log-probabilities").tolist())
+
+        return read
+
+    def embed(self, texts: Prompt | Sequence[Prompt]) -> Tensor:
+        """(n, D) float32: the mean of the final hidden states over a text's tokens, of length 1."""
+        listed = [self._ids(prompt) for prompt in self._listed(texts)]
+        sums = torch.zeros(len(listed), self.model.config.hidden)
+
+        def add(total: Tensor, hidden: Tensor) -> None:  # (D,), (n, D)
+            total += hidden.float().sum(0).cpu()
+
+        self._read(listed, [partial(add, total) for total in sums])
+        return torch.nn.functional.normalize(_finite(sums, "hidden states"), dim=-1)  # the mean and the sum have one direction
+
+    def logits(self, prompt: Prompt) -> Tensor:
+        """(T, V) float32: what the model says after every token, with the vocabulary's padding rows, for those who look inside."""
+        ids = self._ids(prompt)
+        logits = torch.empty(len(ids), self.model.config.vocab)
+        filled = 0
+
+        def read(hidden: Tensor) -> None:
+            nonlocal filled
+            logits[filled : filled + len(hidden)] = self.model.network.logits(hidden)
+            filled += len(hidden)
+
+        self._read([ids], [read])
+        return logits
+
+    def _read(self, listed: Sequence[Sequence[int]], readers: Sequence[Callable[[Tensor], None]]) -> None:
+        requests = [self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)]
+        for _ in self.engine.run(requests):
+            pass
+
+    # --- prompts
+
+    def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
+        return self.engine.request(ids, SamplingParams() if params is None else params)
+
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        """Ids of a text, with the token that this model begins every text with, if it has one; ids as they are."""
+        if not isinstance(prompt, str):
+            return prompt
+        if not prompt:
+            raise ValueError("prompt is empty: a model needs at least one token to go on from")
+        ids = self.tokenizer.encode(prompt)
+        return [self.tokenizer.bos, *ids] if self.tokenizer.add_bos and self.tokenizer.bos is not None else ids
+
+    def _listed(self, prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+        """One prompt as a list of one."""
+        return [prompts] if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)) else prompts  # type: ignore[list-item, return-value]
+
+
+def _is_prompt(prompt: Sequence[Message] | Prompt) -> bool:
+    return isinstance(prompt, str) or (len(prompt) > 0 and not isinstance(prompt[0], Mapping))
+
+
+def _fold(chunks: Iterable[Chunk]) -> Output:
+    """A stream as one output: what its last pieces carry, sample 0 first."""
+    outputs = sorted(((chunk.index, chunk.output) for chunk in chunks if chunk.output is not None), key=lambda pair: pair[0])
+    assert outputs, "every stream ends with an output"
+    return replace(outputs[0][1], others=tuple(output for _, output in outputs[1:]))
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise FloatingPointError(f"the model's {what} are not finite: the weights are damaged or overflow this type; try dtype='float32'")
+    return values
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} {value!r}: must be a whole number of at least 1")
