@@ -55,7 +55,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
 
     Raises ValueError naming the key that is missing, unknown, or set to what this decoder does not do.
     """
-    rest = {key: value for key, value in values.items() if key not in IGNORED}
+    rest = {key: value for key, value in values.items() if key not in IGNORED and value is not None}  # null is "not set"
     family = rest.pop("model_type", None)
     if family not in FAMILIES:
         raise ValueError(f"config.json: model_type {family!r} is not one this package runs: {', '.join(FAMILIES)}")

@@ -50,7 +50,14 @@ class Experts(nn.Module):
     def one(self, expert: int, x: Tensor) -> Tensor:
         """One expert's SwiGLU on its rows (n, D) -> (n, D)."""
         gate, up = linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        return linear(F.silu(gate) * up, self.down_proj[expert])
+        return linear(gated(gate, up), self.down_proj[expert])
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; in the memory of `gate` where no gradient will ask for the factors."""
+    if torch.is_grad_enabled():
+        return F.silu(gate) * up
+    return F.silu(gate, inplace=True).mul_(up)
 
 
 def route(logits: Tensor, moe: MoEConfig) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from qwen2.model.linear import Linear, linear
-from qwen2.model.moe import Experts, route
+from qwen2.model.moe import Experts, gated, route
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +72,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(ffn, hidden, bias=False, **factory)
 
     def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class MoE(nn.Module):
