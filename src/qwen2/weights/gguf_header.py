@@ -198,7 +198,7 @@ def read_version(cursor: Cursor) -> int:
         named = {b"PK\x03\x04": "a zip archive", b"vers": "a Git LFS pointer, not the file itself", b"<!DO": "a web page", b"": "empty"}
         named |= dict.fromkeys((b"lmgg", b"tjgg", b"algg", b"fmgg"), "an old llama.cpp format from before GGUF")
         found = named.get(magic, f"not a GGUF file: it begins with {magic!r}")
-        cursor.fail(f"this is {found}" if magic in named else found, do="take a .gguf file")
+        cursor.fail(f"this is {found}" if magic in named else found, 0, "take a .gguf file")
     cursor.at = 4
     version = cursor.count("I", "the version")
     if version not in (2, 3):
