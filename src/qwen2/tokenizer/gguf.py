@@ -6,9 +6,9 @@ Only byte-level BPE (`tokenizer.ggml.model` = gpt2) with a split that we do exac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .parts import Parts, end_ids, without_control
 from .splits import GGUF_SPLITS, Split, gguf_name
@@ -55,15 +55,15 @@ def _split(metadata: Mapping[str, object]) -> Split:
     return GGUF_SPLITS[pre]
 
 
-def _array(metadata: Mapping[str, object], key: str) -> list:
+def _array(metadata: Mapping[str, object], key: str) -> list[Any]:
     value = metadata.get(KEY + key)
-    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise ValueError(f"{KEY}{key} is missing or not an array")
-    return list(value)  # type: ignore[call-overload]
+    return list(value)
 
 
 def _merge(entry: object) -> tuple[str, str]:
-    left, space, right = entry.partition(" ") if isinstance(entry, str) else ("", "", "")
+    left, _, right = entry.partition(" ") if isinstance(entry, str) else ("", "", "")
     if not left or not right or " " in right:
         raise ValueError(f"{KEY}merges: {entry!r} is not two tokens with a space between")
     return left, right
@@ -103,7 +103,7 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, ob
         tokens[id], types[id] = token, TEXT
     for token, id in tokenizer.control.items():
         tokens[id], types[id] = token, CONTROL if token in tokenizer.special else USER_DEFINED
-    fields = {
+    fields: dict[str, object] = {
         "model": "gpt2",
         "pre": gguf_name(tokenizer.split),
         "tokens": tokens,

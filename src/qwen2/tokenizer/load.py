@@ -11,12 +11,13 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from .alphabet import to_chars
 from .parts import END_OF_TEXT, QWEN2_CONTROL, Parts, end_ids, without_control
 from .splits import Split
-
 
 # --- tokenizer.json
 
@@ -38,7 +39,7 @@ def json_parts(path: Path) -> Parts:
     )
 
 
-def _refuse_other_models(spec: dict, model: dict, path: Path) -> None:
+def _refuse_other_models(spec: dict[str, Any], model: dict[str, Any], path: Path) -> None:
     wanted = {
         "type": ("BPE", None), "dropout": (None, 0), "byte_fallback": (False, None),
         "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
@@ -117,7 +118,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 def _last_merge(token: bytes, ranks: Mapping[bytes, int], path: Path) -> tuple[bytes, bytes]:
     pieces = [token[i : i + 1] for i in range(len(token))]
     while len(pieces) > 2:
-        pairs = [ranks.get(a + b, ranks[token]) for a, b in zip(pieces, pieces[1:], strict=False)]
+        pairs = [ranks.get(a + b, ranks[token]) for a, b in pairwise(pieces)]
         best = min(pairs)
         if best >= ranks[token]:
             break
@@ -218,7 +219,7 @@ def _chat_template(value: object, folder: Path) -> str | None:
 # --- JSON with the file's name in every complaint
 
 
-def _read_object(path: Path) -> dict:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -228,7 +229,7 @@ def _read_object(path: Path) -> dict:
     return value
 
 
-def _need(spec: Mapping[str, object], key: str, kind: type, path: Path):
+def _need(spec: Mapping[str, object], key: str, kind: type, path: Path) -> Any:
     value = spec.get(key)
     if not isinstance(value, kind):
         raise ValueError(f"{path}: {key} is missing or not a {kind.__name__}")

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from .splits import QWEN2, Split
 
 QWEN2_CONTROL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
-QWEN2_5_CONTROL = {
-    token: 151643 + i
-    for i, token in enumerate(
-        "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-        "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
-        "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>".split()
-    )
-}
+QWEN2_5_CONTROL = QWEN2_CONTROL | {
+    "<|object_ref_start|>": 151646, "<|object_ref_end|>": 151647, "<|box_start|>": 151648, "<|box_end|>": 151649,
+    "<|quad_start|>": 151650, "<|quad_end|>": 151651, "<|vision_start|>": 151652, "<|vision_end|>": 151653,
+    "<|vision_pad|>": 151654, "<|image_pad|>": 151655, "<|video_pad|>": 151656, "<tool_call>": 151657, "</tool_call>": 151658,
+    "<|fim_prefix|>": 151659, "<|fim_middle|>": 151660, "<|fim_suffix|>": 151661, "<|fim_pad|>": 151662,
+    "<|repo_name|>": 151663, "<|file_sep|>": 151664,
+}  # fmt: skip
 NOT_SPECIAL = frozenset(list(QWEN2_5_CONTROL)[14:])      # <tool_call> and what follows: added, but shown when a text is decoded
 END_OF_TEXT = "<|endoftext|>"
 MAX_ID = 2**24                                           # a hundred times the largest vocabulary in use

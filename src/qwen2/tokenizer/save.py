@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .splits import QWEN2
 
@@ -31,7 +31,7 @@ def _added(tokenizer: Tokenizer, token: str) -> dict[str, object]:
     return {"content": token, **flags, "special": token in tokenizer.special}
 
 
-def _tokenizer_json(tokenizer: Tokenizer, model: dict) -> dict[str, object]:
+def _tokenizer_json(tokenizer: Tokenizer, model: dict[str, Any]) -> dict[str, object]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     in_order = sorted(tokenizer.control, key=tokenizer.control.__getitem__)
     # The reference library numbers an added token by its entry in the model's vocabulary where it has one, and otherwise
@@ -52,7 +52,7 @@ def _tokenizer_json(tokenizer: Tokenizer, model: dict) -> dict[str, object]:
     }
 
 
-def _post_processor(tokenizer: Tokenizer, byte_level: dict) -> dict[str, object]:
+def _post_processor(tokenizer: Tokenizer, byte_level: dict[str, object]) -> dict[str, object]:
     if not tokenizer.add_bos or tokenizer.bos is None:
         return byte_level
     token = tokenizer.decode([tokenizer.bos])

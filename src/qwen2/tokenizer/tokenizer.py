@@ -17,6 +17,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -32,7 +33,7 @@ class Tokenizer:
     def __init__(self, parts: Parts) -> None:
         parts.check()
         self.control = dict(parts.control)
-        self.special = frozenset(parts.special)           # the control tokens that the checkpoint marks special
+        self.special = frozenset(parts.special or ())           # the control tokens that the checkpoint marks special
         self.split = parts.split
         self.eos, self.bos, self.pad, self.add_bos = parts.eos, parts.bos, parts.pad, parts.add_bos
         self.chat_template = parts.chat_template
@@ -142,9 +143,9 @@ class Tokenizer:
         """The tokenizer.* keys of a GGUF file; `vocab_size`, the rows of the embedding, is reached with [PADn] entries."""
         return gguf.to_gguf(self, vocab_size)
 
-    def model_spec(self) -> dict[str, object]:
+    def model_spec(self) -> dict[str, Any]:
         """The BPE in the notation of tokenizer.json: `vocab` (token -> id) and `merges` (pairs, in rank order) among its keys."""
-        spec: dict[str, object] = json.loads(self._bpe.to_str())["model"]
+        spec: dict[str, Any] = json.loads(self._bpe.to_str())["model"]
         return spec
 
 
@@ -191,7 +192,7 @@ def _as_id(id: int) -> int:
 
 def _backend(parts: Parts) -> Backend:
     """The library's tokenizer with our vocabulary and no added tokens at all."""
-    skeleton = {
+    skeleton: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None,
         "normalizer": parts.split.normalizer, "pre_tokenizer": parts.split.pre_tokenizer, "decoder": None,
         "model": {"type": "BPE", "vocab": {}, "merges": []},

@@ -1,0 +1,88 @@
+"""Keeping control tokens out of a Jinja rendering: mark the strings that people gave, render, cut, drop the marks.
+
+A checkpoint's template returns one string in which its own control tokens and the users' text are no longer told apart. So before
+rendering every place of the input where a control string stands, begins at the end of a string, or could be completed from the
+middle, gets a private character that the input does not contain; the result is then cut at the control strings that are still
+whole - those of the template - and the marks are dropped. No rendering of such an input equals one of our own making.
+
+What this cannot do: a template that compares a message's text with a control string (`'</think>' in message.content`) sees it
+marked and does not find it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+COMPARED = {"role", "type"}          # a template compares their values with words such as "tool", which `<tool_call>` contains
+
+
+class Marker:
+    """Marks for one rendering."""
+
+    def __init__(self, control: Iterable[str], mark: str) -> None:
+        self.mark = mark
+        self._control = sorted(control)
+        heads = "".join(sorted({re.escape(token[0]) for token in self._control}))
+        self._heads = re.compile(f"[{heads}]") if heads else None
+
+    def text(self, text: str, front: bool = True) -> str:
+        """A string with marks, such that no control string survives in it, or arises where it meets what stands beside it.
+
+        `front`: also where it could end or fill a control string that the template began.
+        """
+        if self._heads is None or not text:
+            return text
+        longest = max(map(len, self._control))
+        cuts = [found.end() for found in self._heads.finditer(text) if self._touches(text[found.start() : found.start() + longest])]
+        if front and any(text in token or _completes(text, token) for token in self._control):
+            cuts.insert(0, 0)
+        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        return self.mark.join(pieces)
+
+    def _touches(self, rest: str) -> bool:
+        """Whether a control string stands at the start of `rest`, or `rest` ends within one."""
+        return any(rest.startswith(token) or token.startswith(rest) for token in self._control)
+
+    def value(self, value: Any, key: str | None = None) -> Any:
+        """Strings anywhere in JSON-like data. Keys are not marked in front: a template looks up `name`, which `<|repo_name|>` contains."""
+        if isinstance(value, str):
+            return self.text(value, front=key not in COMPARED)
+        if isinstance(value, Mapping):
+            return {self.text(k, front=False): self.value(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.value(item, key) for item in value]
+        return value
+
+    def drop(self, text: str) -> str:
+        """The text without marks."""
+        return text.replace(self.mark, "")
+
+
+def _completes(text: str, token: str) -> bool:
+    """Whether the text begins with the rest of a control string whose beginning a template could have written."""
+    return any(text.startswith(token[i:]) for i in range(1, len(token)))
+
+
+def choose_mark(*inputs: object) -> str:
+    """A private-use character that none of the inputs contains."""
+    used: set[str] = set()
+    for text in _strings(inputs):
+        used.update(text)
+    for code in (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)):
+        if chr(code) not in used:
+            return chr(code)
+    raise ValueError("the input uses every private-use character of Unicode; one has to be free to render it")
+
+
+def _strings(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)

@@ -1,0 +1,264 @@
+"""Model text back to content and tool calls, piece by piece or at once.
+
+Feed it the text of a `Tokenizer.decoder()` that keeps control tokens, without the ids that end a text: in Qwen2.5 the brackets
+`<tool_call>` are control tokens, and a decoder that skips them hides the calls. Use it where tools were offered; elsewhere model
+text is content as it stands.
+
+Content streams at once; only what could still become a marker waits. A call is given when it is complete. What looks like a call
+and is none (not JSON, no name, cut off) comes back as content, word for word, with the reason; nothing here raises.
+The whole text parsed at once is the stream, folded, so both are equal wherever the stream is cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .messages import NAME, STRICT_JSON, Message, ToolCall, check_object
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One step of a stream: more content, or a call, or content that failed to be a call (then `problem` says why)."""
+
+    content: str = ""
+    call: ToolCall | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a model writes calls."""
+
+    open: str
+    close: str | None                     # None: the next `open`, a stop or the end closes a call
+    stops: tuple[str, ...]                # what follows one is not the model's to write, and is dropped
+    lead: tuple[str, ...]                 # removed once from the very beginning, the longest that fits
+    read: Callable[[str], ToolCall]       # what stands between open and close; ValueError with the reason
+
+
+def fold(deltas: Iterable[Delta]) -> Message:
+    """A whole stream as one message."""
+    deltas = list(deltas)
+    return Message(
+        content="".join(delta.content for delta in deltas),
+        tool_calls=[delta.call for delta in deltas if delta.call is not None],
+        problems=[delta.problem for delta in deltas if delta.problem is not None],
+    )
+
+
+# --- what stands inside a call
+
+
+def read_hermes(body: str) -> ToolCall:
+    """Qwen2.5: {"name": ..., "arguments": {...}}."""
+    members = _members(body.strip())
+    missing = [key for key in ("name", "arguments") if key not in members]
+    if missing:
+        raise ValueError(f"the call has no {missing[0]}")
+    name, arguments = members["name"][0], members["arguments"]
+    if isinstance(arguments[0], str) and arguments[1].startswith('"'):     # an object wrapped in a string, as some models do
+        return _call(name, arguments[0])
+    return _call(name, arguments[1])
+
+
+def read_qwen2(body: str) -> ToolCall:
+    """Qwen2: ` name\\n✿ARGS✿: {...}`; what follows the last brace is a remark."""
+    name, marker, arguments = body.partition("✿ARGS✿:")
+    if not marker:
+        raise ValueError("the call has no ✿ARGS✿")
+    return _call(name.strip(), arguments[: arguments.rfind("}") + 1].strip() or arguments)
+
+
+def _call(name: object, arguments: str) -> ToolCall:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a tool")
+    check_object(arguments, "arguments")
+    return ToolCall(name, arguments)
+
+
+def _members(text: str) -> dict[str, tuple[object, str]]:
+    """The members of a JSON object, each with its value and the value's own text."""
+    check_object(text, "the call")
+    members: dict[str, tuple[object, str]] = {}
+    at = 1
+    while (at := _skip_space(text, at)) < len(text) and text[at] != "}":
+        key, at = STRICT_JSON.raw_decode(text, at)
+        start = _skip_space(text, _skip_space(text, at) + 1)               # over the colon
+        value, at = STRICT_JSON.raw_decode(text, start)
+        members[key] = (value, text[start:at])
+        at = _skip_space(text, at)
+        at += text[at : at + 1] == ","
+    return members
+
+
+def _skip_space(text: str, at: int) -> int:
+    while text[at : at + 1] in (" ", "\t", "\n", "\r"):
+        at += 1
+    return at
+
+
+HERMES = Dialect("<tool_call>", "</tool_call>", stops=(), lead=(), read=read_hermes)
+# A prompt that goes on after a result ends at `✿RETURN✿`, and the model writes the `: ` itself.
+QWEN2 = Dialect("✿FUNCTION✿:", None, stops=("✿RESULT✿", "✿RETURN✿"), lead=(": ", ":"), read=read_qwen2)
+
+
+# --- the stream
+
+
+class StreamParser:
+    """Push text as it comes, flush at the end. With no dialect everything is content."""
+
+    def __init__(self, dialect: Dialect | None) -> None:
+        self._dialect = dialect
+        self._text = ""                   # not yet given out: a possible marker, or the body of the open call
+        self._step: Callable[[list[Delta]], bool] = self._in_lead
+        self._after_call = False          # space between calls is the format's, not content
+        self._newline = ""                # the line break before `<tool_call>`, owed to the content if the call is none
+        self._at = 0                      # how far the body of the open call has been looked at
+        self._in_string = False
+        self._strings = True              # whether markers inside JSON strings are text; not once the JSON is broken
+
+    def push(self, text: str) -> list[Delta]:
+        """What this text adds."""
+        if self._dialect is None:
+            return [Delta(content=text)] if text else []
+        self._text += text
+        deltas: list[Delta] = []
+        while self._step(deltas):
+            pass
+        return deltas
+
+    def flush(self) -> list[Delta]:
+        """The end: what was held back."""
+        deltas: list[Delta] = []
+        if self._dialect is None:
+            return deltas
+        if self._step == self._in_lead:
+            self._text = self._text.removeprefix(":") if ":" in self._dialect.lead else self._text
+            self._step = self._in_content
+        if self._step == self._in_call:
+            self._finish(deltas, len(self._text), "")
+        elif self._step == self._in_content:
+            self._give(deltas, len(self._text))
+        self._text = ""
+        self._step = self._done
+        return deltas
+
+    # Each step consumes what it can of self._text and says whether another step should follow.
+
+    def _done(self, deltas: list[Delta]) -> bool:
+        self._text = ""
+        return False
+
+    def _in_lead(self, deltas: list[Delta]) -> bool:
+        assert self._dialect is not None
+        longest = max(self._dialect.lead, key=len, default="")
+        if len(self._text) < len(longest) and longest.startswith(self._text):
+            return False
+        for lead in self._dialect.lead:
+            if self._text.startswith(lead):
+                self._text = self._text[len(lead) :]
+                break
+        self._step = self._in_content
+        return True
+
+    def _in_content(self, deltas: list[Delta]) -> bool:
+        assert self._dialect is not None
+        if self._after_call:
+            self._text = self._text.lstrip()
+            self._after_call = not self._text
+        markers = (self._dialect.open, *self._dialect.stops)
+        found = _first(self._text, markers)
+        if found is None:
+            self._give(deltas, len(self._text) - _unfinished(self._text, (*markers, "\n" + self._dialect.open)))
+            return False
+        start, marker = found
+        if marker != self._dialect.open:
+            self._give(deltas, start)
+            self._step = self._done
+            return True
+        self._newline = "\n" if self._text[:start].endswith("\n") else ""
+        self._give(deltas, start - len(self._newline))
+        self._open(len(self._newline) + len(marker))
+        return True
+
+    def _open(self, skip: int) -> None:
+        self._text = self._text[skip:]
+        self._at, self._in_string, self._strings = 0, False, True
+        self._step = self._in_call
+
+    def _in_call(self, deltas: list[Delta]) -> bool:
+        """Look for the end of the call: markers inside the JSON's strings are text."""
+        assert self._dialect is not None
+        ends = (self._dialect.close,) if self._dialect.close else (self._dialect.open, *self._dialect.stops)
+        while True:
+            if self._in_string:
+                if not self._leave_string():
+                    return False
+                continue
+            found = _first(self._text, (*ends, '"') if self._strings else ends, self._at)
+            if found is None:
+                self._at = max(self._at, len(self._text) - _unfinished(self._text, ends))
+                return False
+            start, marker = found
+            if marker == '"':
+                self._in_string, self._at = True, start + 1
+                continue
+            self._finish(deltas, start, marker)
+            return True
+
+    def _leave_string(self) -> bool:
+        """Go on to the end of a JSON string; False: more text is needed. A raw line break means that the JSON is broken."""
+        found = re.compile(r'["\\\x00-\x1f]').search(self._text, self._at)
+        if found is None:
+            self._at = len(self._text)
+            return False
+        if found[0] == "\\":
+            if found.end() == len(self._text):
+                self._at = found.start()
+                return False
+            self._at = found.end() + 1
+            return True
+        self._at = found.end()
+        self._in_string = False
+        self._strings = self._strings and found[0] == '"'
+        return True
+
+    def _finish(self, deltas: list[Delta], end: int, marker: str) -> None:
+        """The call's body is the text up to `end`, where `marker` (or nothing, at the end of the text) closes it."""
+        assert self._dialect is not None
+        body = self._text[:end]
+        closed = marker if marker == self._dialect.close else ""
+        self._text = self._text[end + len(marker) :]
+        try:
+            deltas.append(Delta(call=self._dialect.read(body)))
+            self._after_call = True
+        except (ValueError, RecursionError) as error:
+            deltas.append(Delta(content=self._newline + self._dialect.open + body + closed, problem=f"not a tool call: {error}"))
+        self._newline = ""
+        if marker == self._dialect.open:
+            self._open(0)
+        else:
+            self._step = self._done if marker in self._dialect.stops else self._in_content
+
+    def _give(self, deltas: list[Delta], end: int) -> None:
+        if end > 0:
+            deltas.append(Delta(content=self._text[:end]))
+        self._text = self._text[max(end, 0) :]
+
+
+def _first(text: str, markers: tuple[str, ...], at: int = 0) -> tuple[int, str] | None:
+    """The leftmost marker at or after `at`; one pass, whatever the number of markers (`re` keeps the compiled pattern)."""
+    found = re.compile("|".join(map(re.escape, markers))).search(text, at)
+    return (found.start(), found[0]) if found else None
+
+
+def _unfinished(text: str, markers: tuple[str, ...]) -> int:
+    """Length of the longest end of the text that may still become a marker."""
+    longest = max(map(len, markers)) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(marker.startswith(text[-length:]) for marker in markers):
+            return length
+    return 0

@@ -1,0 +1,250 @@
+"""How a conversation becomes ids for one model, and model text a message again. Training, serving and evaluation all render here.
+
+Three styles: Qwen2's and Qwen2.5's own formats, written by us (`styles.py`), and any other checkpoint's Jinja in a sandbox. A
+checkpoint whose Jinja text is one of the two is rendered by ours, which gives the same text and ids.
+
+What users, documents and tools say never becomes a control token, in any style. So where a message contains `<|im_end|>` the ids
+differ from the reference's, and they are meant to.
+
+    template = ChatTemplate.of(tokenizer)
+    ids = template.render([{"role": "user", "content": "Hello"}]).ids
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from . import styles
+from .marks import Marker, choose_mark
+from .messages import Message, Turn, read_messages, read_tools
+from .parse import HERMES, QWEN2, Dialect, StreamParser, fold
+from .sandbox import JinjaSandbox, Limits
+from .styles import QWEN2_5_SYSTEM, QWEN2_SYSTEM, Span
+from .tokenizer import Tokenizer
+
+Style = Literal["qwen2", "qwen2.5", "jinja"]
+CHAT_CONTROL = ("<|im_start|>", "<|im_end|>")
+
+# The template of Qwen2-Instruct with its default system prompt left open: SmolLM2's, for one, differs in nothing else.
+QWEN2_JINJA = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# sha256 of the template of Qwen2.5-Instruct with SYSTEM for its default system prompt
+QWEN2_5_JINJA_SHA256 = "b2a0cf3d24cbbc355a3ab059d86f665f761a891d707d249a61dab172d880e28f"
+
+
+class Rendered:
+    """A conversation as ids. `text` is the same as characters; `mask` is True exactly on the tokens that an assistant sampled."""
+
+    def __init__(self, ids: list[int], text: str, mask: list[bool] | Callable[[], list[bool]]) -> None:
+        self.ids = ids
+        self.text = text
+        self._mask = mask
+
+    @property
+    def mask(self) -> list[bool]:
+        """Content, calls and the end of the turn. With a Jinja template it costs two renderings a turn, on the first use, and is a
+        ValueError if the template writes the past differently as the conversation grows."""
+        if callable(self._mask):
+            self._mask = self._mask()
+        return self._mask
+
+
+class ChatTemplate:
+    """The chat format of one model."""
+
+    def __init__(self, tokenizer: Tokenizer, style: Style, default_system: str | None = None, source: str | None = None) -> None:
+        if style not in get_args(Style):
+            raise ValueError(f"unknown chat style {style!r}; styles are {', '.join(get_args(Style))}")
+        if style == "jinja" and source is None:
+            raise ValueError("the style 'jinja' needs a chat template, and this model has none; use 'qwen2' or 'qwen2.5'")
+        self.tokenizer = tokenizer
+        self.style = style
+        self.source = source
+        defaults = {"qwen2": QWEN2_SYSTEM, "qwen2.5": QWEN2_5_SYSTEM, "jinja": None}
+        self.default_system = defaults[style] if default_system is None else default_system
+        self._dialect = _dialect(style, source)
+        self.stop = self._dialect.stops if self._dialect else ()    # stop strings, for requests with tools
+        self._sandbox = JinjaSandbox()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, style: Style | None = None, limits: Limits | None = None) -> ChatTemplate:
+        """The format that the checkpoint's own template describes; Qwen2's if it has none. `style` overrides."""
+        source = tokenizer.chat_template
+        known, system = _recognise(source) if source is not None else ("qwen2", QWEN2_SYSTEM)
+        if style is not None and style != known:
+            known, system = style, None
+        template = cls(tokenizer, known, system, source)
+        if limits is not None:
+            template._sandbox = JinjaSandbox(limits)
+        return template
+
+    # --- conversation to ids
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Rendered:
+        """Ids of a conversation, with the opening of the assistant's next turn if `add_generation_prompt`."""
+        turns, functions = read_messages(messages), read_tools(tools)
+        if self.style == "jinja":
+            return self._render_jinja(turns, functions, add_generation_prompt)
+        missing = [token for token in CHAT_CONTROL if token not in self.tokenizer.control]
+        if missing:
+            raise ValueError(f"the chat style {self.style!r} needs the control token {missing[0]!r}, which this vocabulary lacks")
+        write = styles.qwen2 if self.style == "qwen2" else styles.qwen2_5
+        spans = write(turns, functions, self.default_system or "", add_generation_prompt)
+        ids, mask = _encode(self.tokenizer, spans)
+        return Rendered(ids, "".join(span.text for span in spans), mask)
+
+    def _render_jinja(self, turns: list[Turn], functions: list[dict[str, Any]], prompt: bool) -> Rendered:
+        assert self.source is not None
+        if functions and not re.search(r"\btools\b", self.source):
+            raise ValueError("this model's chat template has no place for tools")
+        messages = [_as_reference(turn) for turn in turns]
+        marker = Marker(self.tokenizer.control, choose_mark(messages, functions, self.source))
+        jinja = _Jinja(self, marker, marker.value(messages), marker.value(functions) or None)
+        marked = jinja.text(len(messages), prompt)
+        pieces = [(piece, marker.drop(piece)) for piece in self.tokenizer.split_control(marked)]
+        ids: list[int] = []
+        for piece, text in pieces:
+            ids += [self.tokenizer.control[piece]] if piece in self.tokenizer.control else self.tokenizer.encode(text)
+        return Rendered(ids, marker.drop(marked), lambda: jinja.mask(marked))
+
+    # --- model text to message
+
+    def parser(self) -> StreamParser:
+        """For the text of one answer to a request with tools; see `parse.py` for how to feed it."""
+        return StreamParser(self._dialect)
+
+    def parse(self, text: str) -> Message:
+        """A whole answer: content and tool calls."""
+        parser = self.parser()
+        return fold([*parser.push(text), *parser.flush()])
+
+
+def _recognise(source: str) -> tuple[Style, str | None]:
+    """The built-in style that a Jinja text describes, with its default system prompt."""
+    one_line = source.strip().replace("\r\n", "\n").replace("\n", "\\n")      # in Qwen2's file the breaks are inside the literals
+    pattern = re.escape(QWEN2_JINJA).replace("SYSTEM", r"([^'\\{}]*)")
+    found = re.fullmatch(pattern, one_line)
+    if found:
+        return "qwen2", found[1]
+    found = re.search(r"'<\|im_start\|>system\\n([^'\\{}]+)<\|im_end\|>\\n'", source)
+    if found and hashlib.sha256(source.strip().replace(found[1], "SYSTEM").encode()).hexdigest() == QWEN2_5_JINJA_SHA256:
+        return "qwen2.5", found[1]
+    return "jinja", None
+
+
+def _dialect(style: Style, source: str | None) -> Dialect | None:
+    if style != "jinja":
+        return QWEN2 if style == "qwen2" else HERMES
+    if source is not None and HERMES.open in source:
+        return HERMES
+    return QWEN2 if source is not None and "✿FUNCTION✿" in source else None
+
+
+def _encode(tokenizer: Tokenizer, spans: Iterable[Span]) -> tuple[list[int], list[bool]]:
+    """Ids and mask. Neighbouring text is encoded together, as in the reference, except across the border of what is sampled.
+
+    There the reference may differ: an answer that begins with a line break merges with the header's into one token, which a
+    model that is prompted with the header can never sample. Cut at the border, training and serving see the same ids.
+    """
+    ids: list[int] = []
+    mask: list[bool] = []
+    text, sampled = "", False
+
+    def add(new: list[int], flag: bool) -> None:
+        ids.extend(new)
+        mask.extend([flag] * len(new))
+
+    for span in spans:
+        for piece in tokenizer.split_control(span.text) if span.ours else [span.text]:
+            is_control = span.ours and piece in tokenizer.control
+            if is_control or span.sampled != sampled:
+                add(tokenizer.encode(text), sampled)
+                text, sampled = "", span.sampled
+            if is_control:
+                add([tokenizer.control[piece]], span.sampled)
+            else:
+                text += piece
+    add(tokenizer.encode(text), sampled)
+    return ids, mask
+
+
+def _as_reference(turn: Turn) -> dict[str, Any]:
+    """A turn as templates expect it: arguments as an object."""
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}} | ({"id": id} if id else {})
+            for call, id in zip(turn.calls, turn.call_ids, strict=True)
+        ]
+    optional = {"name": turn.name, "tool_call_id": turn.tool_call_id}
+    return message | {key: value for key, value in optional.items() if value is not None}
+
+
+class _Jinja:
+    """One conversation under a checkpoint's template: the whole, its beginnings, and from these the mask."""
+
+    def __init__(self, template: ChatTemplate, marker: Marker, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
+        self.template, self.marker, self.messages, self.tools = template, marker, messages, tools
+
+    def text(self, count: int, prompt: bool) -> str:
+        """The first `count` messages, with marks."""
+        tokenizer = self.template.tokenizer
+        named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos[0] if tokenizer.eos else None, "pad_token": tokenizer.pad}
+        context = {
+            "messages": self.messages[:count],
+            "tools": self.tools,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **{name: tokenizer.decode([id]) for name, id in named.items() if id is not None},
+        }
+        assert self.template.source is not None
+        return self.template._sandbox.render(self.template.source, context)
+
+    def mask(self, whole: str) -> list[bool]:
+        """True on tokens that begin inside a sampled stretch of the text."""
+        inside = bytearray(len(self.marker.drop(whole)) + 1)       # a flag per character
+        for i, message in enumerate(self.messages):
+            if message["role"] == "assistant":
+                start, end = (len(self.marker.drop(whole[:at])) for at in self._sampled(whole, i))
+                inside[start:end] = b"\1" * (end - start)
+        tokenizer, mask, at = self.template.tokenizer, [], 0
+        for piece in tokenizer.split_control(whole):
+            text = self.marker.drop(piece)
+            starts = [0] if piece in tokenizer.control else tokenizer.encode_with_starts(text)[1]
+            mask += [bool(inside[at + start]) for start in starts]
+            at += len(text)
+        return mask
+
+    def _sampled(self, whole: str, i: int) -> tuple[int, int]:
+        """Where message i lies: from the end of its prompt to the last token that ends a text, or to its own end without one."""
+        before, after = self.text(i, prompt=True) if i else self._opening(), self.text(i + 1, prompt=False)
+        ends = [self.template.tokenizer.decode([id]) for id in self.template.tokenizer.eos]
+        last = max(after.rfind(token) + len(token) if token in after else -1 for token in ["", *ends] if token or not ends)
+        end = last if last > len(before) else len(after)
+        if not after.startswith(before) or not whole.startswith(after[:end]):
+            raise ValueError(
+                f"the model's chat template writes messages[{i}] differently in the whole conversation and alone, so that its sampled "
+                "tokens cannot be told; use the style 'qwen2' or 'qwen2.5' for training"
+            )
+        return len(before), end
+
+    def _opening(self) -> str:
+        """The prompt of a conversation that an assistant opens: templates need at least one message, so it is found by difference."""
+        whole = self.text(1, prompt=False)
+        start = whole.find(self.messages[0]["content"]) if self.messages[0]["content"] else -1
+        if start < 0:
+            raise ValueError("an assistant's turn opens the conversation and is empty, so that its sampled tokens cannot be told")
+        return whole[:start]
