@@ -1,6 +1,6 @@
 """Configurations of the whole family: dataclasses, released sizes, and the formats they are read from and written to."""
 
-from qwen2.config.family import FAMILY, Release, nano, tiny
+from qwen2.config.family import FAMILY, Release, nano, published_generation, tiny
 from qwen2.config.generation import GenerationDefaults
 from qwen2.config.model import DualChunkConfig, ModelConfig, MoEConfig, RopeScaling
 
@@ -13,5 +13,6 @@ __all__ = [
     "Release",
     "RopeScaling",
     "nano",
+    "published_generation",
     "tiny",
 ]

@@ -57,6 +57,19 @@ def _releases() -> dict[str, Release]:
 FAMILY = _releases()
 
 
+def published_generation(config: ModelConfig) -> GenerationDefaults | None:
+    """The sampling defaults of the released instruct model of this shape; None where no released model has it.
+
+    Qwen2.5 and its Coder models of the same shapes were published with the same values. A base model (its only end token is
+    <|endoftext|>) has greedy defaults.
+    """
+    for release in FAMILY.values():
+        same = (release.config.layers, release.config.hidden, release.config.heads) == (config.layers, config.hidden, config.heads)
+        if same and release.config.eos[0] in config.eos and (release.config.moe is None) == (config.moe is None):
+            return release.generation
+    return None
+
+
 def tiny(**changes: Any) -> ModelConfig:
     """A decoder of two layers and width 64 for tests; `changes` replace fields."""
     shape = ModelConfig(vocab=512, layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, context=512, eos=(2,), bos=1, dtype="float32")

@@ -1,0 +1,113 @@
+"""The tensors of a GGUF file by the decoder's parameter names, and the sampling defaults that its metadata states.
+
+Matrices whose stored type is the wanted one stay memory-mapped; others are unpacked a few MB at a time straight into their place,
+so that loading needs no more memory than the result. Llama files come with q and k rows in another order, put right here.
+
+What is left out: the header and the data's layout (gguf.py), names (gguf_names.py), and computing on blocks as they are.
+"""
+
+# E experts, F expert feed-forward size, D hidden
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwen2.config import GenerationDefaults, published_generation
+from qwen2.quant import FORMATS
+from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from qwen2.config import ModelConfig
+    from qwen2.weights.gguf import GGUFFile
+
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAMPLING = {  # llama.cpp's keys, ours, and what the value is
+    "general.sampling.temp": ("temperature", float),
+    "general.sampling.top_k": ("top_k", int),
+    "general.sampling.top_p": ("top_p", float),
+    "general.sampling.min_p": ("min_p", float),
+    "general.sampling.penalty_repeat": ("repetition_penalty", float),
+}
+
+
+class GGUFSource:
+    """The tensors of an open GGUF file. Raises ValueError, naming the tensor, where one is missing, unknown or misshapen."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        self.file, self.config = file, config
+        self.heads_permuted = file.metadata.get("general.architecture") == "llama"
+        self.unread = set(file.tensors)
+
+    def dtype(self) -> torch.dtype | None:
+        """The type of the matrices where it is a plain one, None where they are block-quantized."""
+        counts = Counter(FORMATS[info.type].name for info in self.file.tensors.values() if len(info.shape) > 1 and info.type in FORMATS)
+        return PLAIN.get(counts.most_common(1)[0][0]) if counts else None
+
+    def has(self, name: str) -> bool:
+        return all(part in self.file.tensors for part in gguf_names(name, self.config))
+
+    def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The parameter `name` as (shape) of `dtype` on `device`."""
+        parts = gguf_names(name, self.config)
+        self.unread.difference_update(parts)
+        if len(parts) == 1:
+            return self._whole(parts[0], name, shape, dtype).to(device)
+        stacked = torch.empty(shape, dtype=dtype)  # (E, 2F, D): gate over up, expert by expert
+        for row, part in enumerate(parts):
+            for expert, place in enumerate(stacked.unbind(0)):
+                self.file.tensor(part, out=place.chunk(len(parts))[row], index=expert)
+        return stacked.to(device)
+
+    def _whole(self, part: str, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        info = self.file.info(part)
+        stored = PLAIN.get(FORMATS[info.type].name) if info.type in FORMATS else None
+        if stored == dtype and len(info.shape) > 1:
+            tensor = torch.from_numpy(self.file.mapped(part)).view(dtype).view(info.shape)
+        else:
+            tensor = self.file.tensor(part, dtype=dtype)
+        if self.heads_permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = unpermute(tensor, self.config.heads if "q_proj" in name else self.config.kv_heads)
+        return tensor.view(shape)  # (D,) -> (1, D) for the shared expert's gate
+
+    def check_rest(self) -> None:
+        """Refuse tensors that no parameter asked for."""
+        for name in sorted(self.unread):
+            hf_name(name, self.config)  # names one that the architecture does not have
+        if self.unread:
+            raise ValueError(f"{self.file.path}: {len(self.unread)} tensors are not used, the first is {min(self.unread)}")
+
+    def format(self) -> str:
+        """The mix of types as people name it: the most frequent one among the matrices' weights."""
+        weights: Counter[str] = Counter()
+        for info in self.file.tensors.values():
+            if len(info.shape) > 1:
+                weights[FORMATS[info.type].name if info.type in FORMATS else str(info.type)] += info.nbytes
+        return FILE_TYPES.get(self.file.metadata.get("general.file_type"), weights.most_common(1)[0][0])  # type: ignore[arg-type]
+
+
+FILE_TYPES = {  # general.file_type of llama.cpp
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 32: "BF16",
+}  # fmt: skip
+
+
+def generation_from_gguf(metadata: Mapping[str, object], config: ModelConfig) -> GenerationDefaults:
+    """Sampling defaults: what the file states, else what was published with the released model of this shape, else greedy.
+
+    GGUF conversions of Qwen2 leave generation_config.json behind; the shape tells which one it was.
+    """
+    unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING]
+    if unknown:
+        raise ValueError(f"GGUF key {unknown[0]}: this way of sampling is not supported; remove the key to load the file without it")
+    stated = {ours: kind(metadata[key]) for key, (ours, kind) in SAMPLING.items() if key in metadata}  # type: ignore[call-overload]
+    if stated:
+        return GenerationDefaults(eos=config.eos, **stated)
+    published = published_generation(config) if metadata.get("general.architecture") != "llama" else None
+    return GenerationDefaults(eos=config.eos) if published is None else published
