@@ -40,10 +40,10 @@ class Engine:
     def __init__(self, model: Model, window: int, max_batch: int = 16, chunk: int = 512) -> None:
         tokenizer = model.tokenizer
         self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
-        self.vocab = min(tokenizer.vocab_size, model.config.vocab)
+        self.vocab = min(tokenizer.vocab_size, model.config.vocab)  # rows of the output head beyond it are padding, never sampled
         self.eos = frozenset(model.generation.eos) | frozenset(model.config.eos)
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
-        self.runner = Runner(model.network, self.vocab)
+        self.runner = Runner(model.network)
         self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_tokens=2 * window)
         self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
         self.ids = count()
@@ -58,7 +58,7 @@ class Engine:
             answers, rows = self.scheduler.due(batch)  # those whose last token was read
             if answers:
                 logits = self.runner.logits(hidden, rows)  # (R, V)
-                self._commit(answers, logits, sample(logits, [answer.sampler for answer in answers]))
+                self._commit(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]))
             self.scheduler.retire()  # free what has ended
 
     def _commit(self, answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int | ArithmeticError]) -> None:
@@ -69,10 +69,11 @@ class Engine:
                 where = f"request {request.id}, position {len(answer.tokens) - 1}"
                 way_out = "the weights are damaged or overflow this type"
                 request.error = FloatingPointError(f"{where}: the model's {token} in {self.runner.dtype}: {way_out}; try dtype='float32'")
-                self._drop(request)
+                for sibling in self.scheduler.running:
+                    sibling.done = sibling.done or sibling.request is request
             elif not answer.done:
                 asked = request.params.logprobs
-                answer.add(token, None if asked is None else token_logprob(row, token, asked))
+                answer.add(token, None if asked is None else token_logprob(row, token, asked, self.vocab))
 
     def _hand_to_readers(self, batch: Batch, hidden: Tensor) -> None:
         start = 0

@@ -32,7 +32,7 @@ class Progress:
         self.done += finished
         seconds = time.perf_counter() - self.start
         if self.bar is None and self.allowed and seconds >= self.patience:
-            self.bar = _bar(self.total)
+            self.bar = _bar(self.total, force=self.patience == 0)
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.done, rate=f"{self.tokens / max(seconds, 1e-9):.1f} tokens/s")
 
@@ -41,13 +41,13 @@ class Progress:
             self.bar.stop()
 
 
-def _bar(total: int) -> Bar:
+def _bar(total: int, force: bool) -> Bar:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    bar = Bar(*columns, console=Console(stderr=True, force_terminal=force or None), transient=True)
     bar.add_task("prompts", total=total, rate="")
     bar.start()
     return bar

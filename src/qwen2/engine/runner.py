@@ -1,9 +1,9 @@
 """The forward pass of one step: a ragged batch through the network, with attention over the cache.
 
-Rows of logits are computed only where they are asked for, in float32, without the vocabulary's padding rows.
+Rows of logits are computed only where they are asked for, and handed on in float32.
 """
 
-# N tokens of the step, D hidden, R rows, V vocabulary without padding rows
+# N tokens of the step, D hidden, R rows, V rows of the output head
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Runner:
     """The network, its rotation, and where they live."""
 
-    def __init__(self, network: Qwen2, vocab: int) -> None:
+    def __init__(self, network: Qwen2) -> None:
         weight = network.model.embed_tokens.weight
-        self.network, self.vocab = network, vocab
+        self.network = network
         self.dtype, self.device = weight.dtype, weight.device
         self.rope = Rope(network.config, self.device)
 
@@ -40,4 +40,4 @@ class Runner:
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """Logits of some rows of hidden (N, D) -> (R, V) float32."""
         wanted = hidden if len(rows) == len(hidden) and rows == list(range(len(hidden))) else hidden[rows]
-        return self.network.logits(wanted)[:, : self.vocab].float()
+        return self.network.logits(wanted).float()

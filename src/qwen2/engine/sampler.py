@@ -162,10 +162,10 @@ def draw(logits: Tensor, generator: torch.Generator | None) -> int:
     return min(int(place), len(logits) - 1)
 
 
-def token_logprob(row: Tensor, token: int, top: int) -> TokenLogprob:
-    """row (V,) logits as the model gave them -> the chosen token's log-probability and the `top` likeliest."""
+def token_logprob(row: Tensor, token: int, top: int, vocab: int) -> TokenLogprob:
+    """A row of logits as the model gave it, padding included -> the chosen token's log-probability and the `top` likeliest of `vocab`."""
     logprobs = row.float().log_softmax(-1)
-    best = logprobs.topk(min(top, len(row)))
+    best = logprobs[:vocab].topk(min(top, vocab))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return TokenLogprob(token, float(logprobs[token]), tuple(pairs))
 

@@ -1,0 +1,410 @@
+"""The public face on tiny random models: against the network itself, against transformers, and against itself in other batches."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qwen2.config import GenerationDefaults
+from qwen2.engine.llm import LLM
+from qwen2.engine.request import SamplingParams
+from qwen2.model import packed_attend
+from tests.conftest import SHAPES
+from tests.engine.conftest import EOS, byte_tokenizer, tiny_model
+
+HELLO = [{"role": "user", "content": "Hello"}]
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+WARM = SamplingParams(temperature=1.0, seed=5, max_tokens=24, ignore_eos=True)
+
+
+@torch.inference_mode()
+def network_logits(model, ids):
+    """(T, V) by the network, without cache or engine."""
+    attend = packed_attend(model.config, torch.arange(len(ids)), [len(ids)])
+    return model.network.logits(model.network(torch.tensor(ids), attend))
+
+
+def slow_greedy(model, ids, count):
+    """Greedy tokens, the whole text read anew for each."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(int(network_logits(model, ids)[-1, :305].argmax()))
+    return ids[-count:]
+
+
+# --- the tokens are the model's
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_greedy_tokens_are_those_of_the_network(make_llm, name):
+    changes = {f: getattr(SHAPES[name], f) for f in ("tied", "kv_heads", "rope_theta", "moe", "rope_scaling", "context", "layers")}
+    model = tiny_model(**changes)
+    prompt = byte_tokenizer().encode("Once upon a time, far beyond the original window")
+    output = make_llm(model).generate(prompt, GREEDY)[0]
+    assert list(output.token_ids) == slow_greedy(model, prompt, 24)
+
+
+def test_greedy_tokens_are_those_of_transformers(make_llm, model, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**model.config.to_hf())).eval()
+    theirs.load_state_dict(model.network.state_dict())
+    prompt = byte_tokenizer().encode("Hello, world")
+    padding = list(range(305, 512))
+    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40, suppress_tokens=padding, eos_token_id=EOS)
+    output = make_llm(model).generate(prompt, replace(GREEDY, max_tokens=40, ignore_eos=False))[0]
+    assert list(output.token_ids) == expected[0, len(prompt) :].tolist()
+
+
+def test_chat_is_the_template_and_its_stream_is_the_same(llm):
+    output = llm.chat(HELLO, GREEDY)
+    ids = llm.template.render(HELLO, add_generation_prompt=True).ids
+    assert output.usage.prompt_tokens == len(ids)
+    assert output.token_ids == llm.generate(ids, GREEDY)[0].token_ids
+    chunks = list(llm.stream(HELLO, GREEDY))
+    assert "".join(map(str, chunks)) == output.text
+    assert tuple(t for chunk in chunks for t in chunk.token_ids) == output.token_ids
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == chunks[-1].output.finish_reason == "length"
+    assert chunks[-1].output.text == output.text == llm.tokenizer.decode(output.token_ids)
+
+
+def test_padding_rows_of_the_vocabulary_are_never_chosen(make_llm):
+    model = tiny_model()
+    with torch.no_grad():
+        model.network.lm_head.weight[305:] *= 50  # by far the largest logits of either sign
+    llm = make_llm(model)
+    for params in (GREEDY, WARM):
+        assert max(llm.generate("abc", params)[0].token_ids) < 305
+    assert all(t < 305 for step in llm.generate("abc", replace(GREEDY, logprobs=300))[0].logprobs for t, _ in step.top)
+
+
+# --- the same in any company
+
+
+PROMPTS = ["a", "Hello there", "The quick brown fox jumps over the lazy dog. " * 3, "x" * 90, "?"]
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_a_batch_gives_what_each_gives_alone(make_llm, model, params):
+    alone = [make_llm(model).generate(prompt, params)[0] for prompt in PROMPTS]
+    small = make_llm(model, max_batch=2)
+    small.engine.scheduler.chunk = 7  # prompts in pieces, mixed with answers
+    for llm in (make_llm(model), small):
+        together = llm.generate(PROMPTS, params)
+        assert [o.token_ids for o in together] == [o.token_ids for o in alone]
+        assert [o.text for o in together] == [o.text for o in alone]
+
+
+def test_prompts_may_be_ids_and_order_is_kept(llm):
+    encode = llm.tokenizer.encode
+    mixed = llm.generate([PROMPTS[1], encode(PROMPTS[0]), PROMPTS[2]], GREEDY)
+    assert [o.token_ids for o in mixed] == [llm.generate(PROMPTS[i], GREEDY)[0].token_ids for i in (1, 0, 2)]
+    assert llm.generate([], GREEDY) == []
+
+
+def test_more_prompts_than_are_in_flight_at_once(make_llm, model):
+    llm = make_llm(model, max_batch=3)
+    prompts = [f"prompt {i}" for i in range(20)]
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    assert [o.token_ids for o in llm.generate(prompts, params)] == [tuple(slow_greedy(model, llm.tokenizer.encode(p), 3)) for p in prompts]
+
+
+def test_a_continued_conversation_reads_only_what_is_new(make_llm, model):
+    llm = make_llm(model)
+    first = llm.chat(HELLO, replace(GREEDY, logprobs=3))
+    longer = [*llm.template.render(HELLO).ids, *first.token_ids, *llm.tokenizer.encode(" and then?")]
+    again = llm.generate(longer, replace(GREEDY, logprobs=3))[0]
+    fresh = make_llm(model).generate(longer, replace(GREEDY, logprobs=3))[0]
+    assert (first.usage.cached_tokens, fresh.usage.cached_tokens) == (0, 0)
+    assert again.usage.cached_tokens == first.usage.prompt_tokens + len(first.token_ids) - 1  # the last token was never read
+    assert again.token_ids == fresh.token_ids
+    for a, b in zip(again.logprobs, fresh.logprobs, strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+        assert [p for _, p in a.top] == pytest.approx([p for _, p in b.top], abs=1e-4)
+
+
+def test_memory_stays_bounded_over_many_chats(llm):
+    for i in range(30):
+        llm.generate(f"{i} is a number", GREEDY)
+    assert len(llm.engine.cache.kept) == llm.engine.cache.keep
+    assert llm.engine.cache.live == []
+
+
+def test_interleaved_and_threaded_streams_give_the_same(llm):
+    expected = [llm.generate(prompt, GREEDY)[0].text for prompt in PROMPTS[:2]]
+    pair = [llm.stream(prompt, GREEDY) for prompt in PROMPTS[:2]]
+    texts = ["", ""]
+    for chunks in zip(*pair, strict=True):
+        texts = [text + str(chunk) for text, chunk in zip(texts, chunks, strict=True)]
+    assert texts == expected
+    found: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: llm.generate(PROMPTS[i], GREEDY)[0].text})) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[0], found[1]] == expected
+
+
+# --- sampling
+
+
+def test_a_seed_repeats_and_a_drawn_one_is_told(llm):
+    assert llm.generate("abc", WARM)[0].token_ids == llm.generate("abc", WARM)[0].token_ids
+    unseeded = llm.generate("abc", replace(WARM, seed=None))[0]
+    assert llm.generate("abc", unseeded.params)[0].token_ids == unseeded.token_ids
+    assert llm.generate("abc", replace(WARM, seed=6))[0].token_ids != llm.generate("abc", WARM)[0].token_ids
+
+
+def test_samples_of_one_prompt_are_independent(make_llm, model):
+    llm = make_llm(model)
+    output = llm.generate("abc", replace(WARM, n=3))[0]
+    assert len(output.choices) == 3
+    assert len({choice.token_ids for choice in output.choices}) == 3
+    for index, choice in enumerate(output.choices):  # sample i is what seed + i gives alone
+        assert choice.token_ids == make_llm(model).generate("abc", replace(WARM, seed=WARM.seed + index))[0].token_ids
+    greedy = llm.generate("abc", replace(GREEDY, n=2))[0]
+    assert greedy.choices[0].token_ids == greedy.choices[1].token_ids
+    indexes = {chunk.index for chunk in llm.stream("abc", replace(WARM, n=3))}
+    assert indexes == {0, 1, 2}
+
+
+def test_more_samples_than_the_batch_has_room_for_still_run(make_llm, model):
+    outputs = make_llm(model, max_batch=2).generate(["abc", "d"], replace(WARM, n=5, max_tokens=4))
+    assert [len(output.choices) for output in outputs] == [5, 5]
+
+
+def test_what_was_used_comes_back(make_llm):
+    defaults = GenerationDefaults(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.1, eos=(EOS,), max_tokens=6)
+    used = make_llm(tiny_model(defaults)).generate("abc")[0].params
+    assert (used.temperature, used.top_k, used.top_p, used.repetition_penalty, used.max_tokens) == (0.7, 20, 0.8, 1.1, 6)
+    assert used.seed is not None
+    greedy = make_llm(tiny_model(defaults)).generate("abc", SamplingParams(temperature=0))[0].params
+    assert (greedy.temperature, greedy.top_k, greedy.seed) == (0, 20, None)
+
+
+def test_logprobs_are_those_of_score(llm):
+    prompt = llm.tokenizer.encode("abc")
+    output = llm.generate(prompt, replace(WARM, logprobs=2, repetition_penalty=1.5))[0]
+    scores = llm.score([[*prompt, *output.token_ids]])[0]
+    assert [step.logprob for step in output.logprobs] == pytest.approx(scores[len(prompt) :], abs=1e-4)
+    assert [step.token_id for step in output.logprobs] == list(output.token_ids)
+    assert {len(step.top) for step in output.logprobs} == {2}
+    assert llm.generate(prompt, GREEDY)[0].logprobs is None
+
+
+# --- ends
+
+
+def test_eos_ends_and_is_not_text(make_llm, model):
+    prompt = byte_tokenizer().encode("abc")
+    fourth = slow_greedy(model, prompt, 4)[-1]
+    first = slow_greedy(model, prompt, 4).index(fourth)
+    llm = make_llm(replace(model, generation=GenerationDefaults(eos=(fourth,))))
+    output = llm.generate(prompt, SamplingParams(max_tokens=9))[0]
+    assert (output.finish_reason, output.stopped_by, len(output.token_ids)) == ("stop", fourth, first + 1)
+    assert output.text == llm.tokenizer.decode(output.token_ids[:-1])
+    on = llm.generate(prompt, SamplingParams(max_tokens=9, ignore_eos=True))[0]
+    assert (on.finish_reason, list(on.token_ids)) == ("length", slow_greedy(model, prompt, 9))
+    asked = llm.generate(prompt, SamplingParams(max_tokens=9, ignore_eos=True, stop_token_ids=[fourth]))[0]
+    assert (asked.finish_reason, asked.token_ids) == ("stop", output.token_ids)
+
+
+def test_a_stop_string_ends_the_text_before_it(llm):
+    free = llm.generate("tell", replace(WARM, max_tokens=60))[0]
+    stop = free.text[5:8]
+    output = llm.generate("tell", replace(WARM, max_tokens=60, stop=stop))[0]
+    assert output.text == free.text[: free.text.index(stop)]
+    assert (output.finish_reason, output.stopped_by) == ("stop", stop)
+    assert free.token_ids[: len(output.token_ids)] == output.token_ids
+    streamed = [str(chunk) for chunk in llm.stream("tell", replace(WARM, max_tokens=60, stop=stop))]
+    assert "".join(streamed) == output.text
+
+
+def test_text_held_back_is_shown_when_the_answer_ends(llm):
+    free = llm.generate("tell", replace(WARM, max_tokens=12))[0]
+    output = llm.generate("tell", replace(WARM, max_tokens=12, stop=free.text[-1] + "\x00never"))[0]
+    assert (output.text, output.finish_reason) == (free.text, "length")
+
+
+def test_without_max_tokens_the_window_is_the_end(make_llm, model):
+    llm = make_llm(model, context=40)
+    output = llm.generate("abcdef", SamplingParams(ignore_eos=True))[0]
+    assert (len(output.token_ids), output.params.max_tokens, output.finish_reason) == (34, 34, "length")
+    assert list(output.token_ids) == slow_greedy(model, llm.tokenizer.encode("abcdef"), 34)
+    assert len(llm.generate("abcdef", SamplingParams(ignore_eos=True, max_tokens=99))[0].token_ids) == 34
+
+
+# --- abort
+
+
+def test_a_closed_stream_frees_its_sequence(llm):
+    stream = llm.stream(HELLO, GREEDY)
+    next(stream)
+    assert len(llm.engine.cache.live) == 1
+    stream.close()
+    assert llm.engine.cache.live == []
+    assert llm.engine.scheduler.idle
+    llm.stream(HELLO, GREEDY)  # never begun: nothing to free
+    assert llm.engine.scheduler.idle
+
+
+def test_abort_ends_what_runs_and_what_waits(make_llm, model):
+    llm = make_llm(model, max_batch=1)
+    running, waiting = llm.stream("abc", replace(GREEDY, n=1)), llm.stream("def", GREEDY)
+    chunks = [next(running)]
+    found: list = []
+    thread = threading.Thread(target=lambda: found.extend(waiting))
+    with llm.engine.lock:  # so that it waits
+        thread.start()
+        while len(llm.engine.scheduler.waiting) + len(llm.engine.scheduler.running) < 2 and thread.is_alive():
+            llm.engine.lock.release()
+            llm.engine.lock.acquire()
+        llm.abort()
+    thread.join()
+    chunks += running
+    assert chunks[-1].finish_reason == "abort"
+    assert chunks[-1].output.text == "".join(map(str, chunks))
+    assert found[-1].finish_reason == "abort"
+    assert llm.engine.cache.live == []
+
+
+def test_an_aborted_answer_is_continued_from_memory(llm):
+    stream = llm.stream("a long enough prompt", GREEDY)
+    next(stream)
+    stream.close()
+    assert llm.generate("a long enough prompt", GREEDY)[0].usage.cached_tokens == 19
+
+
+# --- numbers
+
+
+def test_logits_score_and_embed_are_the_networks(llm, model):
+    ids = llm.tokenizer.encode("The quick brown fox")
+    expected = network_logits(model, ids)
+    logits = llm.logits("The quick brown fox")
+    assert logits.dtype == torch.float32
+    assert not logits.is_inference()  # those who look inside may differentiate what they build on it
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    steps = expected.log_softmax(-1)
+    assert llm.score(ids)[0][0] is None
+    assert llm.score(["The quick brown fox", "ab"])[0][1:] == pytest.approx([float(steps[i, t]) for i, t in enumerate(ids[1:])], abs=1e-4)
+    with torch.inference_mode():
+        hidden = model.network(torch.tensor(ids), packed_attend(model.config, torch.arange(len(ids)), [len(ids)]))
+    mean = torch.nn.functional.normalize(hidden.mean(0), dim=-1)
+    embeddings = llm.embed(["ab", "The quick brown fox"])
+    assert embeddings.shape == (2, 64)
+    torch.testing.assert_close(embeddings[1], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2))
+
+
+def test_long_texts_are_read_in_chunks_with_the_same_numbers(make_llm, model, monkeypatch):
+    text = "x1y2z3" * 30
+    monkeypatch.setattr("qwen2.engine.llm.LOGIT_ELEMENTS", 512 * 4)  # four rows of logits at a time
+    whole, chunked = make_llm(model), make_llm(model)
+    chunked.engine.scheduler.chunk = 13
+    torch.testing.assert_close(chunked.logits(text), whole.logits(text), rtol=1e-4, atol=1e-4)
+    assert chunked.score(text)[0][1:] == pytest.approx(whole.score(text)[0][1:], abs=1e-4)
+    torch.testing.assert_close(chunked.embed([text, "b"]), whole.embed([text, "b"]), rtol=1e-4, atol=1e-5)
+    assert chunked.score("a") == [[None]]
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: llm.generate(""), "prompt is empty: a model needs at least one token to go on from"),
+        (lambda llm: llm.generate(["a", ""]), "prompt is empty: a model needs at least one token to go on from"),
+        (lambda llm: llm.generate([[]]), "prompt is empty: a model needs at least one token to go on from"),
+        (lambda llm: llm.stream(""), "prompt is empty: a model needs at least one token to go on from"),
+        (lambda llm: llm.score([""]), "prompt is empty: a model needs at least one token to go on from"),
+        (lambda llm: llm.generate([5, 305]), "prompt: token id 305 is not in the vocabulary, whose ids go from 0 to 304"),
+        (lambda llm: llm.generate([[-1]]), "prompt: token id -1 is not in the vocabulary, whose ids go from 0 to 304"),
+        (lambda llm: llm.generate([[1.5]]), "prompt: token id 1.5 is not in the vocabulary, whose ids go from 0 to 304"),
+        (
+            lambda llm: llm.generate("a", SamplingParams(logit_bias={400: 1.0})),
+            "logit_bias: token id 400 is not in the vocabulary, whose ids go from 0 to 304",
+        ),
+        (
+            lambda llm: llm.generate("a", SamplingParams(stop_token_ids=[999])),
+            "stop_token_ids: token id 999 is not in the vocabulary, whose ids go from 0 to 304",
+        ),
+        (
+            lambda llm: llm.stream("x" * 1200),
+            "prompt has 1,200 tokens, the window is 512: shorten the prompt by at least 689, an answer needs one token",
+        ),
+        (
+            lambda llm: llm.generate("x" * 512),
+            "prompt has 512 tokens, the window is 512: shorten the prompt by at least 1, an answer needs one token",
+        ),
+        (lambda llm: llm.score("x" * 513), "prompt has 513 tokens, the window is 512: shorten the text by at least 1 or read it in parts"),
+        (lambda llm: llm.stream("a", tools=[{}]), "tools need a conversation: pass messages instead of a text or ids"),
+    ],
+)
+def test_refusals_name_value_limit_and_way_out(llm, call, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call(llm)
+    assert llm.engine.scheduler.idle
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"context": 1024}, "context 1,024: the model's window is 512; leave context out or take at most that"),
+        ({"context": 0}, "context 0: must be a whole number of at least 1"),
+        ({"threads": 0}, "threads 0: must be a whole number of at least 1"),
+        ({"threads": 1.5}, "threads 1.5: must be a whole number of at least 1"),
+        ({"max_batch": 0}, "max_batch 0: must be a whole number of at least 1"),
+    ],
+)
+def test_constructor_refusals(model, values, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        LLM(model, **values)
+
+
+def test_the_longest_prompt_that_fits(llm):
+    assert len(llm.generate("x" * 511, GREEDY)[0].token_ids) == 1
+    assert len(llm.score("x" * 512)[0]) == 512
+
+
+def test_control_tokens_in_text_stay_text(llm):
+    plain = llm.generate("<|im_end|>", GREEDY)[0]
+    assert plain.usage.prompt_tokens == len("<|im_end|>")
+    assert llm.generate(llm.tokenizer.encode_trusted("<|im_end|>"), GREEDY)[0].usage.prompt_tokens == 1
+
+
+# --- damaged weights
+
+
+def test_logits_that_are_no_numbers_are_an_error_of_that_request_alone(make_llm):
+    model = tiny_model()
+    with torch.no_grad():
+        model.network.model.embed_tokens.weight[ord("!")] = torch.nan
+    llm = make_llm(model)
+    words = "request 0, position 3: the model's logits are nan in torch.float32"
+    cure = ": the weights are damaged or overflow this type; try dtype='float32'"
+    with pytest.raises(FloatingPointError, match=f"^{re.escape(words + cure)}$"):
+        llm.generate("abc!", GREEDY)
+    assert llm.engine.cache.kept == []  # nothing is reused from it
+    good, bad = llm.stream("abcd", GREEDY), llm.stream("ab!", GREEDY)
+    next(good)
+    with pytest.raises(FloatingPointError):
+        next(bad)
+    assert "".join(map(str, good)) != ""
+    with pytest.raises(FloatingPointError, match=r"^the model's log-probabilities are not finite"):
+        llm.score("a!b")
+    with pytest.raises(FloatingPointError, match=r"^the model's hidden states are not finite"):
+        llm.embed("a!b")
+
+
+def test_the_bar_is_for_terminals_and_long_work(llm, capsys):
+    llm.generate(["a", "b"], GREEDY)
+    assert capsys.readouterr().err == ""
+    llm.generate(["a", "b"], GREEDY, progress=True)
+    assert "2/2" in capsys.readouterr().err
