@@ -58,7 +58,7 @@ class Hub:
             answer = self.client.get(url)
         except httpx.HTTPError as error:
             raise ConnectionError(_reason(error)) from error
-        self._check_status(answer, entry.repository)
+        self._check_status(answer, str(entry.repository))
         try:
             listed = self.read_listing(answer.json())
         except (ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
 """Where files come from, in the order in which they are tried: a local path, the hubs, the package index.
 
-A source says whether it could have an entry (`has`), lists its files (`files`) and appends the bytes of one (`fetch`). A ConnectionError means that the source
-does not have it or cannot be reached, a ValueError that it sent something else: both go on to the next source, and when none is
-left, one line names them all with their reasons.
+A source says whether it could have an entry (`has`), lists its files (`files`) and appends the bytes of one (`fetch`). A
+ConnectionError means that the source does not have it or cannot be reached, a ValueError that it sent something else: both go on
+to the next source, and when none is left, one line names them all with their reasons.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class Store:
         return self.get(str(name))
 
     def remove(self, name: str) -> int:
-        """Remove a model, or what an interrupted pull has left of it, and return the bytes that were there.
+        """Remove a model, or what an interrupted pull has left of it, and return the bytes that this frees.
 
         Refused with an OSError that names the processes while any of them uses the model.
         """
@@ -283,7 +283,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    """What removing the folder frees: files with a second name elsewhere stay."""
+    stats = [path.lstat() for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 def _register(path: Path) -> StoredModel:

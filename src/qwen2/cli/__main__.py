@@ -1,0 +1,7 @@
+"""`python -m qwen2.cli` is `qwen2`."""
+
+import sys
+
+from qwen2.cli.app import main
+
+sys.exit(main())

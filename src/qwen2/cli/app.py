@@ -1,0 +1,94 @@
+"""The `qwen2` command: which verbs there are, and how errors end.
+
+A verb's module is imported when the verb runs, so `qwen2 --help` waits for neither torch nor the network. Whatever goes wrong
+ends in one line on stderr: exit code 1, 2 for a command line that cannot be read, 130 after Ctrl-C. `--debug` (or QWEN2_DEBUG=1)
+shows the traceback instead.
+
+    qwen2 --help
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cyclopts import App, CycloptsError
+
+from qwen2 import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+HELP = "Chat with, inspect and convert models of the Qwen2 family, locally."
+VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> holds the function of that name
+    "run": ("Ask a model, or have a conversation with it.", 'qwen2 run qwen2.5-coder:0.5b "Write a haiku about rivers"'),
+    "pull": ("Download a model; after an interruption, go on with it.", "qwen2 pull qwen2.5-coder:0.5b"),
+    "list": ("List the models that are here.", "qwen2 list --all"),
+    "show": ("Show what a model is: shape, types, template, defaults, licence.", "qwen2 show qwen2:72b --config"),
+    "cp": ("Give a model, a file or a folder a name; no disk is used.", "qwen2 cp ./my-model.gguf mine:q4"),
+    "rm": ("Remove models; one that a process is using stays.", "qwen2 rm qwen2.5-coder:0.5b"),
+    "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
+}
+
+
+def make_app() -> App:
+    """The command line: every verb by its import path."""
+    app = App(
+        "qwen2",
+        help=HELP,
+        help_epilogue=f"Example: {VERBS['run'][1]}",
+        help_format="plaintext",
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+    )
+    for rank, (verb, (text, example)) in enumerate(VERBS.items()):
+        function = "list_models" if verb == "list" else verb  # not to hide Python's own
+        app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, help_epilogue=f"Example: {example}", sort_key=rank)
+    app.register_install_completion_command(help="Install completion for this shell (bash, zsh, fish).")
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or os.environ.get("QWEN2_DEBUG", "0") not in ("", "0")
+    if debug:
+        given = [argument for argument in given if argument != "--debug"]
+    else:
+        sys.excepthook = report_unexpected
+    try:
+        code = make_app()(given, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `qwen2 list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except CycloptsError as error:
+        return fail(f"{one_line(error)} (see qwen2 --help)", 2)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        return fail(one_line(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def fail(message: str, code: int) -> int:
+    """Say what went wrong, and return the exit code."""
+    print(f"qwen2: {message}", file=sys.stderr)
+    return code
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, and without the number that the system gives it."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The last word of an error that nothing expected: one line too, and how to see more."""
+    fail(f"unexpected {kind.__name__}: {one_line(error)}; run it again with --debug to see where, and report it", 1)

@@ -1,0 +1,166 @@
+"""`qwen2 show`: what a model is, given as a name, a folder or a file. Reads headers only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from qwen2.weights.names import parse
+from qwen2.weights.pull import shown
+from qwen2.weights.registry import by_repository, canonical
+from qwen2.weights.store import Store
+
+if TYPE_CHECKING:
+    from qwen2.config import ModelConfig
+    from qwen2.config.family import Release
+    from qwen2.weights.describe import Description
+    from qwen2.weights.manifest import StoredModel
+
+Facts = dict[str, object]
+Flag = Parameter(negative=())
+NO_TEMPLATE = "the file has none: ChatML as Qwen2 writes it is used"
+
+
+def show(
+    model: str,
+    /,
+    *,
+    config: Annotated[bool, Flag] = False,
+    template: Annotated[bool, Flag] = False,
+    tensors: Annotated[bool, Flag] = False,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Show what a model is.
+
+    Parameters
+    ----------
+    model
+        A name, a GGUF file or a Hugging Face folder.
+    config
+        The configuration and exact counts. Needs no download for the released Qwen2 models.
+    template
+        The chat template that is used, as Jinja text.
+    tensors
+        Every tensor: name, type, shape, bytes.
+    json_
+        As JSON.
+    """
+    release = _release(model) if config else None
+    if release is not None:
+        _print(_config_facts(release.config), json_)
+        return
+    store = Store()
+    path, name = store.resolve(model)
+    from qwen2.weights.describe import describe  # the tokenizers library is not needed before
+
+    described = describe(path)
+    if template:
+        print(described.tokenizer.chat_template or NO_TEMPLATE)
+    elif tensors:
+        _print_tensors(described, json_)
+    elif config:
+        _print(_config_facts(described.config), json_)
+    else:
+        stored = next((one for one in store.list() if one.name == name), None)
+        _print(_summary(described, name, stored), json_)
+
+
+def _release(model: str) -> Release | None:
+    """The released model of that name; None for paths and for names that only the files can tell about."""
+    from qwen2.config import FAMILY
+
+    if Path(model).exists():
+        return None
+    try:
+        name = by_repository(model) or canonical(parse(model))
+    except ValueError:
+        return None
+    return FAMILY.get(str(name))
+
+
+def _config_facts(config: ModelConfig) -> Facts:
+    """Each field that is set, and what follows from them by counting."""
+    fields = {name: value for name, value in asdict(config).items() if value is not None}
+    return {
+        **fields,
+        "head_dim": config.head_dim,
+        "parameters": config.parameters(),
+        "non_embedding_parameters": config.non_embedding_parameters(),
+        "embedding_parameters": config.embedding_parameters(),
+        "active_parameters": config.active_parameters(),
+        "flops_per_token_first": config.flops_per_token(),
+        "flops_per_token_last": config.flops_per_token(config.context - 1),
+        "cache_bytes_per_token": config.cache_bytes_per_token(),
+    }
+
+
+def _summary(described: Description, name: str, stored: StoredModel | None) -> Facts:
+    from qwen2.tokenizer import ChatTemplate
+
+    config, tokenizer = described.config, described.tokenizer
+    template = ChatTemplate.of(tokenizer)
+    facts: Facts = {
+        "name": name,
+        "architecture": described.architecture,
+        "parameters": config.parameters(),
+        "active_parameters": config.active_parameters(),
+        "context": config.window,
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "container": described.container,
+        "weights": {kind: f"{share.tensors} tensors, {shown(share.size)}" for kind, share in described.types.items()},
+        "tokenizer": {"ids": tokenizer.vocab_size, "control": len(tokenizer.control)},
+        "template": {"style": template.style, "default_system": template.default_system},
+        "defaults": asdict(described.generation),
+        "licence": _licence(described, stored),
+        "size": described.size,
+        "path": str(described.path),
+    }
+    if stored is not None:
+        facts |= {"sha256": stored.digest, "source": stored.source, "pulled": stored.pulled}
+    return facts
+
+
+def _licence(described: Description, stored: StoredModel | None) -> str:
+    if stored is not None and stored.location is None:
+        return stored.licence
+    return "not stated" if described.licence is None else described.licence
+
+
+def _print_tensors(described: Description, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(tensor) for tensor in described.tensors], indent=2))
+        return
+    width = max(len(tensor.name) for tensor in described.tensors)
+    for tensor in described.tensors:
+        print(f"{tensor.name:{width}}  {tensor.type:6}  {' x '.join(map(str, tensor.shape)):20}  {tensor.size:,}")
+
+
+def _print(facts: Facts, as_json: bool) -> None:
+    """As JSON, or one fact a line with what it holds beside it."""
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    rows = [(name, _plain(name, value)) for name, value in facts.items()]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}}  {value}")
+
+
+def _plain(name: str, value: object) -> str:
+    """A value for people: sizes with their unit, counts in groups of three digits, ids as they are."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(key, inner)}" for key, inner in value.items() if inner is not None)
+    if isinstance(value, (tuple, list)):
+        return " ".join(str(one) for one in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name != "bos":
+        return f"{shown(value)} ({value:,} bytes)" if name == "size" else f"{value:,}"
+    return repr(value) if name == "default_system" else f"{value:g}" if isinstance(value, float) else str(value)

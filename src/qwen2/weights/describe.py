@@ -1,0 +1,138 @@
+"""What a model is, read from its headers: shape, types of its weights, tokenizer, template, defaults, licence. Reads no weights.
+
+What is left out: torch, so that `qwen2 show` answers at once.
+
+    describe(Path("model.gguf")).types["Q4_K"].tensors
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qwen2.config import GenerationDefaults, ModelConfig
+from qwen2.quant.layout import LAYOUTS
+from qwen2.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+MAX_JSON = 1 << 26
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor as it is stored; the shape is rows first."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class TypeShare:
+    """How much of a model is stored in one type."""
+
+    tensors: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the files of a model say. `licence` is None where they say nothing."""
+
+    path: Path
+    architecture: str  # as the files name it
+    container: str
+    config: ModelConfig
+    generation: GenerationDefaults
+    tokenizer: Tokenizer
+    tensors: tuple[Tensor, ...]
+    size: int
+    licence: str | None
+
+    @property
+    def types(self) -> dict[str, TypeShare]:
+        """Each type that weights are stored in, the largest share first."""
+        shares: dict[str, TypeShare] = {}
+        for tensor in self.tensors:
+            had = shares.get(tensor.type, TypeShare(0, 0))
+            shares[tensor.type] = TypeShare(had.tensors + 1, had.size + tensor.size)
+        return dict(sorted(shares.items(), key=lambda item: -item[1].size))
+
+
+def describe(path: Path) -> Description:
+    """Describe a GGUF file or a Hugging Face folder. ValueError or FileNotFoundError in one line where it is neither."""
+    return _describe_gguf(path) if path.is_file() else _describe_folder(path)
+
+
+def _describe_gguf(path: Path) -> Description:
+    from qwen2.weights.gguf import GGUFFile
+    from qwen2.weights.gguf_source import generation_from_gguf
+
+    with GGUFFile.open(path) as file:
+        tensors = tuple(Tensor(name, LAYOUTS[info.type].name, info.shape, info.nbytes) for name, info in file.tensors.items())
+        config = ModelConfig.from_gguf(file.metadata, {tensor.name: tensor.shape for tensor in tensors})
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+        licence = file.metadata.get("general.license")
+        return Description(
+            path,
+            str(file.metadata.get("general.architecture")),
+            f"GGUF version {file.version}",
+            config,
+            generation_from_gguf(file.metadata, config),
+            tokenizer,
+            tensors,
+            sum(part.stat().st_size for part in file.split.paths),
+            licence if isinstance(licence, str) else None,
+        )
+
+
+def _describe_folder(path: Path) -> Description:
+    from qwen2.weights.safetensors_header import read_safetensors_header
+
+    values = _read_json(path / "config.json")
+    config = ModelConfig.from_hf(values)
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{path}: holds no *.safetensors; give a folder with weights, or a .gguf file")
+    tensors = []
+    for file in files:
+        for name, extent in read_safetensors_header(file).items():
+            tensors.append(Tensor(name, extent.dtype, extent.shape, extent.stop - extent.start))
+    defaults = path / "generation_config.json"
+    generation = GenerationDefaults.from_hf(_read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
+    size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
+    tokenizer = Tokenizer.from_folder(path)
+    kind = str(values.get("model_type"))
+    return Description(path, kind, "safetensors", config, generation, tokenizer, tuple(tensors), size, _licence(path))
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence's first words, where the folder has its text."""
+    path = folder / "LICENSE"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return next((line for line in _stripped(stream) if line), None)
+
+
+def _stripped(lines: Iterable[str]) -> Iterable[str]:
+    return (line.strip() for line in lines)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a Hugging Face folder has it beside the weights")
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes is no configuration file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return values
