@@ -197,6 +197,50 @@ def test_logprobs_are_those_of_score(llm):
     assert llm.generate(prompt, GREEDY)[0].logprobs is None
 
 
+# --- tools
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {"type": "object"}}}]
+
+
+def script(monkeypatch, llm, text):
+    """Make the model say `text`, then its end."""
+    tokens = iter([*llm.tokenizer.encode(text), *[EOS] * 9])
+    monkeypatch.setattr("qwen2.engine.engine.sample", lambda logits, samplers: [next(tokens)])
+
+
+def test_calls_are_found_streamed_and_name_the_finish(make_llm, monkeypatch):
+    llm = make_llm(tiny_model(context=2048))
+    text = 'Let me look.\n✿FUNCTION✿: weather\n✿ARGS✿: {"city": "Liège"}\n✿RESULT✿: rain'
+    script(monkeypatch, llm, text)
+    chunks = list(llm.stream(HELLO, SamplingParams(temperature=0), TOOLS))
+    output = chunks[-1].output
+    assert [(c.name, c.arguments) for c in output.tool_calls] == [("weather", '{"city": "Liège"}')]
+    assert output.content == "Let me look."
+    assert (output.finish_reason, chunks[-1].finish_reason, output.stopped_by) == ("tool_calls", "tool_calls", "✿RESULT✿")
+    assert output.text == text[: text.index("✿RESULT")]
+    deltas = [delta for chunk in chunks for delta in chunk.deltas]
+    assert "".join(delta.content for delta in deltas) == output.content
+    assert [delta.call for delta in deltas if delta.call] == list(output.tool_calls)
+    script(monkeypatch, llm, text)
+    assert llm.chat(HELLO, SamplingParams(temperature=0), TOOLS).tool_calls == output.tool_calls
+
+
+def test_a_cut_off_call_is_text_and_its_finish_is_length(make_llm, monkeypatch):
+    llm = make_llm(tiny_model(context=2048))
+    text = '✿FUNCTION✿: weather\n✿ARGS✿: {"city": "Li'
+    script(monkeypatch, llm, text)
+    output = llm.chat(HELLO, SamplingParams(temperature=0, max_tokens=len(llm.tokenizer.encode(text))), TOOLS)
+    assert (output.finish_reason, output.tool_calls, output.content) == ("length", (), text)
+
+
+def test_without_tools_nothing_is_a_call(llm, monkeypatch):
+    text = '✿FUNCTION✿: weather\n✿ARGS✿: {"city": "Rome"}'
+    script(monkeypatch, llm, text)
+    output = llm.chat(HELLO, SamplingParams(temperature=0))
+    assert (output.text, output.tool_calls, output.content, output.finish_reason) == (text, (), None, "stop")
+
+
 # --- ends
 
 

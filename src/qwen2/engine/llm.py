@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 
 from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Output, Request, SamplingParams
+from qwen2.tokenizer import Delta, fold
 from qwen2.weights.model import Model, load
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Message = Mapping[str, Any]  # as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
+Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
+Tools = Sequence[Mapping[str, Any]]  # functions as OpenAI shapes them
 Prompt = str | Sequence[int]
 LOGIT_ELEMENTS = 2**26  # of one block of rows while scoring: 256 MiB of float32
 
@@ -60,43 +62,43 @@ class LLM:
 
     # --- text
 
-    def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> Output:
+    def chat(self, messages: Conversation, params: SamplingParams | None = None, tools: Tools | None = None) -> Output:
         """The answer to a conversation. With `tools`, calls in it are in `Output.tool_calls`, the rest in `Output.content`."""
         return _fold(self.stream(messages, params, tools))
 
-    def stream(
-        self,
-        prompt: Sequence[Message] | Prompt,
-        params: SamplingParams | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Iterator[Chunk]:
+    def stream(self, prompt: Conversation | Prompt, params: SamplingParams | None = None, tools: Tools | None = None) -> Iterator[Chunk]:
         """The answer to a conversation, or what goes on from a text or from ids, piece by piece; the last piece has the output.
 
-        Bad input raises here, not at the first piece. Closing the iterator stops the answer and frees its memory.
+        With `tools` the pieces also come parsed, in `Chunk.deltas`. Bad input raises here, not at the first piece. Closing the
+        iterator stops the answer and frees its memory.
         """
-        if _is_prompt(prompt):
+        if not _is_conversation(prompt):
             if tools:
                 raise ValueError("tools need a conversation: pass messages instead of a text or ids")
-            request = self._request(self._ids(prompt), params)  # type: ignore[arg-type]
-        else:
-            rendered = self.template.render(list(prompt), tools=None if tools is None else list(tools), add_generation_prompt=True)
-            request = self._request(rendered.ids, params)
-        return self._chunks(request, parse=bool(tools))
+            return self._chunks(self._request(self._ids(cast("Prompt", prompt)), params))
+        rendered = self.template.render(prompt, tools=tools, add_generation_prompt=True)
+        if not tools:
+            return self._chunks(self._request(rendered.ids, params))
+        params = SamplingParams() if params is None else params
+        return self._parsed(self._request(rendered.ids, replace(params, stop=(*params.stop, *self.template.stop))))
 
-    def _chunks(self, request: Request, parse: bool) -> Iterator[Chunk]:
+    def _chunks(self, request: Request) -> Iterator[Chunk]:
         for _, chunk in self.engine.run([request]):
-            yield self._parsed(chunk) if parse and chunk.output is not None else chunk
+            yield chunk
 
-    def _parsed(self, chunk: Chunk) -> Chunk:
-        """The closing chunk with the tool calls found in its text."""
-        assert chunk.output is not None
-        message = self.template.parse(chunk.output.text)
-        output = replace(chunk.output, content=message.content, tool_calls=tuple(message.tool_calls))
-        if message.tool_calls and output.finish_reason == "stop":
-            output = replace(output, finish_reason="tool_calls")
-        return replace(chunk, finish_reason=output.finish_reason, output=output)
+    def _parsed(self, request: Request) -> Iterator[Chunk]:
+        """The chunks with content and calls told apart; an answer that calls and then stops has finished with "tool_calls"."""
+        parsers = [self.template.parser() for _ in range(request.params.n)]
+        deltas: list[list[Delta]] = [[] for _ in parsers]
+        for chunk in self._chunks(request):
+            new = parsers[chunk.index].push(chunk.text) + (parsers[chunk.index].flush() if chunk.output else [])
+            deltas[chunk.index] += new
+            if chunk.output is not None:
+                message = fold(deltas[chunk.index])
+                reason = "tool_calls" if message.tool_calls and chunk.finish_reason == "stop" else chunk.output.finish_reason
+                output = replace(chunk.output, finish_reason=reason, content=message.content, tool_calls=tuple(message.tool_calls))
+                chunk = replace(chunk, finish_reason=reason, output=output)
+            yield replace(chunk, deltas=tuple(new))
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, progress: bool | None = None
@@ -188,8 +190,8 @@ class LLM:
         return [prompts] if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)) else prompts  # type: ignore[list-item, return-value]
 
 
-def _is_prompt(prompt: Sequence[Message] | Prompt) -> bool:
-    return isinstance(prompt, str) or (len(prompt) > 0 and not isinstance(prompt[0], Mapping))
+def _is_conversation(prompt: Conversation | Prompt) -> TypeGuard[Conversation]:
+    return not isinstance(prompt, str) and (len(prompt) == 0 or isinstance(prompt[0], Mapping))
 
 
 def _fold(chunks: Iterable[Chunk]) -> Output:

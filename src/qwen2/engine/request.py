@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.config.generation import GenerationDefaults
-    from qwen2.tokenizer.template import ToolCall
+    from qwen2.tokenizer import Delta, ToolCall
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 SEED_BITS = 53  # a seed chosen here survives a trip through JSON, whose numbers are doubles
@@ -198,6 +198,7 @@ class Chunk:
     index: int = 0  # which of the n samples
     finish_reason: FinishReason | None = None
     output: Output | None = None
+    deltas: tuple[Delta, ...] = ()  # of chat with tools: the piece as content and calls
 
     def __str__(self) -> str:
         """The text, so that a stream can be printed as it comes."""
