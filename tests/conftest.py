@@ -6,15 +6,22 @@ of the same names are taken from there.
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 
-from qwen2.config import ModelConfig, MoEConfig, RopeScaling, tiny
+from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, RopeScaling, tiny
 from qwen2.model import Qwen2
+from qwen2.tokenizer import ChatTemplate, Parts, Tokenizer
+from qwen2.weights.export import to_hf_folder
+from qwen2.weights.gguf import GGUFFile
+from qwen2.weights.model import Model
+from qwen2.weights.store import Store
 
 # What the decoder must do alike whatever the shape: the cases of every parity test.
 SHAPES = {
@@ -40,6 +47,40 @@ def random_network(config: ModelConfig, seed: int = 0) -> Qwen2:
     return network.eval()
 
 
+def tiny_tokenizer() -> Tokenizer:
+    """508 byte-level entries learned from a few sentences, and the three control tokens of Qwen2 at 509 to 511."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    text = "the quick brown fox jumps over the lazy dog. user system assistant you are a helpful assistant, and then some more of it"
+    learner = Backend(BPE())
+    learner.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    learner.train_from_iterator([text] * 3, BpeTrainer(vocab_size=509, initial_alphabet=ByteLevel.alphabet(), show_progress=False))
+    model = json.loads(learner.to_str())["model"]
+    control = {"<|endoftext|>": 509, "<|im_start|>": 510, "<|im_end|>": 511}
+    merges = [(left, right) for left, right in model["merges"]]
+    return Tokenizer.from_parts(Parts(model["vocab"], merges, control, eos=(511, 509), bos=509, pad=509))
+
+
+def tiny_model(config: ModelConfig | None = None, seed: int = 0) -> Model:
+    """A whole model of random weights: what `load` gives, without a file."""
+    config = tiny(eos=(511,), bos=509) if config is None else replace(config, eos=(511,), bos=509)
+    tokenizer = tiny_tokenizer()
+    generation = GenerationDefaults(eos=(511, 509))
+    network = random_network(config, seed)
+    return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, "tiny", Path("tiny"), "float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a tiny random model: what the command line and the engine load by path."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
+    to_hf_folder(tiny_model(), folder)
+    return folder
+
+
 @pytest.fixture(params=SHAPES, ids=list(SHAPES))
 def shape(request: pytest.FixtureRequest) -> ModelConfig:
     """Each shape of the family in turn, tiny."""
@@ -60,8 +101,6 @@ def _real_model(name: str, file: str) -> Path:
     given = os.environ.get("QWEN2_TEST_MODELS")
     if given:
         return Path(given) / file
-    from qwen2.weights.store import Store
-
     store = Store()
     store.home.mkdir(parents=True, exist_ok=True)
     with FileLock(store.home / "tests.lock"):  # parallel test processes pull once
@@ -82,10 +121,7 @@ def smollm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def qwen_tokenizer(coder: Path):
+def qwen_tokenizer(coder: Path) -> Tokenizer:
     """The tokenizer of the real model, from its GGUF metadata."""
-    from qwen2.tokenizer import Tokenizer
-    from qwen2.weights.gguf import GGUFFile
-
     with GGUFFile.open(coder) as file:
         return Tokenizer.from_gguf(file.metadata)

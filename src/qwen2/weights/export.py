@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from qwen2.weights.checkpoint import INDEX, SINGLE, split_experts
+from qwen2.weights.gguf_source import sampling_to_gguf
+from qwen2.weights.gguf_write import gguf_tensors, write_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +81,23 @@ def _save(shard: dict[str, Tensor], path: Path) -> None:
     # Experts are views of one storage, which the library refuses; a copy of those alone is made, a shard at a time.
     own = {name: tensor.clone() if tensor._is_view() else tensor for name, tensor in shard.items()}
     save_file(own, path, metadata={"format": "pt"})
+
+
+def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
+    """Write a GGUF file, its matrices in `form` (F32, F16, BF16, Q8_0); norms, biases and the router stay F32.
+
+    Returns a line for each matrix that the form cannot hold and that was written as F32. Raises FileExistsError where `path`
+    exists, ValueError for another form.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path}: exists already; export to a new file")
+    moe_layers = sum(map(model.config.is_moe, range(model.config.layers)))
+    if moe_layers not in (0, model.config.layers):
+        raise ValueError(f"{moe_layers} of {model.config.layers} layers have experts: GGUF knows all or none; export to a Hugging Face folder")
+    tensors, notes = gguf_tensors(model.config, dict(model.network.named_parameters()), form)
+    metadata = model.config.to_gguf(model.name) | model.tokenizer.to_gguf(model.config.vocab) | sampling_to_gguf(model.generation)
+    write_gguf(path, metadata, tensors, form)
+    return notes
 
 
 def _write_json(path: Path, values: dict[str, object]) -> None:

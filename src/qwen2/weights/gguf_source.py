@@ -98,16 +98,21 @@ FILE_TYPES = {  # general.file_type of llama.cpp
 }  # fmt: skip
 
 
-def generation_from_gguf(metadata: Mapping[str, object], config: ModelConfig) -> GenerationDefaults:
+def generation_from_gguf(metadata: Mapping[str, object], config: ModelConfig, eos: tuple[int, ...]) -> GenerationDefaults:
     """Sampling defaults: what the file states, else what was published with the released model of this shape, else greedy.
 
-    GGUF conversions of Qwen2 leave generation_config.json behind; the shape tells which one it was.
+    `eos` are the tokenizer's end tokens. GGUF conversions of Qwen2 leave generation_config.json behind; the shape tells which one it was.
     """
     unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING]
     if unknown:
         raise ValueError(f"GGUF key {unknown[0]}: this way of sampling is not supported; remove the key to load the file without it")
     stated = {ours: kind(metadata[key]) for key, (ours, kind) in SAMPLING.items() if key in metadata}  # type: ignore[call-overload]
     if stated:
-        return GenerationDefaults(eos=config.eos, **stated)
+        return GenerationDefaults(eos=eos, **stated)
     published = published_generation(config) if metadata.get("general.architecture") != "llama" else None
-    return GenerationDefaults(eos=config.eos) if published is None else published
+    return GenerationDefaults(eos=eos) if published is None else published
+
+
+def sampling_to_gguf(generation: GenerationDefaults) -> dict[str, float | int]:
+    """The metadata that reads back as these defaults."""
+    return {key: kind(getattr(generation, ours)) for key, (ours, kind) in SAMPLING.items()}

@@ -88,7 +88,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
         source = GGUFSource(file, config)
         chosen = _compute_dtype(dtype, source.dtype(), device)
         network = fill(config, source, chosen, device)
-        generation = generation_from_gguf(file.metadata, config)
+        generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
         return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, source.format())
 
 
