@@ -50,12 +50,12 @@ class SamplingParams:
     repetition_penalty: float | None = None  # 1 is off; over prompt and answer, as transformers does
     presence_penalty: float = 0.0  # over the answer only, as OpenAI's
     frequency_penalty: float = 0.0  # over the answer only, times the count
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
-    seed: int | None = None  # None draws one, which `Output.params` reports; sample i of n uses seed + i
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id, what is added to its logit
+    seed: int | None = None  # left out, one is drawn, and the answer's params report it; sample i of n uses seed + i
     stop: str | Sequence[str] = ()  # the answer ends before the first of these; not part of the text
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    max_tokens: int | None = None  # None: the model's default, or to the end of the window
+    stop_token_ids: Sequence[int] = ()  # tokens that end the answer, besides the model's own
+    ignore_eos: bool = False  # go on where the model would end
+    max_tokens: int | None = None  # left out, the model's default, or to the end of the window
     logprobs: int | None = None  # None: none; k: of the chosen token and of the k likeliest, before penalties and temperature
     n: int = 1  # answers to the same prompt
 
