@@ -57,10 +57,8 @@ def read_hermes(body: str) -> ToolCall:
     missing = [key for key in ("name", "arguments") if key not in members]
     if missing:
         raise ValueError(f"the call has no {missing[0]}")
-    name, arguments = members["name"][0], members["arguments"]
-    if isinstance(arguments[0], str) and arguments[1].startswith('"'):     # an object wrapped in a string, as some models do
-        return _call(name, arguments[0])
-    return _call(name, arguments[1])
+    name, arguments = _string(members["name"]), members["arguments"]
+    return _call(name, _string(arguments) or arguments[1])                 # some models wrap the object in a string
 
 
 def read_qwen2(body: str) -> ToolCall:
@@ -71,9 +69,14 @@ def read_qwen2(body: str) -> ToolCall:
     return _call(name.strip(), arguments[: arguments.rfind("}") + 1].strip() or arguments)
 
 
-def _call(name: object, arguments: str) -> ToolCall:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a tool")
+def _string(member: tuple[object, str]) -> str | None:
+    value, text = member
+    return str(value) if text.startswith('"') else None
+
+
+def _call(name: str | None, arguments: str) -> ToolCall:
+    if name is None or not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a tool" if name is not None else "the name is not text")
     check_object(arguments, "arguments")
     return ToolCall(name, arguments)
 
