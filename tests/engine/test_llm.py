@@ -59,6 +59,18 @@ def test_greedy_tokens_are_those_of_transformers(make_llm, model, tmp_path):
     assert list(output.token_ids) == expected[0, len(prompt) :].tolist()
 
 
+def test_a_folder_gives_the_text_that_transformers_gives(make_llm, tiny_folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    prompt = "the quick brown fox"
+    inputs = tokenizer(prompt, return_tensors="pt")
+    expected = theirs.generate(**inputs, do_sample=False, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
+    output = make_llm(str(tiny_folder)).generate(prompt, SamplingParams(temperature=0, max_tokens=32))[0]
+    assert list(output.token_ids) == expected.tolist()
+    assert output.text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
 def test_chat_is_the_template_and_its_stream_is_the_same(llm):
     output = llm.chat(HELLO, GREEDY)
     ids = llm.template.render(HELLO, add_generation_prompt=True).ids
@@ -297,24 +309,41 @@ def test_a_closed_stream_frees_its_sequence(llm):
     assert llm.engine.scheduler.idle
 
 
-def test_abort_ends_what_runs_and_what_waits(make_llm, model):
+def test_abort_ends_what_runs_what_waits_and_what_has_not_begun(make_llm, model):
     llm = make_llm(model, max_batch=1)
-    running, waiting = llm.stream("abc", replace(GREEDY, n=1)), llm.stream("def", GREEDY)
-    chunks = [next(running)]
-    found: list = []
+    running, waiting, unbegun = (llm.stream(prompt, GREEDY) for prompt in ("abc", "def", "ghi"))
+    chunks, found = [next(running)], []
     thread = threading.Thread(target=lambda: found.extend(waiting))
-    with llm.engine.lock:  # so that it waits
+    with llm.engine.lock:  # nobody steps: the thread's request cannot even be queued
         thread.start()
-        while len(llm.engine.scheduler.waiting) + len(llm.engine.scheduler.running) < 2 and thread.is_alive():
-            llm.engine.lock.release()
-            llm.engine.lock.acquire()
         llm.abort()
     thread.join()
     chunks += running
     assert chunks[-1].finish_reason == "abort"
     assert chunks[-1].output.text == "".join(map(str, chunks))
-    assert found[-1].finish_reason == "abort"
+    assert found[-1].output.token_ids == ()
+    assert [chunk.finish_reason for chunk in (*found, *unbegun)] == ["abort", "abort"]
     assert llm.engine.cache.live == []
+    assert llm.generate("abc", GREEDY)[0].finish_reason == "length"  # what is asked for later runs
+
+
+def test_abort_from_another_thread_in_the_middle_of_an_answer(make_llm, model):
+    llm = make_llm(model)
+    stream = llm.stream("abc", SamplingParams(temperature=0, ignore_eos=True))
+    next(stream)
+    thread = threading.Thread(target=llm.abort)
+    thread.start()
+    thread.join()
+    assert [chunk.finish_reason for chunk in stream][-1] == "abort"
+
+
+def test_abort_of_several_samples_ends_them_all(llm):
+    stream = llm.stream("abc", replace(WARM, n=3))
+    first = [next(stream) for _ in range(3)]
+    llm.abort()
+    rest = list(stream)
+    assert sorted(chunk.index for chunk in rest if chunk.finish_reason == "abort") == [0, 1, 2]
+    assert {chunk.index for chunk in first} == {0, 1, 2}
 
 
 def test_an_aborted_answer_is_continued_from_memory(llm):
@@ -410,6 +439,12 @@ def test_refusals_name_value_limit_and_way_out(llm, call, message):
 def test_constructor_refusals(model, values, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         LLM(model, **values)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_refused(tiny_folder):
+    with pytest.raises(ValueError, match=r"^device 'cuda': torch [^ ]+ finds no CUDA device here; .* to run on the CPU$"):
+        LLM(tiny_folder, device="cuda")
 
 
 def test_the_longest_prompt_that_fits(llm):

@@ -47,19 +47,23 @@ class Engine:
         self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_tokens=2 * window)
         self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
         self.ids = count()
-        self.lock = threading.RLock()
+        self.horizon = 0  # requests with a smaller id are to end
+        self.lock = threading.Lock()  # held by whoever changes the scheduler; the thread that holds it never waits for another
 
+    @torch.inference_mode()
     def step(self) -> None:
-        """One turn: choose who runs, run them together, give each its token."""
-        with self.lock, torch.inference_mode():
-            batch = self.scheduler.next_batch()  # sequences, and which tokens of each
-            hidden = self.runner.forward(batch)  # (N, D)
-            self._hand_to_readers(batch, hidden)
-            answers, rows = self.scheduler.due(batch)  # those whose last token was read
-            if answers:
-                logits = self.runner.logits(hidden, rows)  # (R, V)
-                self._commit(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]))
-            self.scheduler.retire()  # free what has ended
+        """One turn, under the lock: choose who runs, run them together, give each its token."""
+        self._sweep()  # who was aborted since
+        if self.scheduler.idle:
+            return
+        batch = self.scheduler.next_batch()  # sequences, and which tokens of each
+        hidden = self.runner.forward(batch)  # (N, D)
+        self._hand_to_readers(batch, hidden)
+        answers, rows = self.scheduler.due(batch)  # those whose last token was read
+        if answers:
+            logits = self.runner.logits(hidden, rows)  # (R, V)
+            self._commit(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]))
+        self.scheduler.retire()  # free what has ended
 
     def _commit(self, answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int | ArithmeticError]) -> None:
         """Append each answer's token; where the logits are not numbers the request fails, and it alone."""
@@ -137,42 +141,50 @@ class Engine:
                 active = [request for request in active if request.outbox or not request.finished]
         finally:
             for request in active:
-                self.abort(request)
+                if not request.finished:
+                    self.abort(request)
 
     def _submit(self, request: Request) -> None:
         with self.lock:
             self.scheduler.waiting.append(request)
 
     def _turn(self, active: Sequence[Request]) -> None:
-        """A step, unless another thread's has brought something meanwhile."""
+        """A step, unless another thread's brought something meanwhile."""
         with self.lock:
             if not any(request.outbox or request.finished for request in active):
                 self.step()
 
     def abort(self, request: Request) -> None:
         """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended."""
-        with self.lock:
-            if not request.finished:
-                self._drop(request)
-                self.scheduler.retire()
+        request.aborted = True
+        while not request.finished:  # another thread's step may end it before the lock is ours
+            if self.lock.acquire(timeout=0.01):
+                try:
+                    self._sweep()
+                finally:
+                    self.lock.release()
 
     def abort_all(self) -> None:
-        """End everything that waits or runs."""
-        with self.lock:
-            requests = [*self.scheduler.waiting, *(answer.request for answer in self.scheduler.running)]
-            for request in requests:
-                self.abort(request)
+        """End everything that was asked for before this call, begun or not. Never waits: a step in progress is finished first."""
+        self.horizon = next(self.ids)
+        if self.lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self.lock.release()
 
-    def _drop(self, request: Request) -> None:
-        if request in self.scheduler.waiting:
-            self.scheduler.waiting.remove(request)
+    def _sweep(self) -> None:
+        """Drop what was aborted."""
+        scheduler = self.scheduler
+        for request in [r for r in scheduler.waiting if r.aborted or r.id < self.horizon]:
+            scheduler.waiting.remove(request)
             request.finished = True
             request.admitted = time.perf_counter()
             self._answer(request, 0, SequenceCache(self.cache.config, self.runner.dtype, self.runner.device)).abort()
-            return
-        for answer in self.scheduler.running:
-            if answer.request is request and not answer.done:
+        for answer in scheduler.running:
+            if answer.request.aborted or answer.request.id < self.horizon:
                 answer.abort()
+        scheduler.retire()
 
     def check(self) -> None:
         """Every sequence is accounted for; RuntimeError names what is not."""

@@ -215,7 +215,8 @@ class Request:
     ends: frozenset[int] = frozenset()  # token ids that end an answer
     reader: Callable[[Tensor], None] | None = None  # (N, D) rows of consecutive prompt tokens
     outbox: deque[Chunk] = field(default_factory=deque)
-    finished: bool = False
+    aborted: bool = False  # asked to end
+    finished: bool = False  # has ended
     cached_tokens: int = 0
     error: ArithmeticError | None = None
     admitted: float = 0.0  # clock readings, seconds
