@@ -83,8 +83,11 @@ def record_exports(folder: Path) -> dict:
 
 
 def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write(golden: Path, part: str, value: dict) -> None:
