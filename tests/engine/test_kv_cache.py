@@ -158,6 +158,7 @@ def test_any_sequence_of_prompts_is_answered_from_true_memory(prompts):
         pool.check([])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
 def test_common_prefix(a, b):
     length = common_prefix(a, b)

@@ -337,6 +337,21 @@ def test_abort_from_another_thread_in_the_middle_of_an_answer(make_llm, model):
     assert [chunk.finish_reason for chunk in stream][-1] == "abort"
 
 
+def test_a_stream_closed_inside_a_step_is_freed_by_it(llm, monkeypatch):
+    forgotten, kept = llm.stream("abc", GREEDY), llm.stream("def", GREEDY)
+    next(forgotten), next(kept)
+    forward = llm.engine.runner.forward
+
+    def collecting(batch):  # as the garbage collector may, anywhere
+        forgotten.close()
+        return forward(batch)
+
+    monkeypatch.setattr(llm.engine.runner, "forward", collecting)
+    next(kept)
+    assert len(llm.engine.scheduler.running) == 1
+    assert list(kept)[-1].finish_reason == "length"
+
+
 def test_abort_of_several_samples_ends_them_all(llm):
     stream = llm.stream("abc", replace(WARM, n=3))
     first = [next(stream) for _ in range(3)]
@@ -399,7 +414,7 @@ def test_long_texts_are_read_in_chunks_with_the_same_numbers(make_llm, model, mo
         (lambda llm: llm.score([""]), "prompt is empty: a model needs at least one token to go on from"),
         (lambda llm: llm.generate([5, 305]), "prompt: token id 305 is not in the vocabulary, whose ids go from 0 to 304"),
         (lambda llm: llm.generate([[-1]]), "prompt: token id -1 is not in the vocabulary, whose ids go from 0 to 304"),
-        (lambda llm: llm.generate([[1.5]]), "prompt: token id 1.5 is not in the vocabulary, whose ids go from 0 to 304"),
+        (lambda llm: llm.generate([[1.5]]), "prompt: token ids are whole numbers, got 1.5"),
         (
             lambda llm: llm.generate("a", SamplingParams(logit_bias={400: 1.0})),
             "logit_bias: token id 400 is not in the vocabulary, whose ids go from 0 to 304",
@@ -424,6 +439,11 @@ def test_refusals_name_value_limit_and_way_out(llm, call, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call(llm)
     assert llm.engine.scheduler.idle
+
+
+def test_a_narrowed_window_says_how_far_it_can_be_raised(make_llm, model):
+    with pytest.raises(ValueError, match=r"the window is 8: shorten .* one token; or raise context, this model allows 512$"):
+        make_llm(model, context=8).generate("123456789")
 
 
 @pytest.mark.parametrize(

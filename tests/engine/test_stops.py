@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2.engine.stops import AnswerText, StopMatcher
@@ -27,6 +27,7 @@ def cut_texts(draw):
     return pieces, stops
 
 
+@settings(deadline=None)
 @given(cut_texts())
 def test_any_cut_gives_the_text_before_the_first_complete_stop(case):
     pieces, stops = case
@@ -38,6 +39,7 @@ def test_any_cut_gives_the_text_before_the_first_complete_stop(case):
     assert (shown, matcher.found) == slow_end("".join(pieces), stops)
 
 
+@settings(deadline=None)
 @given(cut_texts())
 def test_no_more_is_held_back_than_could_become_a_stop(case):
     pieces, stops = case
@@ -48,6 +50,7 @@ def test_no_more_is_held_back_than_could_become_a_stop(case):
             assert matcher.held == "" or any(stop.startswith(matcher.held) and stop != matcher.held for stop in stops)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=3), max_size=2))
 def test_byte_by_byte_as_a_whole(text, stops):
     tokenizer = byte_tokenizer()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from qwen2.weights.model import Model
 
-READ_ONLY = SamplingParams(temperature=0, max_tokens=1)
+READ_ONLY = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=1)
 
 
 class Engine:
@@ -43,12 +44,14 @@ class Engine:
         self.vocab = min(tokenizer.vocab_size, model.config.vocab)  # rows of the output head beyond it are padding, never sampled
         self.eos = frozenset(model.generation.eos) | frozenset(model.config.eos)
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
+        self.widest = model.config.context
         self.runner = Runner(model.network)
         self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_tokens=2 * window)
         self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
-        self.lock = threading.Lock()  # held by whoever changes the scheduler; the thread that holds it never waits for another
+        self.lock = threading.Lock()  # held by whoever changes the scheduler
+        self.holder: int | None = None  # the thread that holds it
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -63,7 +66,7 @@ class Engine:
         if answers:
             logits = self.runner.logits(hidden, rows)  # (R, V)
             self._commit(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]))
-        self.scheduler.retire()  # free what has ended
+        self._sweep()  # free what has ended
 
     def _commit(self, answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int | ArithmeticError]) -> None:
         """Append each answer's token; where the logits are not numbers the request fails, and it alone."""
@@ -84,8 +87,11 @@ class Engine:
         for span in batch.spans:
             reader = span.answer.request.reader
             if reader is not None:
-                reader(hidden[start : start + span.count])
                 span.answer.done = span.is_last
+                try:
+                    reader(hidden[start : start + span.count])
+                except ArithmeticError as error:  # raised where the request is waited for
+                    span.answer.request.error, span.answer.done = error, True
             start += span.count
 
     def _answer(self, request: Request, index: int, cache: SequenceCache) -> Answer:
@@ -98,7 +104,7 @@ class Engine:
         room = self.window - len(prompt)
         if room < 1:
             cure = f"shorten the prompt by at least {1 - room:,}, an answer needs one token"
-            raise ValueError(f"prompt has {len(prompt):,} tokens, the window is {self.window:,}: {cure}")
+            raise ValueError(f"prompt has {len(prompt):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_range(name, ids)
         resolved = params.resolve(self.generation, room)
@@ -110,8 +116,11 @@ class Engine:
         self.check_ids("prompt", tokens)
         if len(tokens) > self.window:
             cure = f"shorten the text by at least {len(tokens) - self.window:,} or read it in parts"
-            raise ValueError(f"prompt has {len(tokens):,} tokens, the window is {self.window:,}: {cure}")
+            raise ValueError(f"prompt has {len(tokens):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         return Request(next(self.ids), list(tokens), READ_ONLY.resolve(self.generation, 1), reader=reader)
+
+    def _wider(self) -> str:
+        return f"; or raise context, this model allows {self.widest:,}" if self.window < self.widest else ""
 
     def check_ids(self, name: str, ids: Sequence[int]) -> None:
         """ValueError unless there is at least one id and every one is a token of the vocabulary."""
@@ -121,7 +130,9 @@ class Engine:
 
     def _check_range(self, name: str, ids: Iterable[int]) -> None:
         for token in ids:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab:
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise ValueError(f"{name}: token ids are whole numbers, got {token!r}")
+            if not 0 <= token < self.vocab:
                 raise ValueError(f"{name}: token id {token!r} is not in the vocabulary, whose ids go from 0 to {self.vocab - 1}")
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Chunk]]:
@@ -145,36 +156,48 @@ class Engine:
                     self.abort(request)
 
     def _submit(self, request: Request) -> None:
-        with self.lock:
+        with self._held():
             self.scheduler.waiting.append(request)
 
     def _turn(self, active: Sequence[Request]) -> None:
         """A step, unless another thread's brought something meanwhile."""
-        with self.lock:
+        with self._held():
             if not any(request.outbox or request.finished for request in active):
                 self.step()
 
+    @contextmanager
+    def _held(self, timeout: float = -1) -> Iterator[bool]:
+        """The lock, or False where it could not be had in `timeout` seconds (-1: for ever)."""
+        got = self.lock.acquire(timeout=timeout)
+        if got:
+            self.holder = threading.get_ident()
+        try:
+            yield got
+        finally:
+            if got:
+                self.holder = None
+                self.lock.release()
+
     def abort(self, request: Request) -> None:
-        """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended."""
+        """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended.
+
+        Called from inside a step (the collector closes a forgotten stream there), it leaves the work to the step's end.
+        """
         request.aborted = True
-        while not request.finished:  # another thread's step may end it before the lock is ours
-            if self.lock.acquire(timeout=0.01):
-                try:
+        while not request.finished and self.holder != threading.get_ident():
+            with self._held(timeout=0.01) as got:  # another thread's step may end it before the lock is ours
+                if got:
                     self._sweep()
-                finally:
-                    self.lock.release()
 
     def abort_all(self) -> None:
         """End everything that was asked for before this call, begun or not. Never waits: a step in progress is finished first."""
         self.horizon = next(self.ids)
-        if self.lock.acquire(blocking=False):
-            try:
+        with self._held(timeout=0) as got:
+            if got:
                 self._sweep()
-            finally:
-                self.lock.release()
 
     def _sweep(self) -> None:
-        """Drop what was aborted."""
+        """Free what has ended or was aborted."""
         scheduler = self.scheduler
         for request in [r for r in scheduler.waiting if r.aborted or r.id < self.horizon]:
             scheduler.waiting.remove(request)
@@ -188,5 +211,5 @@ class Engine:
 
     def check(self) -> None:
         """Every sequence is accounted for; RuntimeError names what is not."""
-        with self.lock:
+        with self._held():
             self.cache.check(answer.cache for answer in self.scheduler.running)
