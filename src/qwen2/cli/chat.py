@@ -1,0 +1,239 @@
+"""A conversation in the terminal: what is typed goes to the model, what begins with a slash to `Chat`.
+
+Left out: branches and editing of what was said; the web page has them.
+
+    qwen2 run                     # /help shows what it can do
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen2.cli.answer import figures, place, say_how_it_ended, show_answer
+from qwen2.cli.conversation import Conversation, Turn, read_conversation
+from qwen2.cli.markdown import neutralise
+from qwen2.cli.sampling import KIND, change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen2.cli.render import Renderer
+    from qwen2.engine.llm import LLM
+
+TOPICS = ("info", "parameters", "system", "template", "context", "history")
+SETTINGS = ("parameter", "system", "verbose")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A slash command: how it is written, what it does, and the method of `Chat` that does it."""
+
+    usage: str
+    help: str
+    method: str
+
+
+COMMANDS = {
+    "/set": Command("/set parameter NAME VALUE", "Set a sampling parameter; the value default gives it back to the model", "set"),
+    "/system": Command("/system [TEXT]", "Set the system prompt, or show it; the text default goes back to the model's own", "system"),
+    "/show": Command(f"/show [{'|'.join(TOPICS)}]", "Show the model, or what is named", "show"),
+    "/save": Command("/save FILE", "Write the conversation to a file (JSON)", "save"),
+    "/load": Command("/load FILE", "Go on with a saved conversation", "load"),
+    "/clear": Command("/clear", "Forget what was said; system prompt and parameters stay", "clear"),
+    "/help": Command("/help", "Show this (also /?)", "help"),
+    "/bye": Command("/bye", "End (also /exit, /quit, Ctrl-D)", "bye"),
+}
+ALIASES = {"/?": "/help", "/exit": "/bye", "/quit": "/bye"}
+KEYS = """  \"\"\" ... \"\"\"                  A text of several lines; Alt-Enter and a \\ at the end of a line break it too
+  Ctrl-C                       Stop the answer, or clear the line
+  Ctrl-G                       Write in your editor ($EDITOR)
+  Ctrl-R, Up                   Search what you typed earlier"""
+
+
+class Chat:
+    """One conversation with one model. `handle` is the whole of it, without the terminal."""
+
+    def __init__(
+        self, llm: LLM, conversation: Conversation, make_renderer: Callable[[], Renderer], verbose: bool = False, load_seconds: float = 0.0
+    ) -> None:
+        self.llm, self.conversation, self.make_renderer = llm, conversation, make_renderer
+        self.verbose, self.load_seconds = verbose, load_seconds
+        self.done = False
+
+    def handle(self, line: str) -> None:
+        """Do what was typed. Errors are shown, and the conversation stays as it was."""
+        text = unquoted(line)
+        if not text.strip():
+            return
+        try:
+            if line.startswith("/"):
+                self.command(line)
+            else:
+                self.ask(text)
+        except (ValueError, OSError, ArithmeticError) as error:
+            from qwen2.cli.app import one_line
+
+            print(f"error: {neutralise(one_line(error))}", file=sys.stderr)
+
+    def ask(self, text: str) -> None:
+        """Put a question and show the answer; where there is none, the question is taken back."""
+        turns = self.conversation.turns
+        kept = len(turns)
+        turns.append(Turn("user", text))
+        try:
+            output = show_answer(self.llm, self.conversation.messages, self.conversation.params, self.make_renderer())
+        except ValueError as error:
+            if "window" not in str(error) or not turns[:kept]:
+                raise
+            raise ValueError(f"{error}; the question is not asked: /clear starts anew, /save FILE keeps what was said") from None
+        else:
+            kept += 2 if output.text or output.finish_reason != "abort" else 0
+            turns.append(Turn("assistant", output.text, output.finish_reason == "abort"))
+        finally:
+            del turns[kept:]
+        say_how_it_ended(output, self.llm.window)
+        if self.verbose:
+            print("\n".join(figures(output, self.llm, self.load_seconds)), file=sys.stderr)
+
+    def command(self, line: str) -> None:
+        """Find the command by its first word and hand it the rest of the line."""
+        word, _, rest = line.strip().partition(" ")
+        name = ALIASES.get(word.lower(), word.lower())
+        if name not in COMMANDS:
+            close = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else "/help shows what there is"
+            raise ValueError(f"no command {word}: {hint} (a text that begins with / is sent with a space before it)")
+        getattr(self, COMMANDS[name].method)(rest.strip())
+
+    # --- commands: each gets the text behind its name
+
+    def set(self, rest: str) -> None:
+        what, _, value = rest.partition(" ")
+        if what == "parameter":
+            name, _, value = value.strip().partition(" ")
+            if not name or not value.strip():
+                raise ValueError(f"/set parameter NAME VALUE; the names: {', '.join(KIND)}")
+            self.conversation.params = change(self.conversation.params, name, value.strip())
+            print(f"{name}: {shown(getattr(self.conversation.params, name.replace('-', '_')))}")
+        elif what == "system":
+            self.system(value.strip())
+        elif what == "verbose":
+            if value not in ("on", "off"):
+                raise ValueError(f"/set verbose {value}: must be on or off")
+            self.verbose = value == "on"
+            print(f"verbose: {'on' if self.verbose else 'off'}")
+        else:
+            raise ValueError("/set parameter NAME VALUE, /set system TEXT, or /set verbose on|off")
+
+    def system(self, rest: str) -> None:
+        if rest:
+            self.conversation.system = None if rest == "default" else unquoted(rest)
+        system = self.conversation.system
+        own = self.llm.template.default_system
+        print(f"system: {neutralise(system)}" if system is not None else f"system: (the model's own) {own or 'none'}")
+
+    def show(self, rest: str) -> None:
+        topic = rest or "info"
+        if topic not in TOPICS:
+            raise ValueError(f"/show {topic}: there are {', '.join(TOPICS)}")
+        getattr(self, f"_show_{topic}")()
+
+    def _show_info(self) -> None:
+        model, config = self.llm.model, self.llm.model.config
+        kind = f"mixture of {config.moe.experts} experts" if config.moe is not None else "dense"
+        print(f"model     {model.name} ({model.path})")
+        print(f"shape     {config.parameters() / 1e9:.2f} billion parameters, {config.layers} layers, {kind}")
+        print(f"weights   {model.weight_format}, computed in {str(model.dtype).removeprefix('torch.')}")
+        print(f"device    {place(self.llm)}")
+        self._show_context()
+
+    def _show_parameters(self) -> None:
+        params = self.conversation.params
+        used = params.resolve(self.llm.generation)
+        for name in KIND:
+            given, value = getattr(params, name), getattr(used, name)
+            if name == "seed" and given is None:
+                value = "drawn anew for each answer"
+            if name == "max_tokens" and value is None:
+                value = "to the end of the window"
+            origin = " (the model's)" if given is None and getattr(self.llm.generation, name, None) is not None else ""
+            print(f"{name:<20} {shown(value)}{origin}")
+
+    def _show_system(self) -> None:
+        self.system("")
+
+    def _show_template(self) -> None:
+        template = self.llm.template
+        print(neutralise(template.source) if template.source is not None else f"built in: {template.style}")
+
+    def _show_context(self) -> None:
+        messages = self.conversation.messages
+        count = len(self.llm.template.render(messages, add_generation_prompt=False).ids) if messages else 0
+        print(f"context   {count:,} of {self.llm.window:,} tokens used")
+
+    def _show_history(self) -> None:
+        for turn in self.conversation.turns:
+            print(f"{turn.role}{' (stopped)' if turn.stopped else ''}: {neutralise(turn.content)}")
+
+    def save(self, rest: str) -> None:
+        path = file_of("/save", rest)
+        self.conversation.save(path)
+        print(f"saved {count_of(self.conversation)} to {path}")
+
+    def load(self, rest: str) -> None:
+        path = file_of("/load", rest)
+        loaded = read_conversation(path)
+        if loaded.model != self.conversation.model:
+            print(f"note: it was held with {neutralise(loaded.model)}, and goes on with {self.conversation.model}", file=sys.stderr)
+            loaded.model = self.conversation.model
+        self.conversation = loaded
+        print(f"loaded {count_of(loaded)} from {path}; /show history shows them")
+
+    def clear(self, rest: str) -> None:
+        self.conversation.turns.clear()
+        print("forgotten; system prompt and parameters stay")
+
+    def help(self, rest: str) -> None:
+        for command in COMMANDS.values():
+            print(f"  {command.usage:<28} {command.help}" if len(command.usage) <= 28 else f"  {command.usage}\n{'':<31}{command.help}")
+        print("  /set system TEXT, /set verbose on|off\n" + KEYS)
+
+    def bye(self, rest: str) -> None:
+        self.done = True
+
+
+def unquoted(text: str) -> str:
+    '''The text between """ and """, or the text itself.'''
+    stripped = text.strip()
+    quoted = len(stripped) >= 6 and stripped.startswith('"""') and stripped.endswith('"""')
+    return stripped[3:-3].strip("\n") if quoted else text
+
+
+def shown(value: object) -> str:
+    """A parameter's value for people."""
+    if value is None:
+        return "the model's own"
+    if value in ((), {}):
+        return "none"
+    return ("on" if value else "off") if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
+
+
+def count_of(conversation: Conversation) -> str:
+    number = len(conversation.turns)
+    return f"{number} message{'' if number == 1 else 's'}"
+
+
+def file_of(command: str, rest: str) -> Path:
+    """The one file that is named, quoted or not."""
+    try:
+        words = shlex.split(rest) if rest[:1] in "'\"" else [rest]
+    except ValueError as error:
+        raise ValueError(f"{command} {rest}: {error}") from None
+    if len(words) != 1 or not words[0]:
+        raise ValueError(f"{command} FILE: name a file")
+    return Path(words[0]).expanduser()
