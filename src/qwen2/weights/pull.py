@@ -39,6 +39,7 @@ class Progress:
 class Pull:
     """One pull under way. `done` only grows, even where a source makes a file start over."""
 
+    home: Path
     entry: Entry
     sources: Sequence[Source]
     watch: Callable[[Progress], None]
@@ -66,7 +67,7 @@ class Pull:
                 raise
             raise OSError(
                 f"disk full while pulling {self.entry.name}: {shown(self.done)} of {shown(self.total)} are kept; "
-                f"free {shown(self.total - self.done)} below {folder} and run qwen2 pull {self.entry.name} again"
+                f"free {shown(self.total - self.done)} below {self.home} and run qwen2 pull {self.entry.name} again"
             ) from error
         return tuple(stored)
 
@@ -98,7 +99,7 @@ class Pull:
         have = shutil.disk_usage(folder).free
         if need > have:
             raise OSError(
-                f"not enough space for {self.entry.name}: it needs {shown(need)} and {folder.parents[2]} has {shown(have)} free; "
+                f"not enough space for {self.entry.name}: it needs {shown(need)} and {self.home} has {shown(have)} free; "
                 "free some, or set QWEN2_HOME to another disk"
             )
 

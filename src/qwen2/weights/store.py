@@ -130,7 +130,7 @@ class Store:
                 return there
             work = self._folder("partial", asked)
             work.mkdir(parents=True, exist_ok=True)
-            pull = Pull(entry, tried, watch)
+            pull = Pull(self.home, entry, tried, watch)
             files = pull.run(work)
             ready = pull.folder(work)
             source = ", ".join(dict.fromkeys(file.source for file in files))
