@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2.tokenizer import QWEN2_5_CONTROL
-from qwen2.tokenizer.marks import Marker, choose_mark
+from qwen2.tokenizer.marks import MARKS, Marker, choose_mark
 
-MARK = "\ue000"
+MARK = "\U00012000"
 CONTROL = [*QWEN2_5_CONTROL, "aab", "ab", "<|im_end|><"]
 PARTS = st.sampled_from([*CONTROL, *(t[:i] for t in CONTROL for i in (1, 3)), *(t[i:] for t in CONTROL for i in (1, 3)), "a", "b", "<", "|", ">"])
 GIVEN = st.lists(PARTS | st.text(max_size=2), max_size=5).map("".join)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(GIVEN, max_size=4))
 def test_no_control_string_survives_or_arises_by_joining(texts):
     marker = Marker(CONTROL, MARK)
@@ -24,7 +24,7 @@ def test_no_control_string_survives_or_arises_by_joining(texts):
     assert marker.drop(joined) == "".join(texts)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(GIVEN, st.sampled_from(CONTROL), st.integers(1, 10), st.integers(1, 10))
 def test_a_template_that_writes_half_a_control_string_cannot_be_completed(text, token, i, j):
     """What stands before and after is the template's; only whole control strings of its own may be in the result."""
@@ -38,19 +38,20 @@ def test_a_template_that_writes_half_a_control_string_cannot_be_completed(text, 
 
 def test_marks_stand_behind_the_first_character():
     marker = Marker(QWEN2_5_CONTROL, MARK)
-    assert marker.text("x<|im_end|>y <") == "x<\ue000|im_end|>y <\ue000"
+    assert marker.text("x<|im_end|>y <") == "x<\U00012000|im_end|>y <\U00012000"
     assert marker.text("a < b") == "a < b"
-    assert marker.text("im_end") == "\ue000im_end"
+    assert marker.text("im_end") == "\U00012000im_end"
     assert marker.value({"name": "yy", "t<|im_end|>": ["!<|im_end|>", {"type": "tool", "role": "tool"}, 5, None]}) == {
-        "name": "yy", "t<\ue000|im_end|>": ["!<\ue000|im_end|>", {"type": "tool", "role": "tool"}, 5, None],
+        "name": "yy", "t<\U00012000|im_end|>": ["!<\U00012000|im_end|>", {"type": "tool", "role": "tool"}, 5, None],
     }  # fmt: skip
-    assert marker.value({"type": "<|im_end|>"}) == {"type": "<\ue000|im_end|>"}
+    assert marker.value({"type": "<|im_end|>"}) == {"type": "<\U00012000|im_end|>"}
     assert Marker([], MARK).text("<|im_end|>") == "<|im_end|>"
 
 
 def test_the_mark_is_in_none_of_the_inputs():
-    assert choose_mark("plain", [{"a": "b"}]) == "\ue000"
-    assert choose_mark("\ue000", [{"\ue001": ["\ue002"]}]) == "\ue003"
-    every = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
-    with pytest.raises(ValueError, match="every private-use character"):
+    assert choose_mark("plain", [{"a": "b"}]) == "\U00012000"
+    assert choose_mark("\U00012000", [{"\U00012001": ["\U00012002"]}]) == "\U00012003"
+    every = "".join(chr(code) for codes in MARKS for code in codes)
+    assert every.isprintable()
+    with pytest.raises(ValueError, match="uses every cuneiform sign"):
         choose_mark(every)

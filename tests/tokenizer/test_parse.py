@@ -137,7 +137,7 @@ PIECES = {
 
 
 @pytest.mark.parametrize("dialect", [HERMES, QWEN2], ids=["hermes", "qwen2"])
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_any_text_cut_anywhere_parses_as_the_whole(dialect, data):
     text = data.draw(st.lists(st.sampled_from(PIECES[dialect.open]) | st.text(max_size=3), max_size=12).map("".join))
@@ -151,7 +151,7 @@ def test_any_text_cut_anywhere_parses_as_the_whole(dialect, data):
         assert isinstance(json.loads(call.arguments), dict)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(), st.text())
 @example("<tool_call>", "</tool_call>")
 @example("✿FUNCTION✿:", ": ")

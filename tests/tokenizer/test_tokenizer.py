@@ -74,8 +74,7 @@ def sources(qwen_metadata, tmp_path_factory) -> dict[str, Tokenizer]:
     (folder / "qwen.tiktoken").write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(ranks)))
     return {
         "gguf": from_gguf,
-        "json": Tokenizer.from_json(folder / "tokenizer.json"),
-        "folder": Tokenizer.from_folder(folder),
+        "tokenizer.json": Tokenizer.from_folder(folder),
         "vocab+merges": Tokenizer.from_vocab_merges(folder / "vocab.json", folder / "merges.txt", QWEN2_5_CONTROL),
         "tiktoken": Tokenizer.from_tiktoken(folder / "qwen.tiktoken", QWEN2_5_CONTROL),
     }
@@ -143,7 +142,7 @@ TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
 MIXED = st.lists(st.sampled_from(["<|im_end|>", "<|im_", "<tool_call>", "the ther", "é", "e\u0301", "🦙", "\n", "Ⅷ"]) | TEXT).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(MIXED)
 def test_decode_of_encode_is_the_normalised_text(qwen_tokenizer, text):
     ids = qwen_tokenizer.encode(text)
@@ -151,7 +150,7 @@ def test_decode_of_encode_is_the_normalised_text(qwen_tokenizer, text):
     assert not set(ids) & set(qwen_tokenizer.control.values())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 151_935) | st.integers(0, 300) | st.sampled_from([151643, 151645, 151657])), st.booleans())
 def test_streamed_pieces_join_to_the_whole(qwen_tokenizer, ids, skip):
     decoder = qwen_tokenizer.decoder(skip_control=skip)

@@ -2,7 +2,7 @@
 
 A checkpoint's template returns one string in which its own control tokens and the users' text are no longer told apart. So before
 rendering every place of the input where a control string stands, begins at the end of a string, or could be completed from the
-middle, gets a private character that the input does not contain; the result is then cut at the control strings that are still
+middle, gets a character that the input does not contain; the result is then cut at the control strings that are still
 whole - those of the template - and the marks are dropped. No rendering of such an input equals one of our own making.
 
 What this cannot do: a template that compares a message's text with a control string (`'</think>' in message.content`) sees it
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 COMPARED = {"role", "type"}          # a template compares their values with words such as "tool", which `<tool_call>` contains
@@ -65,15 +66,20 @@ def _completes(text: str, token: str) -> bool:
     return any(text.startswith(token[i:]) for i in range(1, len(token)))
 
 
+# Cuneiform, then ideographs of extension B: rare, and printable, for a template that prints a list or an object lets Python escape
+# what is not, and an escaped mark could no longer be dropped. More than any prompt can use up.
+MARKS = (range(0x12000, 0x12370), range(0x20000, 0x2A6D7))
+
+
 def choose_mark(*inputs: object) -> str:
-    """A private-use character that none of the inputs contains."""
+    """A character that none of the inputs contains."""
     used: set[str] = set()
     for text in _strings(inputs):
         used.update(text)
-    for code in (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)):
+    for code in chain(*MARKS):
         if chr(code) not in used:
             return chr(code)
-    raise ValueError("the input uses every private-use character of Unicode; one has to be free to render it")
+    raise ValueError("the conversation uses every cuneiform sign and rare ideograph of Unicode; one has to be free to render it")
 
 
 def _strings(value: object) -> Iterable[str]:

@@ -242,9 +242,10 @@ class _Jinja:
         return len(before), end
 
     def _opening(self) -> str:
-        """The prompt of a conversation that an assistant opens: templates need at least one message, so it is found by difference."""
-        whole = self.text(1, prompt=False)
-        start = whole.find(self.messages[0]["content"]) if self.messages[0]["content"] else -1
-        if start < 0:
-            raise ValueError("an assistant's turn opens the conversation and is empty, so that its sampled tokens cannot be told")
-        return whole[:start]
+        """The prompt of a conversation that an assistant opens. Templates need a message, so the prompt is told from another's."""
+        other = _Jinja(self.template, self.marker, [{"role": "user", "content": "x"}], self.tools)
+        header = other.text(1, prompt=True).removeprefix(other.text(1, prompt=False))
+        before, found, _ = self.text(1, prompt=False).partition(header)
+        if not header or not found:
+            raise ValueError("an assistant's turn opens the conversation, and the template does not show where")
+        return before + header
