@@ -129,3 +129,22 @@ def test_errors_say_what_and_what_else() -> None:
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0"])
+def test_threads_change_nothing(name: str) -> None:
+    """The bits, and torch's own setting, are the same whoever unpacks which piece."""
+    number, form = format_id(name), FORMATS[format_id(name)]
+    blocks = 5 * PIECE // form.block + 7
+    raw = np.random.default_rng(6).integers(0, 256, blocks * form.bytes, dtype=np.uint8)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(dequantize(raw, number, (blocks, form.block)).view(torch.int32))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])

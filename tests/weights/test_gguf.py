@@ -42,7 +42,7 @@ def every_type(tmp_path: Path) -> Path:
     return write(tmp_path / "all.gguf", {form.name: (blocks(form.name, 6, 3), form.name) for form in FORMATS.values()})
 
 
-@pytest.mark.parametrize("piece", [1, 300, 4 << 20])
+@pytest.mark.parametrize("piece", [256, 1024, 1 << 20])
 def test_every_type_equals_the_gguf_package(every_type: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_module, "PIECE", piece)  # whatever is read at a time
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(every_type).tensors}

@@ -1,7 +1,7 @@
 """Whole tensors to and from the block formats: `dequantize`, `dequantize_rows`, `quantize`.
 
-Work goes piece by piece, so that the temporary memory stays at some ten MB whatever the tensor's size; torch's own threads
-share each piece. What is left out: computing with the blocks as they are, which the kernels do.
+Work goes piece by piece, so that the temporary memory stays at a few MB per thread whatever the tensor's size.
+What is left out: computing with the blocks as they are, which the kernels do.
 
     weight = dequantize(file.raw("blk.0.ffn_up.weight"), 12, (4864, 896))
 """
@@ -9,6 +9,8 @@ share each piece. What is left out: computing with the blocks as they are, which
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from qwen2.quant.formats import FORMATS, Format
 
 PIECE = 1 << 18  # weights unpacked at a time: 1 MB of float32 stays in a core's cache
+UNSHARED = 31 << 10  # weights; torch shares out operations on 32768 elements or more
 
 
 def format_of(ggml_type: int) -> Format:
@@ -63,20 +66,43 @@ def dequantize(
     return out
 
 
-@torch.no_grad()
 def unpack_into(form: Format, data: Tensor, out: Tensor) -> None:
-    """Unpack whole blocks, flat bytes to flat weights, a piece at a time."""
-    blocks = data.view(-1, form.bytes)  # (B, bytes)
-    step = max(1, PIECE // form.block)
+    """Unpack whole blocks, flat bytes to flat weights, each thread some pieces."""
+    blocks, weights = data.view(-1, form.bytes), out.view(-1, form.block)  # (B, bytes), (B, block)
+    step = PIECE // form.block
+    in_threads(lambda start: _unpack(form, blocks[start : start + step], weights[start : start + step]), range(0, len(blocks), step))
+
+
+@torch.no_grad()
+def _unpack(form: Format, blocks: Tensor, out: Tensor) -> None:
+    step = (PIECE if torch.get_num_threads() == 1 else UNSHARED) // form.block
     for start in range(0, len(blocks), step):
-        piece = blocks[start : start + step]
-        place = out[start * form.block : start * form.block + len(piece) * form.block].view(-1, form.block)
-        if place.dtype == torch.float32:
-            form.unpack(piece, place)
+        place = out[start : start + step]
+        if out.dtype == torch.float32:
+            form.unpack(blocks[start : start + step], place)
         else:
             weights = torch.empty(place.shape)
-            form.unpack(piece, weights)
+            form.unpack(blocks[start : start + step], weights)
             place.copy_(weights)
+
+
+def in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
+    """Call `work` for each start, on as many threads as torch would use, each of them with torch's own threads off.
+
+    Sharing out each of a dozen short operations costs a wait per operation, which on a busy machine made loading thirty times
+    slower; sharing out whole pieces does not. The setting is put back; a thread that first uses torch meanwhile would keep 1.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(starts) < 2:
+        for start in starts:
+            work(start)
+        return
+    try:
+        with ThreadPoolExecutor(min(threads, len(starts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, starts):
+                pass
+    finally:
+        torch.set_num_threads(threads)
 
 
 def dequantize_rows(raw: np.ndarray | Tensor, ggml_type: int, columns: int, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

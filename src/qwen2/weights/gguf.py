@@ -1,7 +1,7 @@
 """GGUF files as a source of tensors: the header by the bounded reader, the data piece by piece, split files as one.
 
 Tensors are read by seek and read into memory of their own, so that a loaded model does not keep the file mapped, and are
-unpacked through a buffer of a few MB, so that loading takes the memory of the result only. `mapped` is for the formats that
+unpacked through buffers of about a MB, so that loading takes the memory of the result only. `mapped` is for the formats that
 need no unpacking.
 
 What is left out: which tensor is which parameter (`gguf_names.py`, `gguf_load.py`), and writing (`gguf_write.py`).
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from qwen2.quant import Format
 
-PIECE = 4 << 20  # bytes of blocks read at a time
+PIECE = 1 << 20  # weights read and unpacked at a time by each thread
 MAX_PARTS = 1024
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -128,6 +128,7 @@ class GGUFFile:
         import torch
 
         from qwen2.quant import dequantize
+        from qwen2.quant.tensors import in_threads
 
         info = self.info(name)
         form = self._supported(info)
@@ -138,13 +139,14 @@ class GGUFFile:
             raise ValueError(f"{self.path}: tensor {name!r} has shape {shape}, and {tuple(out.shape)} is wanted")
         flat = out.view(-1)
         first = 0 if index is None else form.size(prod(shape)) * index
-        step = max(1, PIECE // form.bytes) * form.block  # weights
-        buffer = torch.empty(min(step, flat.numel()) // form.block * form.bytes, dtype=torch.uint8)
-        for start in range(0, flat.numel(), step):
-            piece = flat[start : start + step]
-            data = buffer[: form.size(piece.numel())]
+
+        def fill(start: int) -> None:
+            piece = flat[start : start + PIECE]
+            data = torch.empty(form.size(piece.numel()), dtype=torch.uint8)
             self._read(info, first + form.size(start), data.numpy().data)
             dequantize(data, info.type, (piece.numel(),), out=piece)
+
+        in_threads(fill, range(0, flat.numel(), PIECE))
         return out
 
     def _supported(self, info: TensorInfo) -> Format:
