@@ -44,7 +44,7 @@ class Engine:
         self.vocab = min(tokenizer.vocab_size, model.config.vocab)  # rows of the output head beyond it are padding, never sampled
         self.eos = frozenset(model.generation.eos) | frozenset(model.config.eos)
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
-        self.widest = model.config.context
+        self.widest = model.config.window
         self.runner = Runner(model.network)
         self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_tokens=2 * window)
         self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)

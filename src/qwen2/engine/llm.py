@@ -53,7 +53,7 @@ class LLM:
             _at_least_one("context", context)
         _at_least_one("max_batch", max_batch)
         self.model = model if isinstance(model, Model) else load(model, dtype=dtype, device=device)
-        own = self.model.config.context
+        own = self.model.config.window
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
         self.window = own if context is None else context
