@@ -7,19 +7,17 @@ What is left out: torch, so that `qwen2 show` answers at once.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.quant.layout import LAYOUTS
 from qwen2.tokenizer import Tokenizer
+from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-MAX_JSON = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def describe(path: Path) -> Description:
 
 def _describe_gguf(path: Path) -> Description:
     from qwen2.weights.gguf import GGUFFile
-    from qwen2.weights.gguf_source import generation_from_gguf
+    from qwen2.weights.gguf_sampling import generation_from_gguf
 
     with GGUFFile.open(path) as file:
         tensors = tuple(Tensor(name, LAYOUTS[info.type].name, info.shape, info.nbytes) for name, info in file.tensors.items())
@@ -83,7 +81,7 @@ def _describe_gguf(path: Path) -> Description:
             str(file.metadata.get("general.architecture")),
             f"GGUF version {file.version}",
             config,
-            generation_from_gguf(file.metadata, config),
+            generation_from_gguf(file.metadata, config, tokenizer.eos),
             tokenizer,
             tensors,
             sum(part.stat().st_size for part in file.split.paths),
@@ -94,7 +92,7 @@ def _describe_gguf(path: Path) -> Description:
 def _describe_folder(path: Path) -> Description:
     from qwen2.weights.safetensors_header import read_safetensors_header
 
-    values = _read_json(path / "config.json")
+    values = read_json(path / "config.json")
     config = ModelConfig.from_hf(values)
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -104,7 +102,7 @@ def _describe_folder(path: Path) -> Description:
         for name, extent in read_safetensors_header(file).items():
             tensors.append(Tensor(name, extent.dtype, extent.shape, extent.stop - extent.start))
     defaults = path / "generation_config.json"
-    generation = GenerationDefaults.from_hf(_read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
+    generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
     size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
     tokenizer = Tokenizer.from_folder(path)
     kind = str(values.get("model_type"))
@@ -122,17 +120,3 @@ def _licence(folder: Path) -> str | None:
 
 def _stripped(lines: Iterable[str]) -> Iterable[str]:
     return (line.strip() for line in lines)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; a Hugging Face folder has it beside the weights")
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes is no configuration file")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds no JSON object")
-    return values

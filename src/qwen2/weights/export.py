@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from qwen2.weights.checkpoint import INDEX, SINGLE, split_experts
-from qwen2.weights.gguf_source import sampling_to_gguf
+from qwen2.weights.gguf_sampling import sampling_to_gguf
 from qwen2.weights.gguf_write import gguf_tensors, write_gguf
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file by the decoder's parameter names, and the sampling defaults that its metadata states.
+"""The tensors of a GGUF file by the decoder's parameter names.
 
 Matrices whose stored type is the wanted one stay memory-mapped; others are unpacked a few MB at a time straight into their place,
 so that loading needs no more memory than the result. Llama files come with q and k rows in another order, put right here.
@@ -15,26 +15,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwen2.config import GenerationDefaults, published_generation
 from qwen2.quant import FORMATS
 from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from qwen2.config import ModelConfig
     from qwen2.weights.gguf import GGUFFile
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAMPLING = {  # llama.cpp's keys, ours, and what the value is
-    "general.sampling.temp": ("temperature", float),
-    "general.sampling.top_k": ("top_k", int),
-    "general.sampling.top_p": ("top_p", float),
-    "general.sampling.min_p": ("min_p", float),
-    "general.sampling.penalty_repeat": ("repetition_penalty", float),
-}
 
 
 class GGUFSource:
@@ -96,23 +86,3 @@ FILE_TYPES = {  # general.file_type of llama.cpp
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 32: "BF16",
 }  # fmt: skip
-
-
-def generation_from_gguf(metadata: Mapping[str, object], config: ModelConfig, eos: tuple[int, ...]) -> GenerationDefaults:
-    """Sampling defaults: what the file states, else what was published with the released model of this shape, else greedy.
-
-    `eos` are the tokenizer's end tokens. GGUF conversions of Qwen2 leave generation_config.json behind; the shape tells which one it was.
-    """
-    unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING]
-    if unknown:
-        raise ValueError(f"GGUF key {unknown[0]}: this way of sampling is not supported; remove the key to load the file without it")
-    stated = {ours: kind(metadata[key]) for key, (ours, kind) in SAMPLING.items() if key in metadata}  # type: ignore[call-overload]
-    if stated:
-        return GenerationDefaults(eos=eos, **stated)
-    published = published_generation(config) if metadata.get("general.architecture") != "llama" else None
-    return GenerationDefaults(eos=eos) if published is None else published
-
-
-def sampling_to_gguf(generation: GenerationDefaults) -> dict[str, float | int]:
-    """The metadata that reads back as these defaults."""
-    return {key: kind(getattr(generation, ours)) for key, (ours, kind) in SAMPLING.items()}

@@ -8,7 +8,6 @@ What is left out: downloading (store.py) and running (engine/).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.weights.checkpoint import SafetensorsSource
 from qwen2.weights.fill import fill
 from qwen2.weights.gguf import GGUFFile
-from qwen2.weights.gguf_source import GGUFSource, generation_from_gguf
+from qwen2.weights.gguf_sampling import generation_from_gguf
+from qwen2.weights.gguf_source import GGUFSource
+from qwen2.weights.json_object import read_json
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
@@ -116,18 +117,3 @@ def _compute_dtype(asked: str, stored: torch.dtype | None, device: torch.device)
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
     if tokenizer.vocab_size > config.vocab:
         raise ValueError(f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding only {config.vocab} rows")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of at most 64 MiB; ValueError or FileNotFoundError name the file."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: missing; a Hugging Face folder has it beside the weights")
-    if path.stat().st_size > 2**26:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes is no configuration file")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds no JSON object")
-    return values

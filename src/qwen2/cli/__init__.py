@@ -1,0 +1,1 @@
+"""The command line: a small module per verb, imported when the verb runs."""
