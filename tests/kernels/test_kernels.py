@@ -1,0 +1,98 @@
+"""The native library's Python face. The oracle of the features is the kernel's own list, where there is one."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qwen2 import kernels
+
+SOURCE = Path(__file__).parents[2] / "src" / "qwen2" / "kernels" / "features.cpp"
+LINUX_X86 = {  # our name: the kernel's
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avxvnni": "avx_vnni",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512vl": "avx512vl",
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+}
+LINUX_ARM = {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16"}
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+
+
+def compile_library(folder: Path) -> Path:
+    target = folder / "library.so"
+    subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", str(SOURCE), "-o", str(target)], check=True)
+    return target
+
+
+def flags_of_this_machine() -> tuple[dict[str, str], set[str]]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or platform.machine() not in ("x86_64", "aarch64"):
+        pytest.skip("no /proc/cpuinfo to compare with")
+    lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
+    return (LINUX_X86 if platform.machine() == "x86_64" else LINUX_ARM), set(lines[0].split(":")[1].split())
+
+
+@needs_compiler
+def test_features_are_those_the_kernel_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, flags = flags_of_this_machine()
+    native = kernels.open_library(compile_library(tmp_path))
+    monkeypatch.setattr(kernels, "library", lambda: native)
+    assert kernels.features() == {ours for ours, theirs in names.items() if theirs in flags}
+
+
+@needs_compiler
+def test_another_abi_is_refused(tmp_path: Path) -> None:
+    header = tmp_path / "kernels.h"
+    header.write_text((SOURCE.parent / "kernels.h").read_text().replace("QWEN2_ABI_VERSION 1", "QWEN2_ABI_VERSION 7"))
+    source = tmp_path / "features.cpp"
+    source.write_text(SOURCE.read_text())
+    library = tmp_path / "library.so"
+    subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    with pytest.raises(OSError, match=r"library\.so: ABI 7, this package needs 1; rebuild it with: pip install --force-reinstall qwen2$"):
+        kernels.open_library(library)
+
+
+@needs_compiler
+def test_a_foreign_library_is_refused(tmp_path: Path) -> None:
+    source, library = tmp_path / "other.cpp", tmp_path / "other.so"
+    source.write_text('extern "C" int other(void) { return 1; }\n')
+    subprocess.run(["c++", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    with pytest.raises(OSError, match=r"other\.so: not the native library of qwen2 \(no qwen2_abi_version\)"):
+        kernels.open_library(library)
+
+
+def test_without_a_library_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert kernels.features() == frozenset()
+    assert kernels.report().endswith("no native library (installed without a C++ compiler)")
+
+
+def test_names_stand_in_the_order_of_the_bits() -> None:
+    """The enumeration of kernels.h, read as text, gives each name's bit."""
+    header = (SOURCE.parent / "kernels.h").read_text()
+    bits = {}
+    for line in header.splitlines():
+        words = line.replace(",", "").split()
+        if len(words) == 5 and words[1:4] == ["=", "1", "<<"]:
+            bits[words[0].removeprefix("QWEN2_").lower()] = int(words[4])
+    assert bits == {name: index for index, name in enumerate(kernels.FEATURES)}
+
+
+def test_an_installed_library_is_loaded() -> None:
+    """Only where this installation has one: the path search finds it, and it is a library of ours."""
+    path = kernels.library_path()
+    if path is None:
+        pytest.skip("this installation has no native library")
+    assert isinstance(kernels.library(), ctypes.CDLL)
+    assert kernels.report().endswith(f"native library with ABI {kernels.ABI_VERSION}")

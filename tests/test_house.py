@@ -1,0 +1,132 @@
+"""The house rules that a program can check: small units, plain characters, a true file map, a start without torch.
+
+Each failure names the offender and what to do. Left out: taste, and what ruff, mypy and import-linter already say.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "qwen2").rglob("*.py"))
+PYTHON = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "bench").rglob("*.py"))
+NATIVE = [path for ending in ("*.cpp", "*.h") for path in sorted((ROOT / "src").rglob(ending))]
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+MODEL_LINES = 300
+NAMES_TO_AVOID = {"utils", "util", "common", "helpers", "helper", "misc"}
+TOOL_KEYWORD = "\u273f"  # the flower around the keywords of Qwen2's tool prompt, legible only as itself
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_files_are_short() -> None:
+    limit = {"src/qwen2/model/qwen2.py": MODEL_LINES}
+    for path in PYTHON + NATIVE:
+        lines, allowed = len(path.read_text(encoding="utf-8").splitlines()), limit.get(shown(path), FILE_LINES)
+        assert lines <= allowed, f"{shown(path)} has {lines} lines, the limit is {allowed}: its idea has split, split the file by it"
+
+
+def test_functions_are_short() -> None:
+    for path in PYTHON:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= FUNCTION_LINES, (
+                    f"{shown(path)}:{node.lineno} {node.name}() has {lines} lines, the limit is {FUNCTION_LINES}: "
+                    "give its steps names of their own"
+                )
+
+
+def test_files_are_named_for_what_they_hold() -> None:
+    for path in PYTHON:
+        assert path.stem not in NAMES_TO_AVOID, f"{shown(path)}: name it for the one concept it holds, or put its functions beside their use"
+
+
+def test_modules_say_what_they_are() -> None:
+    for path in SOURCES:
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{shown(path)}: begin with a docstring: what it is, what it leaves out"
+
+
+def test_sources_are_ascii() -> None:
+    for path in SOURCES + NATIVE:
+        allowed = {TOOL_KEYWORD} if path.parent.name == "tokenizer" else set()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            strange = sorted(c for c in line if ord(c) > 126 and c not in allowed)
+            assert not strange, f"{shown(path)}:{number}: {ascii(strange[0])} is not ASCII; write it as an escape, or in words in a comment"
+
+
+def test_nothing_is_left_open() -> None:
+    for path in SOURCES:
+        found = re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", path.read_text(encoding="utf-8"))
+        assert not found, f"{shown(path)}: {found and found.group()}: finish it, or say in the docstring what is left out"
+
+
+def test_the_file_map_is_true() -> None:
+    """docs/architecture.md has one entry per package, and each names exactly the package's modules."""
+    named = {}
+    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
+        if entry := re.match(r"- `(\w+)/`", line):
+            named[entry.group(1)] = set(re.findall(r"`(\w+)\.py`", line))
+    package = ROOT / "src" / "qwen2"
+    found = {folder.parent.name: modules_in(folder.parent) for folder in package.rglob("__init__.py") if folder.parent != package}
+    assert named.keys() == found.keys(), f"packages in docs/architecture.md {sorted(named)}, in src/qwen2 {sorted(found)}"
+    for name, modules in found.items():
+        wrong = modules ^ named[name]
+        assert not wrong, f"docs/architecture.md, entry {name}/: add what is missing or strike what is gone: {sorted(wrong)}"
+
+
+def modules_in(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import qwen2; dir(qwen2); qwen2.__version__",
+        "import qwen2.config",
+        "from qwen2 import ModelConfig",
+        "from qwen2 import Tokenizer",
+        "from qwen2 import kernels; kernels.report()",
+        "run('--help')",
+        "run('--version')",
+        "run('run', '--help')",
+        "run('list')",
+    ],
+)
+def test_starts_without_torch(statement: str, tmp_path: Path) -> None:
+    program = f"""
+import sys
+def run(*words):
+    from qwen2.cli.app import main
+    sys.argv = ["qwen2", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+{statement}
+heavy = sorted({{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys())
+assert not heavy, f"imported at start: {{heavy}}; import them in the function that needs them"
+"""
+    environment = {"PATH": "", "QWEN2_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src"), "SYSTEMROOT": "C:\\Windows"}
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_public_names_resolve() -> None:
+    import qwen2
+
+    for name in qwen2.__all__:
+        assert getattr(qwen2, name) is not None
+        assert name in dir(qwen2)
+    with pytest.raises(AttributeError, match=r"module 'qwen2' has no attribute 'llm'; it has LLM, ModelConfig, SamplingParams, Tokenizer, load"):
+        _ = qwen2.llm
