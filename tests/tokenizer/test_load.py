@@ -44,8 +44,9 @@ def test_transformers_loads_what_we_save_with_the_same_ids(split, tmp_path):
 
 
 def test_control_ids_between_text_ids_survive_saving(tmp_path):
-    vocab = {("!" if token == "!" else token): id + 3 for token, id in tiny_parts().vocab.items()}
-    ours = Tokenizer(tiny_parts(vocab=vocab, control={"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<x>": 500}, eos=(2, 0), pad=0))
+    vocab = {token: id + 3 for token, id in tiny_parts().vocab.items()}
+    control = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<x>": 500}
+    ours = Tokenizer(tiny_parts(vocab=vocab, control=control, eos=(2, 0), pad=0))
     ours.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     text = "the<x> other<|im_end|>"
@@ -102,7 +103,8 @@ def test_the_default_control_tokens_are_the_three_of_qwen2(tmp_path):
 
 
 def test_the_chat_template_comes_from_its_own_file_or_the_default_of_several(folder):
-    edit(folder / "tokenizer_config.json", lambda c: c.update(chat_template=[{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]))
+    several = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    edit(folder / "tokenizer_config.json", lambda c: c.update(chat_template=several))
     assert Tokenizer.from_folder(folder).chat_template == "d"
     (folder / "chat_template.jinja").write_text("file")
     assert Tokenizer.from_folder(folder).chat_template == "file"
@@ -142,7 +144,7 @@ def test_a_rank_that_no_merge_reaches_is_named(tmp_path):
 @pytest.mark.parametrize("line", [b"IQ==", b"IQ== x", b"@@@ 1", b"IQ== 1 2", b"\xff\xfe 1"])
 def test_a_broken_tiktoken_line_is_named(tmp_path, line):
     (tmp_path / "x.tiktoken").write_bytes(b"IQ== 0\n" + line + b"\n")
-    with pytest.raises(ValueError, match="x.tiktoken, line 2: .* is not `base64 rank`"):
+    with pytest.raises(ValueError, match=r"x.tiktoken, line 2: .* is not `base64 rank`"):
         Tokenizer.from_tiktoken(tmp_path / "x.tiktoken")
 
 
@@ -177,24 +179,24 @@ def test_a_wrong_tokenizer_json_is_refused_with_the_reason(folder, change, messa
 
 def test_broken_json_names_the_file(folder):
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json is not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer.json is not JSON"):
         Tokenizer.from_folder(folder)
     (folder / "tokenizer.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="tokenizer.json is not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer.json is not JSON"):
         Tokenizer.from_folder(folder)
 
 
 def test_a_named_token_outside_the_vocabulary_is_refused(folder):
     edit(folder / "tokenizer_config.json", lambda c: c.update(eos_token={"content": "</s>"}))
-    with pytest.raises(ValueError, match="eos_token is '</s>', which is not in the vocabulary"):
+    with pytest.raises(ValueError, match=r"eos_token is '</s>', which is not in the vocabulary"):
         Tokenizer.from_folder(folder)
 
 
 def test_a_folder_without_a_vocabulary_says_what_it_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer.json, no vocab.json with merges.txt, and 0 \\*.tiktoken files"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json, no vocab.json with merges.txt, and 0 \*.tiktoken files"):
         Tokenizer.from_folder(tmp_path)
 
 
 def test_an_empty_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="the vocabulary is empty"):
+    with pytest.raises(ValueError, match=r"the vocabulary is empty"):
         Tokenizer(Parts({}, [], {}))

@@ -55,7 +55,7 @@ def test_it_works_from_many_threads():
         ("{{ 'x'|center(10**9) }}", "a width of more than"),
         ("{{ 'x'|indent(10**9) }}", "an indentation of more than 1000"),
         ("{% for i in range(10**9) %}x{% endfor %}", "Range too big"),
-        ("{% for i in range(99999) %}{% for j in range(999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}", "it wrote more than 16777216 char"),
+        ("{% for i in range(99999) %}{% for j in range(999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}", "it wrote more than 1677721"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deeply"),
         ("{{ ''.__class__ }}", "access to attribute '__class__' of a str is not allowed"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "access to attribute '__class__'"),
@@ -79,7 +79,7 @@ def test_it_works_from_many_threads():
     ],
 )
 def test_what_a_template_may_not_do(sandbox, source, message):
-    with pytest.raises(ValueError, match="^the model's chat template failed: ") as caught:
+    with pytest.raises(ValueError, match=r"^the model's chat template failed: ") as caught:
         sandbox.render(source, {"x": 10**1000, "items": [1]})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -89,8 +89,9 @@ def test_what_a_template_may_not_do(sandbox, source, message):
 def test_memory_is_bounded():
     sandbox = JinjaSandbox(Limits(seconds=30, memory=256 << 20))
     growing = "{% set ns = namespace(s='ab') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
-    for source in (growing, "{{ '%999999999d'|format(1) }}", "{{ '{:>999999999}'.format(1) }}", "{{ ('ab' * 99)|replace('', 'x' * 9999999) }}"):
-        with pytest.raises(ValueError, match="chat template (failed: it used more memory than it may|broke its process)"):
+    filling = ("{{ '%999999999d'|format(1) }}", "{{ '{:>999999999}'.format(1) }}", "{{ ('ab' * 99)|replace('', 'x' * 9999999) }}")
+    for source in (growing, *filling):
+        with pytest.raises(ValueError, match=r"chat template (failed: it used more memory than it may|broke its process)"):
             sandbox.render(source, {})
     assert sandbox.render("ok", {}) == "ok"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import random
 import re
+import subprocess
+import sys
 import sysconfig
 import unicodedata
 from pathlib import Path
@@ -230,6 +232,11 @@ def test_starts_of_tokens_count_characters_of_the_original(qwen_tokenizer):
     assert ids == qwen_tokenizer.encode(text)
     assert starts[-1] == text.index("x")
     assert starts == sorted(starts)
+
+
+def test_tokenizing_needs_no_torch():
+    code = "import sys, qwen2.tokenizer; print(sorted({'torch', 'transformers', 'jinja2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_merges_apply_in_rank_order(tiny):

@@ -6,9 +6,11 @@ Only byte-level BPE (`tokenizer.ggml.model` = gpt2) with a split that we do exac
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from reprlib import repr as shown
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .parts import Parts, end_ids, without_control
 from .splits import GGUF_SPLITS, Split, gguf_name
@@ -16,7 +18,7 @@ from .splits import GGUF_SPLITS, Split, gguf_name
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-TEXT, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+KINDS = TEXT, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 KEY = "tokenizer.ggml."
 
 
@@ -29,14 +31,14 @@ def gguf_parts(metadata: Mapping[str, object]) -> Parts:
     vocab: dict[str, int] = {}
     control: dict[str, int] = {}
     special = set()
-    for id, (token, kind) in enumerate(zip(tokens, map(int, types), strict=True)):
-        if not isinstance(token, str) or not TEXT <= kind <= BYTE:
-            raise ValueError(f"{KEY}tokens: entry {id} is {token!r} of type {kind}; types go from 1 to 6")
+    for id, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if not isinstance(token, str) or kind not in KINDS:
+            raise ValueError(f"{KEY}tokens: entry {id} is {shown(token)} of type {shown(kind)}; types go from 1 to 6")
         if kind == UNUSED:
             continue
         table = vocab if kind in (TEXT, BYTE) else control
         if token in vocab or token in control:
-            raise ValueError(f"{KEY}tokens: {token!r} is there twice, at {vocab.get(token, control.get(token))} and {id}")
+            raise ValueError(f"{KEY}tokens: {shown(token)} is there twice, at {vocab.get(token, control.get(token))} and {id}")
         table[token] = id
         if kind in (UNKNOWN, CONTROL):
             special.add(token)
@@ -48,10 +50,10 @@ def _split(metadata: Mapping[str, object]) -> Split:
     model = metadata.get(KEY + "model")
     if model != "gpt2":
         known = "a sentencepiece vocabulary" if model == "llama" else "not known"
-        raise ValueError(f"{KEY}model is {model!r}, {known}; only byte-level BPE ('gpt2') is supported")
+        raise ValueError(f"{KEY}model is {shown(model)}, {known}; only byte-level BPE ('gpt2') is supported")
     pre = metadata.get(KEY + "pre")
     if not isinstance(pre, str) or pre not in GGUF_SPLITS:
-        raise ValueError(f"{KEY}pre is {pre!r}; the splits known exactly are {', '.join(GGUF_SPLITS)}")
+        raise ValueError(f"{KEY}pre is {shown(pre)}; the splits known exactly are {', '.join(GGUF_SPLITS)}")
     return GGUF_SPLITS[pre]
 
 
@@ -65,7 +67,7 @@ def _array(metadata: Mapping[str, object], key: str) -> list[Any]:
 def _merge(entry: object) -> tuple[str, str]:
     left, _, right = entry.partition(" ") if isinstance(entry, str) else ("", "", "")
     if not left or not right or " " in right:
-        raise ValueError(f"{KEY}merges: {entry!r} is not two tokens with a space between")
+        raise ValueError(f"{KEY}merges: {shown(entry)} is not two tokens with a space between")
     return left, right
 
 
@@ -74,9 +76,9 @@ def _with_ids(parts: Parts, metadata: Mapping[str, object], count: int) -> Parts
         value = metadata.get(KEY + key)
         if value is None:
             return None
-        if not isinstance(value, int) or not 0 <= value < count:
-            raise ValueError(f"{KEY}{key} is {value!r}; ids go from 0 to {count - 1}")
-        return value
+        if not isinstance(value, SupportsIndex) or not 0 <= operator.index(value) < count:
+            raise ValueError(f"{KEY}{key} is {shown(value)}; ids go from 0 to {count - 1}")
+        return operator.index(value)
 
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):

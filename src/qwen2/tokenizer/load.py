@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from .alphabet import to_chars
@@ -28,7 +29,7 @@ def json_parts(path: Path) -> Parts:
     model = _need(spec, "model", dict, path)
     _refuse_other_models(spec, model, path)
     merges = [_merge(entry, path) for entry in _need(model, "merges", list, path)]
-    added = spec.get("added_tokens") or []
+    added = _need({"added_tokens": [], **spec}, "added_tokens", list, path)
     control = {_added_token(entry, path): entry["id"] for entry in added}
     parts = without_control(_need(model, "vocab", dict, path), merges, control)
     split = Split(spec.get("normalizer"), spec["pre_tokenizer"], bool(model.get("ignore_merges")))
@@ -46,7 +47,7 @@ def _refuse_other_models(spec: dict[str, Any], model: dict[str, Any], path: Path
     }
     for key, values in wanted.items():
         if model.get(key) not in values:
-            raise ValueError(f"{path}: model.{key} is {model[key]!r}; only plain byte-level BPE is supported")
+            raise ValueError(f"{path}: model.{key} is {shown(model[key])}; only plain byte-level BPE is supported")
     if '"ByteLevel"' not in json.dumps(spec.get("pre_tokenizer")):
         raise ValueError(f"{path}: the pre-tokenizer is not byte-level; sentencepiece-like vocabularies are not supported")
 
@@ -55,26 +56,25 @@ def _merge(entry: object, path: Path) -> tuple[str, str]:
     pair = entry.split(" ") if isinstance(entry, str) else entry
     if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair):
         return pair[0], pair[1]
-    raise ValueError(f"{path}: {entry!r} is not a merge; a merge is two tokens")
+    raise ValueError(f"{path}: {shown(entry)} is not a merge; a merge is two tokens")
 
 
 def _added_token(entry: object, path: Path) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not isinstance(entry.get("id"), int):
-        raise ValueError(f"{path}: {entry!r} is not an added token; it needs content and id")
+        raise ValueError(f"{path}: {shown(entry)} is not an added token; it needs content and id")
     for flag in ("single_word", "lstrip", "rstrip"):
         if entry.get(flag):
-            raise ValueError(f"{path}: added token {entry['content']!r} has {flag}, which is not supported")
+            raise ValueError(f"{path}: added token {shown(entry['content'])} has {flag}, which is not supported")
     return str(entry["content"])
 
 
 def _leading_token(post_processor: object, control: Mapping[str, int]) -> int | None:
     """The token that a template post-processor puts before every text, as Llama's does; None for Qwen's."""
-    if not isinstance(post_processor, dict):
-        return None
-    for step in [post_processor, *(post_processor.get("processors") or [])]:
-        first = (step.get("single") or [{}])[0]
-        if step.get("type") == "TemplateProcessing" and "SpecialToken" in first:
-            return control.get(first["SpecialToken"]["id"])
+    match post_processor:
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(token)}}, *_]}:
+            return control.get(token)
+        case {"type": "Sequence", "processors": [*steps]}:
+            return next((found for step in steps if (found := _leading_token(step, control)) is not None), None)
     return None
 
 
@@ -125,7 +125,7 @@ def _last_merge(token: bytes, ranks: Mapping[bytes, int], path: Path) -> tuple[b
         at = pairs.index(best)
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
     if len(pieces) != 2:
-        raise ValueError(f"{path}: token {token!r} of rank {ranks[token]} cannot be built from two tokens of lower rank")
+        raise ValueError(f"{path}: token {shown(token)} of rank {ranks[token]} cannot be built from two tokens of lower rank")
     return pieces[0], pieces[1]
 
 
@@ -185,7 +185,7 @@ class _Named:
             return None
         found = self.parts.control.get(text, self.parts.vocab.get(text)) if isinstance(text, str) else None
         if found is None:
-            raise ValueError(f"{self.path}: {key} is {text!r}, which is not in the vocabulary")
+            raise ValueError(f"{self.path}: {key} is {shown(text)}, which is not in the vocabulary")
         return found
 
 

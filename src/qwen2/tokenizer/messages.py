@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shown
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -64,10 +65,10 @@ def _read_message(message: Mapping[str, Any], at: str) -> Turn:
         raise ValueError(f"{at} is {type(message).__name__}, not an object with role and content")
     unknown = [key for key in message if key not in MESSAGE_KEYS]
     if unknown:
-        raise ValueError(f"{at} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(MESSAGE_KEYS))}")
+        raise ValueError(f"{at} has the unknown key {shown(unknown[0])}; known are {', '.join(sorted(MESSAGE_KEYS))}")
     role = message.get("role")
     if role not in ROLES:
-        raise ValueError(f"{at}: unknown role {role!r}; roles are {', '.join(ROLES)}")
+        raise ValueError(f"{at}: unknown role {shown(role)}; roles are {', '.join(ROLES)}")
     if message.get("tool_calls") and role != "assistant":
         raise ValueError(f"{at}: only an assistant has tool_calls, not {role!r}")
     if message.get("tool_call_id") is not None and role != "tool":
@@ -94,9 +95,9 @@ def _read_call(call: object, at: str) -> tuple[ToolCall, str | None]:
         raise ValueError(f"{at} is {type(call).__name__}, not an object with a function")
     unknown = [key for key in call if key not in {"id", "type", "function"}]
     if unknown:
-        raise ValueError(f"{at} has the unknown key {unknown[0]!r}; known are function, id, type")
+        raise ValueError(f"{at} has the unknown key {shown(unknown[0])}; known are function, id, type")
     if call.get("type", "function") != "function":
-        raise ValueError(f"{at}.type is {call['type']!r}; only 'function' is known")
+        raise ValueError(f"{at}.type is {shown(call['type'])}; only 'function' is known")
     function = call.get("function")
     if not isinstance(function, Mapping) or set(function) != {"name", "arguments"}:
         raise ValueError(f"{at}.function is an object with exactly name and arguments")
@@ -160,7 +161,7 @@ def dump_json(value: object, at: str) -> str:
 
 def _name(value: object, at: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise ValueError(f"{at} is {value!r}; a tool's name is 1 to 64 letters, digits, '_', '-' or '.'")
+        raise ValueError(f"{at} is {shown(value)}; a tool's name is 1 to 64 letters, digits, '_', '-' or '.'")
     return value
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from reprlib import repr as shown
 
 from .messages import NAME, STRICT_JSON, Message, ToolCall, check_object
 
@@ -76,7 +77,7 @@ def _string(member: tuple[object, str]) -> str | None:
 
 def _call(name: str | None, arguments: str) -> ToolCall:
     if name is None or not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a tool" if name is not None else "the name is not text")
+        raise ValueError(f"{shown(name)} is not the name of a tool" if name is not None else "the name is not text")
     check_object(arguments, "arguments")
     return ToolCall(name, arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as shown
 
 from .splits import QWEN2, Split
 
@@ -46,16 +47,22 @@ class Parts:
         owner: dict[int, str] = {}
         for token, id in [*self.vocab.items(), *self.control.items()]:
             if not isinstance(id, int) or not 0 <= id < MAX_ID:
-                raise ValueError(f"token {token!r} has id {id!r}; ids go from 0 to {MAX_ID - 1}")
+                raise ValueError(f"token {shown(token)} has id {shown(id)}; ids go from 0 to {MAX_ID - 1}")
             if id in owner:
-                raise ValueError(f"id {id} belongs to both {owner[id]!r} and {token!r}")
+                raise ValueError(f"id {id} belongs to both {shown(owner[id])} and {shown(token)}")
+            if _has_surrogate(token):
+                raise ValueError(f"token {shown(token)} has no UTF-8: half a surrogate pair")
             owner[id] = token
         if "" in self.control:
             raise ValueError("a control token is an empty string")
         for left, right in self.merges:
             for token in (left, right, left + right):
                 if token not in self.vocab:
-                    raise ValueError(f"the merge {left!r} + {right!r} needs {token!r}, which the vocabulary lacks")
+                    raise ValueError(f"the merge {shown(left)} + {shown(right)} needs {shown(token)}, which the vocabulary lacks")
+
+
+def _has_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def without_control(vocab: Mapping[str, int], merges: list[tuple[str, str]], control: Mapping[str, int]) -> Parts:

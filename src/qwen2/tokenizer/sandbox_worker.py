@@ -27,6 +27,8 @@ import jinja2.ext
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+# What a wrong operation in a template can raise; all else ends the process, which the parent reports.
+MISTAKES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 MAX_BITS = 4096              # of a number; what counts tokens or messages needs 32
 
 
@@ -136,8 +138,7 @@ def answer(environment: Sandbox, templates: dict[str, jinja2.Template], job: dic
         return {"error": "it is nested too deeply"}
     except jinja2.TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {error.message}"}
-    # A template can raise any of these with a wrong operation; all else ends the process, which the parent reports.
-    except (RefusedError, jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (RefusedError, jinja2.TemplateError, *MISTAKES) as error:
         return {"error": (str(error) or type(error).__name__).replace("\n", " ")[:500]}
 
 

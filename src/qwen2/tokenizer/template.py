@@ -86,6 +86,13 @@ class ChatTemplate:
             template._sandbox = JinjaSandbox(limits)
         return template
 
+    @property
+    def jinja(self) -> str | None:
+        """The format as Jinja text, for a checkpoint or to be read: the model's own, else Qwen2's; None if neither says it."""
+        if self.source is None and self.style == "qwen2":
+            return QWEN2_JINJA.replace("SYSTEM", self.default_system or "")
+        return self.source
+
     # --- conversation to ids
 
     def render(

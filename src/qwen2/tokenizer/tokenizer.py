@@ -90,11 +90,11 @@ class Tokenizer:
 
     def is_control(self, id: int) -> bool:
         """Whether the id is an added token."""
-        return id in self._control_of_id
+        return _as_id(id) in self._control_of_id
 
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD, unknown ids nothing. `skip_control` drops control tokens."""
-        kept = (i for i in ids if not (skip_control and i in self._control_of_id))
+        kept = (i for i in ids if not (skip_control and self.is_control(i)))
         return b"".join(self.token_bytes(i) for i in kept).decode("utf-8", "replace")
 
     def decoder(self, skip_control: bool = False) -> StreamDecoder:
@@ -197,6 +197,9 @@ def _backend(parts: Parts) -> Backend:
         "normalizer": parts.split.normalizer, "pre_tokenizer": parts.split.pre_tokenizer, "decoder": None,
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
-    backend = Backend.from_str(json.dumps(skeleton))
+    try:
+        backend = Backend.from_str(json.dumps(skeleton))
+    except Exception as error:       # the library raises nothing narrower for a step or a pattern that it does not know
+        raise ValueError(f"the normalizer or pre-tokenizer is not known: {error}") from None
     backend.model = BPE(vocab=dict(parts.vocab), merges=list(parts.merges), ignore_merges=parts.split.ignore_merges)
     return backend

@@ -14,7 +14,8 @@ from pathlib import Path
 
 # The 29 languages that the Qwen2 report names, by the package's codes
 CODES = (
-    "eng cmn_hans deu_1996 fra spa por_PT ita nld rus ces pol arb pes_1 heb tur jpn kor vie tha ind mly_latn lao mya ceb khm tgl hin ben urd"
+    "eng cmn_hans deu_1996 fra spa por_PT ita nld rus ces pol arb pes_1 heb tur "
+    "jpn kor vie tha ind mly_latn lao mya ceb khm tgl hin ben urd"
 )
 
 
