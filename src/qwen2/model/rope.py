@@ -67,5 +67,5 @@ def _yarn(plain: Tensor, theta: float, d: int, scaling: RopeScaling) -> Tensor:
     if low == high:
         high += 0.001  # as the reference: a step, not a division by zero
     ramp = ((torch.arange(d // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    stretched = plain / scaling.factor
-    return stretched * ramp + plain * (1 - ramp)
+    kept = 1 - ramp  # the reference's order of operations, to the last bit
+    return plain / scaling.factor * (1 - kept) + plain * kept

@@ -31,9 +31,11 @@ class Source(Protocol):
 def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Qwen2:
     """A network whose parameters all come from `source`; those of a Llama that has no q/k/v biases are zero."""
     network = Qwen2(config, dtype=dtype, device="meta")
-    for name, parameter in list(network.named_parameters()):
+    parameters = dict(network.named_parameters())
+    biased = any(source.has(name) for name in parameters if name.endswith(".bias"))  # a Llama has none; one that is lost is an error
+    for name, parameter in parameters.items():
         module_name, _, leaf = name.rpartition(".")
-        if name.endswith("_proj.bias") and not source.has(name):
+        if name.endswith(".bias") and not biased:
             tensor = torch.zeros(parameter.shape, dtype=dtype, device=device)
         else:
             tensor = source.load(name, parameter.shape, dtype, device)

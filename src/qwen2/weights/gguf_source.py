@@ -62,8 +62,8 @@ class GGUFSource:
             tensor = torch.from_numpy(self.file.mapped(part)).view(dtype).view(info.shape)
         else:
             tensor = self.file.tensor(part, dtype=dtype)
-        if self.heads_permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = unpermute(tensor, self.config.heads if "q_proj" in name else self.config.kv_heads)
+        if self.heads_permuted and (".q_proj." in name or ".k_proj." in name):
+            tensor = unpermute(tensor, self.config.heads if ".q_proj." in name else self.config.kv_heads)
         return tensor.view(shape)  # (D,) -> (1, D) for the shared expert's gate
 
     def check_rest(self) -> None:
@@ -78,7 +78,7 @@ class GGUFSource:
         weights: Counter[str] = Counter()
         for info in self.file.tensors.values():
             if len(info.shape) > 1:
-                weights[FORMATS[info.type].name if info.type in FORMATS else str(info.type)] += info.nbytes
+                weights[info.type_name] += info.nbytes
         return FILE_TYPES.get(self.file.metadata.get("general.file_type"), weights.most_common(1)[0][0])  # type: ignore[arg-type]
 
 

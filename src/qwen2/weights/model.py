@@ -25,6 +25,8 @@ from qwen2.weights.json_object import read_json
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qwen2.model import Qwen2
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,27 +85,38 @@ def _device(name: str) -> torch.device:
 def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
     with GGUFFile.open(path) as file:
         shapes = {name: info.shape for name, info in file.tensors.items()}
-        config = ModelConfig.from_gguf(file.metadata, shapes)
-        tokenizer = Tokenizer.from_gguf(file.metadata)
+        with _naming(path):
+            config = ModelConfig.from_gguf(file.metadata, shapes)
+            tokenizer = Tokenizer.from_gguf(file.metadata)
+            generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
         _check_vocabulary(path, tokenizer, config)
         source = GGUFSource(file, config)
         chosen = _compute_dtype(dtype, source.dtype(), device)
         network = fill(config, source, chosen, device)
-        generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
         return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, source.format())
 
 
 def _load_folder(path: Path, dtype: str, device: torch.device) -> Model:
-    config = ModelConfig.from_hf(read_json(path / "config.json"))
+    defaults = path / "generation_config.json"
+    with _naming(path):
+        config = ModelConfig.from_hf(read_json(path / "config.json"))
+        generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
     tokenizer = Tokenizer.from_folder(path)
     _check_vocabulary(path, tokenizer, config)
     source = SafetensorsSource(path, config)
     stored = source.dtype()
     network = fill(config, source, _compute_dtype(dtype, stored, device), device)
-    defaults = path / "generation_config.json"
-    generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
     form = str(stored).removeprefix("torch.")
     return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, form)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of what reads a file's content get the file's name in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
 def _compute_dtype(asked: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
