@@ -8,7 +8,7 @@ WORKDIR /source
 RUN python -m venv /opt/qwen2
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY constraints.txt ./
-RUN /opt/qwen2/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" -c constraints.txt torch
+RUN /opt/qwen2/bin/pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt torch
 COPY pyproject.toml CMakeLists.txt LICENSE README.md ./
 COPY src ./src
 RUN /opt/qwen2/bin/pip install --no-cache-dir -c constraints.txt .

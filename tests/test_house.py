@@ -49,12 +49,16 @@ def test_functions_are_short() -> None:
 
 def test_files_are_named_for_what_they_hold() -> None:
     for path in PYTHON:
-        assert path.stem not in NAMES_TO_AVOID, f"{shown(path)}: name it for the one concept it holds, or put its functions beside their use"
+        assert path.stem not in NAMES_TO_AVOID, (
+            f"{shown(path)}: name it for the one concept it holds, or put its functions beside their use"
+        )
 
 
 def test_modules_say_what_they_are() -> None:
     for path in SOURCES:
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{shown(path)}: begin with a docstring: what it is, what it leaves out"
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), (
+            f"{shown(path)}: begin with a docstring: what it is, what it leaves out"
+        )
 
 
 def test_sources_are_ascii() -> None:
@@ -62,7 +66,7 @@ def test_sources_are_ascii() -> None:
         allowed = {TOOL_KEYWORD} if path.parent.name == "tokenizer" else set()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             strange = sorted(c for c in line if ord(c) > 126 and c not in allowed)
-            assert not strange, f"{shown(path)}:{number}: {ascii(strange[0])} is not ASCII; write it as an escape, or in words in a comment"
+            assert not strange, f"{shown(path)}:{number}: {strange[0]!a} is not ASCII; write it as an escape, or in words in a comment"
 
 
 def test_nothing_is_left_open() -> None:
@@ -83,6 +87,19 @@ def test_the_file_map_is_true() -> None:
     for name, modules in found.items():
         wrong = modules ^ named[name]
         assert not wrong, f"docs/architecture.md, entry {name}/: add what is missing or strike what is gone: {sorted(wrong)}"
+
+
+def test_the_family_table_is_counted() -> None:
+    """The README's table of sizes, cell by cell, from the released configurations."""
+    from qwen2.config import FAMILY
+
+    rows = re.findall(r"^\| `(qwen2:[^`]+)` \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == [name for name in FAMILY if not name.endswith("-base")]
+    for name, cells in rows:
+        c, total = FAMILY[name].config, FAMILY[name].config.parameters()
+        active = "all" if c.active_parameters() == total else f"{c.active_parameters():,}"
+        counted = [f"{total:,}", active, str(c.layers), f"{c.hidden:,}", f"{c.heads} / {c.kv_heads}", f"{c.cache_bytes_per_token():,} B"]
+        assert cells.split(" | ") == [*counted, FAMILY[name].licence], f"README.md, row {name}: write what is counted"
 
 
 def modules_in(folder: Path) -> set[str]:
@@ -128,5 +145,7 @@ def test_public_names_resolve() -> None:
     for name in qwen2.__all__:
         assert getattr(qwen2, name) is not None
         assert name in dir(qwen2)
-    with pytest.raises(AttributeError, match=r"module 'qwen2' has no attribute 'llm'; it has LLM, ModelConfig, SamplingParams, Tokenizer, load"):
+    with pytest.raises(
+        AttributeError, match=r"module 'qwen2' has no attribute 'llm'; it has LLM, ModelConfig, SamplingParams, Tokenizer, load"
+    ):
         _ = qwen2.llm

@@ -46,7 +46,9 @@ def open_library(path: Path) -> ctypes.CDLL:
     """
     native = ctypes.CDLL(str(path))
     if not hasattr(native, "qwen2_abi_version"):
-        raise OSError(f"{path}: not the native library of qwen2 (no qwen2_abi_version); reinstall with: pip install --force-reinstall qwen2")
+        raise OSError(
+            f"{path}: not the native library of qwen2 (no qwen2_abi_version); reinstall with: pip install --force-reinstall qwen2"
+        )
     native.qwen2_abi_version.restype = ctypes.c_uint32
     native.qwen2_abi_version.argtypes = []
     found = int(native.qwen2_abi_version())
