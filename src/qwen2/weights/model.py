@@ -8,6 +8,7 @@ What is left out: downloading (store.py) and running (engine/).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
