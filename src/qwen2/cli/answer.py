@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from qwen2.engine.request import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from types import FrameType
 
     from qwen2.cli.render import Renderer
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 PATIENCE = 0.2  # seconds between looks at Ctrl-C on systems where it does not wake a waiting thread
 
 
-def pieces(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams) -> Iterator[Chunk]:
-    """The chunks of an answer; after Ctrl-C the last one's finish reason is "abort". Bad input raises before the first."""
+def pieces(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams, inbox: Inbox) -> Generator[Chunk]:
+    """The chunks of an answer; after a "stop" in the inbox the last one's finish reason is "abort". Bad input raises before the first."""
     stream = llm.stream(messages, params)
-    inbox: Inbox = SimpleQueue()
 
     def work() -> None:
         try:
@@ -44,20 +43,19 @@ def pieces(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingPara
         inbox.put("end")
 
     worker = threading.Thread(target=work, name="answer", daemon=True)
-    with stop_on_interrupt(inbox):
-        worker.start()
-        try:
-            while (item := _next(inbox)) != "end":
-                if item == "stop":
-                    llm.abort()
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            if worker.is_alive():
+    worker.start()
+    try:
+        while (item := _next(inbox)) != "end":
+            if item == "stop":
                 llm.abort()
-                worker.join()
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        if worker.is_alive():
+            llm.abort()
+            worker.join()
 
 
 def _next(inbox: Inbox) -> Item:
@@ -69,8 +67,9 @@ def _next(inbox: Inbox) -> Item:
 
 
 @contextmanager
-def stop_on_interrupt(inbox: Inbox) -> Iterator[None]:
-    """Ctrl-C puts "stop" into the inbox; `SimpleQueue.put` may be called from a signal's handler."""
+def stop_on_interrupt() -> Iterator[Inbox]:
+    """An inbox into which Ctrl-C puts "stop"; `SimpleQueue.put` may be called from a signal's handler."""
+    inbox: Inbox = SimpleQueue()
     previous = signal.getsignal(signal.SIGINT)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -78,7 +77,7 @@ def stop_on_interrupt(inbox: Inbox) -> Iterator[None]:
 
     signal.signal(signal.SIGINT, stop)
     try:
-        yield
+        yield inbox
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -116,9 +115,8 @@ def working(text: str) -> Iterator[None]:
 
 def show_answer(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams, renderer: Renderer) -> Output:
     """Stream an answer to the renderer and return it whole."""
-    chunks = pieces(llm, messages, params)
     output = None
-    with silent_keyboard():
+    with stop_on_interrupt() as inbox, silent_keyboard(), closing(pieces(llm, messages, params, inbox)) as chunks:
         with working("reading the prompt"):
             chunk = next(chunks, None)
         while chunk is not None:

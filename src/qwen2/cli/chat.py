@@ -39,20 +39,24 @@ class Command:
 
 
 COMMANDS = {
-    "/set": Command("/set parameter NAME VALUE", "Set a sampling parameter; the value default gives it back to the model", "set"),
-    "/system": Command("/system [TEXT]", "Set the system prompt, or show it; the text default goes back to the model's own", "system"),
-    "/show": Command(f"/show [{'|'.join(TOPICS)}]", "Show the model, or what is named", "show"),
-    "/save": Command("/save FILE", "Write the conversation to a file (JSON)", "save"),
+    "/set": Command("/set parameter NAME VALUE", "Change the sampling (VALUE default: the model's)", "set"),
+    "/system": Command("/system [TEXT]", "Set the system prompt, or show it", "system"),
+    "/show": Command("/show [TOPIC]", "Show the model, or " + ", ".join(TOPICS[1:4]) + ",\n" + " " * 30 + ", ".join(TOPICS[4:]), "show"),
+    "/save": Command("/save FILE", "Write the conversation to a file", "save"),
     "/load": Command("/load FILE", "Go on with a saved conversation", "load"),
-    "/clear": Command("/clear", "Forget what was said; system prompt and parameters stay", "clear"),
+    "/clear": Command("/clear", "Forget what was said", "clear"),
     "/help": Command("/help", "Show this (also /?)", "help"),
     "/bye": Command("/bye", "End (also /exit, /quit, Ctrl-D)", "bye"),
 }
 ALIASES = {"/?": "/help", "/exit": "/bye", "/quit": "/bye"}
-KEYS = """  \"\"\" ... \"\"\"                  A text of several lines; Alt-Enter and a \\ at the end of a line break it too
-  Ctrl-C                       Stop the answer, or clear the line
-  Ctrl-G                       Write in your editor ($EDITOR)
-  Ctrl-R, Up                   Search what you typed earlier"""
+MORE_HELP = """  /set system TEXT            Set the system prompt (TEXT default: the model's)
+  /set verbose on|off         Say how fast an answer was, and on what
+
+  \"\"\" ... \"\"\"                 A text of several lines; Alt-Enter, and \\ at the
+                              end of a line, break it too
+  Ctrl-C                      Stop the answer, or clear the line
+  Ctrl-G                      Write in your editor ($EDITOR)
+  Ctrl-R, Up                  Search what you typed earlier"""
 
 
 class Chat:
@@ -200,8 +204,8 @@ class Chat:
 
     def help(self, rest: str) -> None:
         for command in COMMANDS.values():
-            print(f"  {command.usage:<28} {command.help}" if len(command.usage) <= 28 else f"  {command.usage}\n{'':<31}{command.help}")
-        print("  /set system TEXT, /set verbose on|off\n" + KEYS)
+            print(f"  {command.usage:<27} {command.help}")
+        print(MORE_HELP)
 
     def bye(self, rest: str) -> None:
         self.done = True

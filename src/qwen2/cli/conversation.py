@@ -47,6 +47,8 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write the file as a whole or not at all. A file that is there and no conversation is left alone."""
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{path.absolute().parent}: no such folder")
         if path.exists():
             read_conversation(path)
         standard = asdict(SamplingParams())

@@ -109,7 +109,7 @@ def make_session(history: Path) -> PromptSession[str]:
         HTML("<b>&gt;&gt;&gt;</b> "),
         history=past,
         multiline=True,
-        prompt_continuation="... ",
+        prompt_continuation=lambda width, line, wraps: "    " if wraps else "... ",
         key_bindings=make_bindings(),
         completer=Commands(),
         complete_while_typing=False,
@@ -126,11 +126,11 @@ def converse(chat: Chat, history: Path) -> None:
     while not chat.done:
         try:
             line = session.prompt()
+            chat.handle(line)
         except KeyboardInterrupt:
             print(HINT)
             continue
         except EOFError:
             return
-        chat.handle(line)
         if not chat.done and line.strip():
             print()

@@ -1,0 +1,242 @@
+"""The conversation without its terminal: questions, answers, commands and errors, on a tiny random model."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import fields
+
+import pytest
+
+from qwen2.cli.chat import COMMANDS, TOPICS, Chat
+from qwen2.cli.conversation import Conversation, Turn
+from qwen2.cli.sampling import KIND, change
+from qwen2.engine.llm import LLM
+from qwen2.engine.request import SamplingParams
+from tests.conftest import tiny_model
+
+PARAMS = SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True)
+
+
+class Pieces:
+    """A renderer that keeps what it gets, and presses Ctrl-C at one of the pieces."""
+
+    def __init__(self, interrupt_at: int | None = None) -> None:
+        self.pieces: list[str] = []
+        self.interrupt_at = interrupt_at
+        self.closed = 0
+
+    def push(self, text: str) -> None:
+        self.pieces.append(text)
+        if len(self.pieces) == self.interrupt_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(tiny_model())
+
+
+def make_chat(llm: LLM, params: SamplingParams = PARAMS, interrupt_at: int | None = None) -> tuple[Chat, Pieces]:
+    pieces = Pieces(interrupt_at)
+    return Chat(llm, Conversation("tiny", params=params), lambda: pieces), pieces
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+# --- questions and answers
+
+
+def test_answers_continue_the_conversation(llm):
+    chat, pieces = make_chat(llm)
+    chat.handle("the quick fox")
+    first = llm.chat([user("the quick fox")], PARAMS).text
+    assert [(t.role, t.content) for t in chat.conversation.turns] == [("user", "the quick fox"), ("assistant", first)]
+    assert "".join(pieces.pieces) == first
+    chat.handle("and then")
+    history = [user("the quick fox"), {"role": "assistant", "content": first}, user("and then")]
+    assert chat.conversation.turns[-1] == Turn("assistant", llm.chat(history, PARAMS).text)
+    assert pieces.closed == 2
+
+
+def test_system_prompt_goes_to_the_model_and_clear_keeps_it(llm, capsys):
+    chat, _ = make_chat(llm)
+    chat.handle("/system speak like a dog")
+    chat.handle("over")
+    expected = llm.chat([{"role": "system", "content": "speak like a dog"}, user("over")], PARAMS).text
+    assert chat.conversation.turns[-1].content == expected
+    chat.handle("/clear")
+    assert chat.conversation.messages == [{"role": "system", "content": "speak like a dog"}]
+    chat.handle("/set system default")
+    assert chat.conversation.messages == []
+    assert capsys.readouterr().out.splitlines()[-1] == "system: (the model's own) You are a helpful assistant."
+
+
+def test_ctrl_c_ends_the_answer_only(llm, capsys):
+    whole = llm.chat([user("lazy")], change(PARAMS, "max_tokens", "2000")).text
+    chat, pieces = make_chat(llm, change(PARAMS, "max_tokens", "2000"), interrupt_at=3)
+    before = signal.getsignal(signal.SIGINT)
+    chat.handle("lazy")
+    answer = chat.conversation.turns[-1]
+    assert answer.stopped
+    assert answer.content == "".join(pieces.pieces)
+    assert whole.startswith(answer.content.rstrip("\ufffd"))
+    assert 0 < len(answer.content) < len(whole)
+    assert "(stopped)" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    chat.handle("dog")  # it goes on, with the part that was said
+    assert [turn.role for turn in chat.conversation.turns] == ["user", "assistant", "user", "assistant"]
+    llm.engine.check()
+
+
+def test_question_too_long_for_the_window_keeps_the_conversation(capsys):
+    chat, _ = make_chat(LLM(tiny_model(), context=90))
+    chat.handle("the fox")
+    turns = list(chat.conversation.turns)
+    chat.handle("quick brown " * 60)
+    error = capsys.readouterr().err
+    count = len(chat.llm.template.render([*chat.conversation.messages, user("quick brown " * 60)]).ids)
+    assert f"error: prompt has {count:,} tokens, the window is 90" in error
+    assert error.rstrip().endswith("the question is not asked: /clear starts anew, /save FILE keeps what was said")
+    assert chat.conversation.turns == turns
+    chat.handle("/clear")
+    chat.handle("fox")
+    assert len(chat.conversation.turns) == 2
+
+
+def test_answer_cut_by_max_tokens_or_window_says_so(capsys):
+    chat, _ = make_chat(LLM(tiny_model(), context=60), change(PARAMS, "max_tokens", "3"))
+    chat.handle("fox")
+    assert "(cut: max_tokens 3 reached)" in capsys.readouterr().err
+    chat.handle("/clear")
+    chat.handle("/set parameter max_tokens default")
+    chat.handle("fox")
+    assert "(cut: the window of 60 tokens is full)" in capsys.readouterr().err
+
+
+def test_verbose_names_speed_place_and_sampling(llm, capsys):
+    chat, _ = make_chat(llm)
+    chat.handle("/set verbose on")
+    chat.handle("fox")
+    lines = {line.split()[0]: line for line in capsys.readouterr().err.splitlines()}
+    count = len(llm.template.render([user("fox")]).ids)
+    assert re.search(r"\d+ tokens.* in \d+\.\d\d s", lines["prompt"])
+    assert "12 tokens in" in lines["answer"]
+    assert lines["answer"].endswith("tokens/s")
+    assert "cpu" in lines["device"]
+    assert "float32" in lines["device"]
+    assert lines["context"] == f"context   {count + 12} of {llm.window:,} tokens"
+    assert "temperature 1.0" in lines["sampling"]
+    assert "seed 5" in lines["sampling"]
+    assert "ignore_eos True" in lines["sampling"]
+
+
+# --- commands
+
+
+@pytest.mark.parametrize(("line", "error"), [
+    ("/sho", "error: no command /sho: did you mean /show? (a text that begins with / is sent with a space before it)"),
+    ("/xyzzy", "error: no command /xyzzy: /help shows what there is (a text that begins with / is sent with a space before it)"),
+    ("/set", "error: /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
+    ("/set parameter temperature", f"error: /set parameter NAME VALUE; the names: {', '.join(KIND)}"),
+    ("/set parameter temperature hot", "error: temperature 'hot': must be a number"),
+    ("/set parameter temperature -1", "error: temperature -1.0: must be between 0 (greedy) and 100"),
+    ("/set parameter top_p 0", "error: top_p 0.0: must be above 0 and at most 1 (off)"),
+    ("/set parameter top_k 1.5", "error: top_k '1.5': must be a whole number"),
+    ("/set parameter ignore_eos maybe", "error: ignore_eos 'maybe': must be on or off"),
+    ("/set parameter logit_bias 5", "error: logit_bias '5': must be token ids and numbers as {\"9707\": -5}"),
+    ("/set parameter n 2", f"error: parameter 'n': unknown; there are {', '.join(KIND)}"),
+    ("/set verbose maybe", "error: /set verbose maybe: must be on or off"),
+    ("/show weather", f"error: /show weather: there are {', '.join(TOPICS)}"),
+    ("/save", "error: /save FILE: name a file"),
+    ("/load /no/such/file", "error: /no/such/file: No such file or directory"),
+    ("/save /no/such/folder/x.json", "error: /no/such/folder: no such folder"),
+])  # fmt: skip
+def test_errors_of_commands(llm, capsys, line, error):
+    chat, _ = make_chat(llm)
+    chat.handle(line)
+    assert capsys.readouterr().err == error + "\n"
+    assert chat.conversation == Conversation("tiny", params=PARAMS)
+
+
+SET = {
+    "temperature": ("0.5", 0.5), "top_k": ("20", 20), "top_p": ("1", 1.0), "min_p": ("0", 0.0), "repetition_penalty": ("1.1", 1.1),
+    "presence_penalty": ("-1", -1.0), "frequency_penalty": ("2", 2.0), "logit_bias": ('{"7": -5}', {7: -5}), "seed": ("0", 0),
+    "stop": ('END "two words"', ("END", "two words")), "stop_token_ids": ("[3, 4]", (3, 4)), "ignore_eos": ("off", False),
+    "max_tokens": ("9", 9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(SamplingParams) if f.name not in ("n", "logprobs")])
+def test_every_sampling_parameter_can_be_set_and_given_back(llm, name):
+    chat, _ = make_chat(llm)
+    text, value = SET[name]
+    chat.handle(f"/set parameter {name.replace('_', '-')} {text}")
+    assert getattr(chat.conversation.params, name) == value
+    chat.handle(f"/set parameter {name} default")
+    assert getattr(chat.conversation.params, name) == getattr(SamplingParams(), name)
+
+
+def test_show(llm, capsys):
+    chat, _ = make_chat(llm)
+    chat.handle("fox")
+    capsys.readouterr()
+    for topic in TOPICS:
+        chat.handle(f"/show {topic}")
+    out = capsys.readouterr().out
+    used = len(llm.template.render(chat.conversation.messages, add_generation_prompt=False).ids)
+    assert f"context   {used} of {llm.window:,} tokens used" in out
+    assert "temperature          1.0\n" in out
+    assert "built in: qwen2" in out
+    assert "user: fox\nassistant: " in out
+
+
+def test_help_names_every_command_and_fits_in_80_columns(llm, capsys):
+    chat, _ = make_chat(llm)
+    chat.handle("/?")
+    out = capsys.readouterr().out
+    assert all(command.usage in out for command in COMMANDS.values())
+    assert max(map(len, out.splitlines())) < 80
+
+
+@pytest.mark.parametrize("line", ["/bye", "/exit", "/quit", "/BYE "])
+def test_bye(llm, line):
+    chat, _ = make_chat(llm)
+    chat.handle(line)
+    assert chat.done
+
+
+def test_empty_line_asks_nothing(llm):
+    chat, pieces = make_chat(llm)
+    for line in ("", "  \n ", '""""""', '"""\n"""'):
+        chat.handle(line)
+    assert chat.conversation.turns == []
+    assert pieces.pieces == []
+
+
+def test_save_and_load_through_commands(llm, tmp_path, capsys):
+    chat, _ = make_chat(llm)
+    chat.handle("fox")
+    chat.handle(f"/save {tmp_path}/my talk.json")
+    assert capsys.readouterr().out == f"saved 2 messages to {tmp_path}/my talk.json\n"
+    other, _ = make_chat(llm, SamplingParams())
+    other.conversation.model = "another"
+    other.handle(f"/load '{tmp_path}/my talk.json'")
+    assert other.conversation.turns == chat.conversation.turns
+    assert other.conversation.params == PARAMS
+    assert other.conversation.model == "another"
+    assert "it was held with tiny" in capsys.readouterr().err
+
+
+def test_save_touches_nothing_that_is_no_conversation(llm, tmp_path, capsys):
+    chat, _ = make_chat(llm)
+    path = tmp_path / "main.py"
+    path.write_text("print(1)\n")
+    chat.handle(f"/save {path}")
+    assert capsys.readouterr().err == f"error: {path}: not a saved conversation (no JSON)\n"
+    assert path.read_text() == "print(1)\n"

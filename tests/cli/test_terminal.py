@@ -1,0 +1,83 @@
+"""The whole of a conversation in a pseudo-terminal, with a tiny random model and with the real one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect")  # Unix only
+
+
+def spawn(model: str | Path, home: Path, *flags: str):
+    env = {
+        **os.environ, "QWEN2_HOME": str(home), "PYTHONPATH": "src", "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1",
+        "PROMPT_TOOLKIT_COLOR_DEPTH": "DEPTH_1_BIT", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    arguments = ["-m", "qwen2", "run", str(model), *flags]
+    return pexpect.spawn(sys.executable, arguments, env=env, timeout=120, encoding="utf-8", dimensions=(40, 100), codec_errors="replace")
+
+
+READY = r"a message, or /help"
+
+
+@pytest.mark.parametrize("flags", [(), ("--plain",)])
+def test_conversation_in_a_terminal(tiny_folder, tmp_path, flags):
+    child = spawn(tiny_folder, tmp_path, "--ignore-eos", "--seed", "3", *flags)
+    child.expect_exact("tiny-qwen2 (float32) on cpu")
+    child.expect(READY)
+    child.send("/help\r")
+    child.expect_exact("/set parameter NAME VALUE")
+    child.expect(READY)
+    child.send("the fox\r")
+    child.expect("reading the prompt")
+    child.expect(r"[^\x1b\r\n]{10}")
+    child.sendintr()
+    child.expect_exact("(stopped)")
+    child.expect(READY)
+    child.send("/set parameter max_tokens 5\r")
+    child.expect_exact("max_tokens: 5")
+    child.expect(READY)
+    child.send("and the dog\r")
+    child.expect_exact("(cut: max_tokens 5 reached)")
+    child.expect(READY)
+    child.send("/show history\r")
+    child.expect_exact("user: the fox")
+    child.expect_exact("assistant (stopped): ")
+    child.expect_exact("user: and the dog")
+    child.expect_exact("assistant: ")
+    child.expect(READY)
+    child.sendintr()
+    child.expect_exact("(Ctrl-D or /bye ends the conversation)")
+    child.expect(READY)
+    child.send("/bye\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert "the fox" in (tmp_path / "history").read_text()
+
+
+@pytest.mark.slow
+def test_conversation_with_the_real_model(coder, tmp_path):
+    """Asks, streams, answers, is interrupted, goes on and remembers."""
+    child = spawn(coder, tmp_path, "--temperature", "0", "--plain")
+    child.expect(READY, timeout=300)
+    child.send("My name is Ada. Say hello to me.\r")
+    child.expect("Hello[^\r\n]*Ada")
+    child.expect(READY)
+    child.send("Count from 1 to 500, one number per line.\r")
+    child.expect(r"\b5\r?\n6\r?\n7")
+    child.sendintr()
+    child.expect_exact("(stopped)")
+    child.expect(READY)
+    child.send("What is my name? Answer in one word.\r")
+    child.expect("Ada")
+    child.expect(READY)
+    child.send("/set parameter max_tokens 30\r")
+    child.expect_exact("max_tokens: 30")
+    child.send("\x04")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
