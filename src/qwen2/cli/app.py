@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-HELP = "Chat with, inspect and convert models of the Qwen2 family, locally."
+HELP = "Chat with, inspect and convert models of the Qwen2 family, locally. Add --debug to see where an error comes from."
 VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> holds the function of that name
     "run": ("Ask a model, or have a conversation with it.", 'qwen2 run qwen2.5-coder:0.5b "Write a haiku about rivers"'),
     "pull": ("Download a model; after an interruption, go on with it.", "qwen2 pull qwen2.5-coder:0.5b"),
@@ -40,7 +40,7 @@ def make_app() -> App:
         help=HELP,
         help_epilogue=f"Example: {VERBS['run'][1]}",
         help_format="plaintext",
-        version=__version__,
+        version=version,
         suppress_keyboard_interrupt=False,
     )
     for rank, (verb, (text, example)) in enumerate(VERBS.items()):
@@ -48,6 +48,13 @@ def make_app() -> App:
         app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, help_epilogue=f"Example: {example}", sort_key=rank)
     app.register_install_completion_command(help="Install completion for this shell (bash, zsh, fish).")
     return app
+
+
+def version() -> str:
+    """The version, and what this processor and this installation have for the kernels."""
+    from qwen2 import kernels
+
+    return f"{__version__} ({kernels.report()})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
