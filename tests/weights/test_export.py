@@ -59,6 +59,19 @@ def test_types_are_kept_or_changed_as_asked(tmp_path: Path):
     assert torch.equal(wide.network.lm_head.weight, model.network.lm_head.weight.float())
 
 
+def test_a_folder_of_another_type(tmp_path: Path):
+    model = tiny_model()
+    to_hf_folder(model, tmp_path / "out", dtype=torch.bfloat16)
+    again = load(tmp_path / "out")
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(again.network.lm_head.weight, model.network.lm_head.weight.bfloat16())
+    with torch.no_grad():
+        model.network.lm_head.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match="lm_head.weight: has weights that are not finite in float16; choose a wider type"):
+        to_hf_folder(model, tmp_path / "narrow", dtype=torch.float16)
+    assert not (tmp_path / "narrow").exists()
+
+
 @pytest.mark.parametrize("form", ["F32", "F16", "BF16", "Q8_0"])
 def test_a_gguf_file_reads_back(form: str, shape: ModelConfig, tmp_path: Path):
     model = tiny_model(shape)

@@ -6,6 +6,7 @@ What is left out: quantizing with a search (later in `compress/`); Q8_0 here is 
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -21,6 +22,7 @@ from qwen2.weights.gguf_write import gguf_tensors, write_gguf
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import Tensor
 
     from qwen2.weights.model import Model
@@ -28,58 +30,67 @@ if TYPE_CHECKING:
 SHARD_BYTES = 2_000_000_000
 
 
-def to_hf_folder(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+def to_hf_folder(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES, dtype: torch.dtype | None = None) -> None:
     """Write config.json, generation_config.json, the tokenizer's files and safetensors of at most `shard_bytes` each.
 
-    Raises FileExistsError where `folder` exists.
+    `dtype` None keeps the type that the model computes in. Raises FileExistsError where `folder` exists, ValueError for a weight
+    that `dtype` cannot hold, OSError where the disk has no room.
     """
+    dtype = model.dtype if dtype is None else dtype
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; export to a new folder")
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        config = replace(model.config, dtype=str(model.dtype).removeprefix("torch."))
+        config = replace(model.config, dtype=str(dtype).removeprefix("torch."))
         _write_json(draft / "config.json", config.to_hf())
         _write_json(draft / "generation_config.json", model.generation.to_hf())
         model.tokenizer.save(draft)
-        _write_shards(model, draft, shard_bytes)
+        _write_shards(model, draft, shard_bytes, dtype)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_shards(model: Model, folder: Path, shard_bytes: int) -> None:
-    shards = list(_shards(model, shard_bytes))
+def _write_shards(model: Model, folder: Path, shard_bytes: int, dtype: torch.dtype) -> None:
+    shards = list(_shards(model, shard_bytes, dtype))
+    total = sum(tensor.numel() * dtype.itemsize for shard in shards for tensor in shard.values())
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise OSError(errno.ENOSPC, f"{folder}: the weights need {total} bytes and the disk has {free} free; make room or write elsewhere")
     if len(shards) == 1:
-        _save(shards[0], folder / SINGLE)
+        _save(shards[0], folder / SINGLE, dtype)
         return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(shard, folder / file)
+        _save(shard, folder / file, dtype)
         weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _shards(model: Model, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+def _shards(model: Model, shard_bytes: int, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
     """The checkpoint's tensors in order, as views, cut where the next one would pass the limit."""
     shard: dict[str, Tensor] = {}
     size = 0
     for parameter_name, parameter in model.network.named_parameters():
         for name, tensor in split_experts(parameter_name, parameter.detach()):
-            if shard and size + tensor.nbytes > shard_bytes:
+            nbytes = tensor.numel() * dtype.itemsize
+            if shard and size + nbytes > shard_bytes:
                 yield shard
                 shard, size = {}, 0
             shard[name] = tensor
-            size += tensor.nbytes
+            size += nbytes
     yield shard
 
 
-def _save(shard: dict[str, Tensor], path: Path) -> None:
+def _save(shard: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     # Experts are views of one storage, which the library refuses; a copy of those alone is made, a shard at a time.
-    own = {name: tensor.clone() if tensor._is_view() else tensor for name, tensor in shard.items()}
+    own = {name: tensor.to("cpu", dtype, copy=tensor._is_view()) for name, tensor in shard.items()}
+    for name, tensor in own.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: has weights that are not finite in {str(dtype).removeprefix('torch.')}; choose a wider type")
     save_file(own, path, metadata={"format": "pt"})
 
 
