@@ -109,12 +109,10 @@ class MarkdownLines:
         return self._print(Text(line + "\u2500" * max(0, min(RULE, self.width) - cell_len(line)), "dim"), soft=True)[0]
 
     def _close_last_inline(self, tree: SyntaxTreeNode) -> None:
-        node = tree
-        while node.children and node.type != "inline":
-            node = node.children[-1]
-        if node.type == "inline" and balanced(node.content) != node.content:
-            inline = SyntaxTreeNode(self.parser.parseInline(balanced(node.content))).children[0]
-            node.children = inline.children
+        written = [node for node in tree.walk() if node.type == "inline" and node.content]
+        if written and balanced(written[-1].content) != written[-1].content:
+            inline = SyntaxTreeNode(self.parser.parseInline(balanced(written[-1].content)))
+            written[-1].children = inline.children[0].children
 
     def _print(self, thing: RenderableType, width: int | None = None, soft: bool = False) -> list[str]:
         with self.console.capture() as captured:

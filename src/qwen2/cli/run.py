@@ -171,5 +171,5 @@ def talk(llm: LLM, system: str | None, params: SamplingParams, plain: bool, verb
 
     model = llm.model
     chat = Chat(llm, Conversation(model.name, system, params), lambda: make_renderer(plain), verbose, load_seconds)
-    print(f"{model.name} ({model.weight_format}) on {place(llm)}, window {llm.window:,} tokens, loaded in {load_seconds:.1f} s")
+    print(f"{model.name} ({model.weight_format}) on {place(llm)}, window {llm.window:,}, loaded in {load_seconds:.1f} s")
     converse(chat, make_store().home / "history")
