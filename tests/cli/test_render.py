@@ -184,7 +184,7 @@ def test_finished_lines_are_never_written_again():
     for k, character in enumerate(source):
         stream.push(character)
         assert COLOUR.sub("", file.getvalue()).count("First paragraph.") <= 1, k
-    assert "\x1b[J" not in file.getvalue().split("Second")[0]
+    assert not re.search(r"\x1b\[\d*[AJK]", file.getvalue().split("Second")[0])
 
 
 def test_growing_paragraph_taller_than_the_screen_keeps_its_text():
@@ -215,9 +215,9 @@ def test_no_control_character_of_the_model_reaches_the_terminal(attack, around):
         for character in around.format(attack, attack):
             stream.push(character)
         stream.close()
-        ours = re.sub(r"\x1b\[(\?2026[hl]|[0-9;]*[mAJ])|\n|\r(?=\x1b\[[0-9]*[AJ])", "", "".join(written))
+        ours = re.sub(r"\x1b\[(\?2026[hl]|[0-9;]*[mAJK])|\n|\r", "", "".join(written))
         assert not re.search("[\x00-\x1f\x7f-\x9f\u202d\u202e]", ours)
-        assert "\x1b[31mred" not in "".join(written)
+        assert attack not in "".join(written)
 
 
 def test_numeric_entities_cannot_smuggle_control_characters():

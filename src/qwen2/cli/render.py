@@ -90,8 +90,16 @@ class Screen:
         else:
             same = max(min(same, len(lines) - 1), self._first_reachable(), 0)
             up = sum(map(self._rows, self.shown[same:])) - 1
-            out = "\r" + (f"{ESCAPE}{up}A" if up else "") + ESCAPE + "J"
+            out = "\r" + (f"{ESCAPE}{up}A" if up else "")
+            lines = [*lines[:same], *map(self._over, lines[same:-1]), *(self._over(line, "J") for line in lines[-1:])]
+            out += "" if lines else ESCAPE + "J"
         self._write(out + "\n".join(lines[same:]))
+
+    def _over(self, line: str, erase: str = "K") -> str:
+        """The line, written over what is there: erased is only what it leaves, so that nothing blinks, and tmux, which keeps what an
+        erasure from the corner removes, has nothing to keep. A line that fills its row is the exception: erasing there takes its end."""
+        cells = cell_len(COLOUR.sub("", line))
+        return f"{ESCAPE}{erase}{line}" if cells and cells % self.console.width == 0 else f"{line}{ESCAPE}{erase}"
 
     def _first_reachable(self) -> int:
         """The first shown line that has not scrolled off the top."""
