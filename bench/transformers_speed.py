@@ -32,7 +32,7 @@ PEAK = """
 import json, resource, sys
 from qwen2 import LLM, SamplingParams
 llm = LLM(sys.argv[1], dtype="float32", threads=int(sys.argv[2]))
-weights = sum(p.nbytes for p in llm.model.network.parameters())
+weights = llm.model.config.parameters() * 4
 llm.generate([list(range(1000, 1512))], SamplingParams(temperature=0, max_tokens=64, ignore_eos=True))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"weights": weights, "cache": llm.engine.cache.nbytes, "peak": peak}))
@@ -62,7 +62,7 @@ def reference(llm: LLM) -> Any:
     config = AutoConfig.for_model(**llm.model.config.to_hf())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(llm.model.network.state_dict(), assign=True)
+    model.load_state_dict(dict(llm.model.network.tensors()), assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model.eval()
 

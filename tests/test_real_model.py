@@ -37,7 +37,7 @@ def theirs(llm: LLM) -> Any:
     config = AutoConfig.for_model(**llm.model.config.to_hf())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(llm.model.network.state_dict(), assign=True, strict=True)
+    model.load_state_dict(dict(llm.model.network.tensors()), assign=True, strict=True)
     rotary = type(model.model.rotary_emb)(config)  # a buffer that no checkpoint holds
     model.model.rotary_emb = rotary
     return model.eval()

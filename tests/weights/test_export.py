@@ -38,7 +38,7 @@ def test_a_folder_loads_here_bit_for_bit(shape: ModelConfig, tmp_path: Path):
     again = load(tmp_path / "out")
     assert again.config == model.config
     assert again.generation == model.generation
-    for (name, ours), (other, theirs) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
+    for (name, ours), (other, theirs) in zip(model.network.tensors(), again.network.tensors(), strict=True):
         assert name == other
         assert torch.equal(ours, theirs), name
 

@@ -25,9 +25,8 @@ class Runner:
     """The network, its rotation, and where they live."""
 
     def __init__(self, network: Qwen2) -> None:
-        weight = network.model.embed_tokens.weight
         self.network = network
-        self.dtype, self.device = weight.dtype, weight.device
+        self.dtype, self.device = network.dtype, network.device
         self.rope = Rope(network.config, self.device)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -22,8 +22,11 @@ from torch import nn
 
 from qwen2.model.linear import Linear, linear
 from qwen2.model.moe import Experts, gated, route
+from qwen2.model.packed import PackedEmbedding
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from qwen2.config import ModelConfig
@@ -116,7 +119,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, factory: Factory) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab, config.hidden, **factory)
+        self.embed_tokens: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab, config.hidden, **factory)
         self.layers = nn.ModuleList(Layer(config, layer, factory) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps, factory)
 
@@ -148,6 +151,21 @@ class Qwen2(nn.Module):
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return linear(hidden, head.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.model.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.norm.weight.device
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, an embedding that is kept packed unpacked when its turn comes."""
+        if isinstance(self.model.embed_tokens, PackedEmbedding):
+            yield "model.embed_tokens.weight", self.model.embed_tokens.unpack()
+        yield from self.named_parameters()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Qwen2:

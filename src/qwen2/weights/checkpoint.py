@@ -84,6 +84,9 @@ class SafetensorsSource:
                 place.copy_(self._one(part, place.shape))
         return stacked
 
+    def packed(self, name: str, dtype: torch.dtype) -> None:
+        """Nothing is in blocks here."""
+
     def _one(self, name: str, shape: torch.Size) -> Tensor:
         path = self.files.get(name)
         if path is None:

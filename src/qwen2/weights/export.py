@@ -74,7 +74,7 @@ def _shards(model: Model, shard_bytes: int, dtype: torch.dtype) -> Iterator[dict
     """The checkpoint's tensors in order, as views, cut where the next one would pass the limit."""
     shard: dict[str, Tensor] = {}
     size = 0
-    for parameter_name, parameter in model.network.named_parameters():
+    for parameter_name, parameter in model.network.tensors():
         for name, tensor in split_experts(parameter_name, parameter.detach()):
             nbytes = tensor.numel() * dtype.itemsize
             if shard and size + nbytes > shard_bytes:
@@ -105,7 +105,7 @@ def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
     moe_layers = sum(map(model.config.is_moe, range(model.config.layers)))
     if moe_layers not in (0, model.config.layers):
         raise ValueError(f"{moe_layers} of {model.config.layers} layers have experts: GGUF knows all or none; export to a Hugging Face folder")
-    tensors, notes = gguf_tensors(model.config, dict(model.network.named_parameters()), form)
+    tensors, notes = gguf_tensors(model.config, dict(model.network.tensors()), form)
     metadata = model.config.to_gguf(model.name) | model.tokenizer.to_gguf(model.config.vocab) | sampling_to_gguf(model.generation)
     write_gguf(path, metadata, tensors, form)
     return notes

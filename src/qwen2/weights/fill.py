@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from qwen2.model import Qwen2
+from qwen2.model import PackedEmbedding, Qwen2
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,14 +25,23 @@ class Source(Protocol):
 
     def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
+    def packed(self, name: str, dtype: torch.dtype) -> PackedEmbedding | None: ...
+
     def check_rest(self) -> None: ...
 
 
 def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Qwen2:
-    """A network whose parameters all come from `source`; those of a Llama that has no q/k/v biases are zero."""
+    """A network whose parameters all come from `source`; those of a Llama that has no q/k/v biases are zero.
+
+    On a CPU an embedding in blocks that is not also the output head stays packed.
+    """
     network = Qwen2(config, dtype=dtype, device="meta")
     parameters = dict(network.named_parameters())
     biased = any(source.has(name) for name in parameters if name.endswith(".bias"))  # a Llama has none; one that is lost is an error
+    packed = None if config.tied or device.type != "cpu" else source.packed("model.embed_tokens.weight", dtype)
+    if packed is not None:
+        network.model.embed_tokens = packed
+        del parameters["model.embed_tokens.weight"]
     for name, parameter in parameters.items():
         module_name, _, leaf = name.rpartition(".")
         if name.endswith(".bias") and not biased:

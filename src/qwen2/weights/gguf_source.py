@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwen2.model import PackedEmbedding
 from qwen2.quant import FORMATS
 from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
 
@@ -54,6 +55,15 @@ class GGUFSource:
             for expert, place in enumerate(stacked.unbind(0)):
                 self.file.tensor(part, out=place.chunk(len(parts))[row], index=expert)
         return stacked.to(device)
+
+    def packed(self, name: str, dtype: torch.dtype) -> PackedEmbedding | None:
+        """The embedding as it lies in the file, mapped, where it is in blocks; None where it is of a plain type."""
+        (part,) = gguf_names(name, self.config)
+        info = self.file.info(part)
+        if info.type not in FORMATS or FORMATS[info.type].name in PLAIN:
+            return None
+        self.unread.discard(part)
+        return PackedEmbedding(torch.from_numpy(self.file.mapped(part)), info.type, (info.shape[0], info.shape[1]), dtype)
 
     def _whole(self, part: str, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         info = self.file.info(part)

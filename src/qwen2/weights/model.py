@@ -49,11 +49,11 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.model.embed_tokens.weight.dtype
+        return self.network.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.network.model.embed_tokens.weight.device
+        return self.network.device
 
 
 def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None) -> Model:
