@@ -1,10 +1,10 @@
 """Record what llama.cpp answers, so that the suite can compare without building it (its build takes minutes).
 
 For each prompt of prompts.json (rendered text, control tokens included): llama.cpp's ids of the prompt, its greedy continuation of
-at most 32 tokens, and for every step the two largest logits, so that a difference can be judged against quantization noise: llama.cpp
-rounds activations to 8 bits where the weights are quantized, and keeps its cache in fp16. A continuation ends early at the model's
-end-of-turn token, which is then its last id. In the exports mode the same is recorded for every GGUF file of a folder, with the
-file's sha256 and one fixed prompt of small ids.
+at most 32 tokens, and for every step the two largest logits, so that a difference can be judged against quantization noise:
+llama.cpp rounds activations to the weights' type (8 bits where those are quantized), and keeps its cache in fp16. A continuation
+ends early at the model's end-of-turn token, which is then its last id. In the exports mode the same is recorded for every GGUF file
+of a folder (tests/golden/exports.py writes them), with the file's sha256, one fixed prompt of small ids, and a cache in fp32.
 
 Left out: sampling, batches, speed. llama_cpp.json holds both parts; each run replaces only its own.
 
@@ -29,10 +29,10 @@ THREADS = 2
 EXPORT_PROMPT = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233]  # small enough for a tiny vocabulary
 
 
-def open_model(path: Path, context: int) -> llama_cpp.Llama:
-    return llama_cpp.Llama(
-        str(path), n_ctx=context, n_batch=512, n_threads=THREADS, n_threads_batch=THREADS, n_gpu_layers=0, seed=0, verbose=False
-    )
+def open_model(path: Path, context: int, cache_type: int = llama_cpp.GGML_TYPE_F16) -> llama_cpp.Llama:
+    threads = {"n_threads": THREADS, "n_threads_batch": THREADS}
+    cache = {"type_k": cache_type, "type_v": cache_type}
+    return llama_cpp.Llama(str(path), n_ctx=context, n_batch=512, n_gpu_layers=0, seed=0, verbose=False, **threads, **cache)
 
 
 def last_logits(model: llama_cpp.Llama) -> np.ndarray:
@@ -76,7 +76,7 @@ def record_exports(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder}: no *.gguf file; write them first with qwen2.weights.export.to_gguf")
     recorded = {}
     for path in files:
-        ids, steps = greedy(open_model(path, context=128), EXPORT_PROMPT)
+        ids, steps = greedy(open_model(path, context=128, cache_type=llama_cpp.GGML_TYPE_F32), EXPORT_PROMPT)
         print(f"{path.name}: {ids}")
         recorded[path.name] = {"sha256": sha256(path), "prompt_ids": EXPORT_PROMPT, "ids": ids, "top2": steps}
     return recorded

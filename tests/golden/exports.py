@@ -1,0 +1,59 @@
+"""Tiny models whose exported files are the same to the byte on every machine, for llama.cpp to answer.
+
+Weights are small integers over a power of two, drawn from a seeded integer generator: no rounding anywhere, in F16 and BF16
+neither, so that only Q8_0 changes them. The vocabulary is all bytes and a few merges.
+
+    python -m tests.golden.exports FOLDER          # writes them; then make_llama_cpp.py --exports FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, tiny
+from qwen2.model import Qwen2
+from qwen2.tokenizer import ChatTemplate, Tokenizer
+from qwen2.weights.export import to_gguf
+from qwen2.weights.model import Model
+from tests.tokenizer.conftest import tiny_parts
+
+FORMS = ("F32", "F16", "BF16", "Q8_0")
+CONFIGS = {
+    "dense": tiny(vocab=265, eos=(262,), bos=None),
+    "tied": tiny(vocab=265, eos=(262,), bos=None, tied=True),
+    "moe": tiny(vocab=265, eos=(262,), bos=None, moe=MoEConfig(experts=8, active=2, expert_ffn=32, shared_ffn=64)),
+}
+
+
+def exact_network(config: ModelConfig) -> Qwen2:
+    """Every parameter a multiple of 1/256 with at most seven bits."""
+    generator = torch.Generator().manual_seed(2024)
+    network = Qwen2(config)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            whole = torch.randint(-64, 65, parameter.shape, generator=generator, dtype=torch.int32)
+            parameter.copy_(1 + whole // 8 / 16 if "norm" in name else whole / 256)
+    return network.eval()
+
+
+def export_model(name: str) -> Model:
+    config, tokenizer = CONFIGS[name], Tokenizer(tiny_parts())
+    template, generation = ChatTemplate.of(tokenizer), GenerationDefaults(eos=(262, 260))
+    return Model(config, tokenizer, template, generation, exact_network(config), name, Path(name), "float32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CONFIGS:
+        for form in FORMS:
+            to_gguf(export_model(name), folder / f"{name}.{form}.gguf", form)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Files that our export writes, as llama.cpp answered them (tests/golden/make_llama_cpp.py --exports).
+
+The files are the same to the byte wherever they are written, so what llama.cpp made of its copy holds for ours. Every step is
+compared given llama.cpp's own history: with F32 weights llama.cpp computes in fp32 too, and the logits agree to the four places
+that are recorded. With the other types it rounds the activations as well, and the tolerances are what that moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen2 import LLM
+from qwen2.weights.export import to_gguf
+from tests.golden.exports import CONFIGS, FORMS, export_model
+
+RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "llama_cpp.json").read_text(encoding="utf-8"))["exports"]
+TOLERANCE = {"F32": 2e-4, "F16": 1e-2, "BF16": 0.2, "Q8_0": 0.2}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_llama_cpp_answers_our_file_as_we_do(name: str, form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.{form}.gguf"
+    assert to_gguf(export_model(name), path, form) == []
+    recorded = RECORDED[path.name]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == recorded["sha256"], (
+        "the export writes other bytes than those llama.cpp answered: if that is meant, record anew (tests/golden/make_llama_cpp.py)"
+    )
+    prompt, answer = recorded["prompt_ids"], recorded["ids"]
+    logits = LLM(path, dtype="float32").logits(prompt + answer[:-1])[len(prompt) - 1 :]  # (steps, V)
+    best = torch.tensor([step["ids"] for step in recorded["top2"]])  # (steps, 2)
+    theirs = torch.tensor([step["logits"] for step in recorded["top2"]])
+    torch.testing.assert_close(logits.gather(1, best), theirs, rtol=0, atol=TOLERANCE[form])
+    parted = logits.argmax(-1) != torch.tensor(answer)
+    gaps = theirs[:, 0] - theirs[:, 1]
+    assert (gaps[parted] < 2 * TOLERANCE[form]).all()
+    assert parted.sum() <= (0 if form in ("F32", "F16") else 1)
