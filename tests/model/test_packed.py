@@ -20,3 +20,18 @@ def test_rows_equal_the_unpacked_matrix(name: str, dtype: torch.dtype):
     assert embedding(rows).dtype == dtype
     assert torch.equal(embedding(rows), embedding.unpack()[rows])
     assert embedding(rows).isfinite().all()
+
+
+def test_a_large_lookup_in_inference_mode():
+    """Rows enough to be shared out among threads, in the mode that the engine runs in."""
+    kind = format_id("Q8_0")
+    blocks = torch.zeros(FORMATS[kind].size(4 * 1024), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            found = PackedEmbedding(blocks, kind, (4, 1024), torch.float32)(torch.tensor([1, 2] * 600))
+    finally:
+        torch.set_num_threads(threads)
+    assert found.shape == (1200, 1024)
+    assert not found.any()

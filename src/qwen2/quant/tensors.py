@@ -45,6 +45,7 @@ def as_bytes(raw: np.ndarray | Tensor) -> Tensor:
     return raw.reshape(-1)
 
 
+@torch.inference_mode(False)  # the threads that write do not share the caller's mode
 def dequantize(
     raw: np.ndarray | Tensor, ggml_type: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, out: Tensor | None = None
 ) -> Tensor:
@@ -105,6 +106,7 @@ def in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
         torch.set_num_threads(threads)
 
 
+@torch.inference_mode(False)
 def dequantize_rows(raw: np.ndarray | Tensor, ggml_type: int, columns: int, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Only these rows of a matrix, as an embedding needs them: (R,) row numbers -> (R, columns)."""
     form = format_of(ggml_type)
