@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check -q
 	@$(BIN)/ruff format --check -q
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timing > $(VENV)/imports.log || (cat $(VENV)/imports.log; exit 1)
+	@$(BIN)/lint-imports > $(VENV)/imports.log || (cat $(VENV)/imports.log; exit 1)
 
 bench: $(VENV)/.dev
 	@for script in bench/*.py; do echo "bench: $$script"; $(BIN)/python $$script || exit 1; done

@@ -24,7 +24,10 @@ def test_a_folder_and_a_file(tiny_folder: Path, tmp_path: Path, capsys: pytest.C
     ("words", "message"),
     [
         (["{model}", "{model}"], "{model}: exists already; export to a new folder"),
-        (["{model}", "{new}", "--to", "q8_0"], "{new}: q8_0 blocks go into GGUF files only; end the destination in .gguf, or choose f32, f16 or bf16"),
+        (
+            ["{model}", "{new}", "--to", "q8_0"],
+            "{new}: q8_0 blocks go into GGUF files only; end the destination in .gguf, or choose f32, f16 or bf16",
+        ),
         (["{new}", "{new}.gguf"], "{new}: no such file or folder"),
     ],
 )

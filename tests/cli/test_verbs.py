@@ -198,7 +198,7 @@ def test_every_verb_has_help_with_an_example(capsys: Out, verb: str) -> None:
 def test_version(capsys: Out) -> None:
     from qwen2 import __version__, kernels
 
-    assert run(capsys, "--version") == (0, f"{__version__} ({kernels.report()})\n", "")
+    assert run(capsys, "--version") == (0, f"{__version__}\n{kernels.report()}\n", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -122,7 +122,10 @@ def test_qwen1_5_and_missing_kv_heads():
         ({"use_sliding_window": True}, "config.json: use_sliding_window True is not supported, only False"),
         ({"hidden_act": "gelu"}, "config.json: hidden_act 'gelu' is not supported, only 'silu'"),
         ({"attention_dropout": 0.1}, "config.json: attention_dropout 0.1 is not supported, only 0.0"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "config.json: rope scaling type 'linear' is not supported for qwen2; Qwen2 uses 'yarn' or none"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "config.json: rope scaling type 'linear' is not supported for qwen2; Qwen2 uses 'yarn' or none",
+        ),
         ({"rope_scaling": {"type": "yarn"}}, "config.json: rope scaling has no factor"),
         ({"rope_scaling": YARN | {"type": "yarn", "mscale": 1}}, "config.json: rope scaling key mscale is unknown"),
         ({"rope_scaling": YARN | {"type": "yarn", "rope_type": "linear"}}, "config.json: rope scaling is given two types: linear, yarn"),

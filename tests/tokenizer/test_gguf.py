@@ -42,7 +42,7 @@ def test_written_and_read_again_is_the_same(tiny, metadata):
 def test_the_real_keys_come_back_as_they_were(qwen_metadata, qwen_tokenizer):
     written = qwen_tokenizer.to_gguf(151936)
     for key, value in qwen_metadata.items():
-        if key == "tokenizer.ggml.token_type":          # the source marks fim tokens as special, tokenizer.json does not
+        if key == "tokenizer.ggml.token_type":  # the source marks fim tokens as special, tokenizer.json does not
             assert list(value) == written[key]
         else:
             assert written[key] == (list(value) if not isinstance(value, str | int) else value), key

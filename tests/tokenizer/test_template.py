@@ -155,9 +155,10 @@ def test_the_jinja_of_a_built_in_style_says_the_same(tiny, reference, smollm_met
     smollm = with_jinja(tiny, smollm_metadata["tokenizer.chat_template"])
     for template in (ChatTemplate.of(tiny), smollm):
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-        assert reference.apply_chat_template(messages, chat_template=template.jinja, tokenize=False) == template.render(
-            messages, add_generation_prompt=False
-        ).text
+        assert (
+            reference.apply_chat_template(messages, chat_template=template.jinja, tokenize=False)
+            == template.render(messages, add_generation_prompt=False).text
+        )
         assert with_jinja(tiny, template.jinja).default_system == template.default_system
     assert ChatTemplate.of(tiny, "qwen2.5").jinja is None
 
@@ -381,7 +382,7 @@ def test_what_is_rendered_is_parsed_back(qwen_tokenizer, style):
     rendered = template.render([{"role": "user", "content": "x"}, answer], TOOLS, add_generation_prompt=False)
     sampled = [id for id, flag in zip(rendered.ids, rendered.mask, strict=True) if flag and id not in qwen_tokenizer.eos]
     decoder, parser, text = qwen_tokenizer.decoder(), template.parser(), ""
-    for id in sampled:                                   # as an engine feeds it: control tokens kept, the end left out
+    for id in sampled:  # as an engine feeds it: control tokens kept, the end left out
         piece = decoder.push(id)
         text += piece
         parser.push(piece)

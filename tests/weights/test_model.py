@@ -154,7 +154,9 @@ def test_a_llama_folder_loads_with_zero_biases(tmp_path: Path, tiny_folder: Path
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    theirs = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=511, bos_token_id=509)).eval()
+    theirs = LlamaForCausalLM(
+        LlamaConfig(**shape, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=511, bos_token_id=509)
+    ).eval()
     theirs.save_pretrained(tmp_path)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_folder / file, tmp_path / file)

@@ -45,8 +45,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "length past the end": (file({}, length=2**63), f"the header has {2**63} bytes and 2 are left, at byte 0; {AGAIN}"),
     "length above the limit": (
         file(b"{" + b" " * MAX_HEADER + b"}"),
-        f"the header has {MAX_HEADER + 2} bytes, more than {MAX_HEADER}, at byte 0; "
-        "no model needs this: take the file from another source",
+        f"the header has {MAX_HEADER + 2} bytes, more than {MAX_HEADER}, at byte 0; no model needs this: take the file from another source",
     ),
     "not JSON": (file(b'{"a": }'), f"the header is not JSON: Expecting value, at byte 14; {AGAIN}"),
     "not UTF-8": (file(b'{"a\xff": 1}'), f"the header is not valid UTF-8, at byte 11; {AGAIN}"),

@@ -54,7 +54,7 @@ def version() -> str:
     """The version, and what this processor and this installation have for the kernels."""
     from qwen2 import kernels
 
-    return f"{__version__} ({kernels.report()})"
+    return f"{__version__}\n{kernels.report()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

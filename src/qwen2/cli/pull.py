@@ -63,9 +63,7 @@ def make_store() -> Store:
     return Store(endpoints=Endpoints(hugging_face=mirror) if mirror else Endpoints())
 
 
-def _pull(
-    store: Store, name: str, sources: list[str] | None = None, local: Path | None = None, quiet: bool = False
-) -> StoredModel:
+def _pull(store: Store, name: str, sources: list[str] | None = None, local: Path | None = None, quiet: bool = False) -> StoredModel:
     entry = ENTRIES.get(str(by_repository(name) or canonical(parse(name))))
     if entry is not None and entry.licence != APACHE:
         text = f"https://huggingface.co/{entry.repository}/blob/main/LICENSE"

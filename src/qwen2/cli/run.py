@@ -143,9 +143,7 @@ def make_renderer(plain: bool) -> Renderer:
     return MarkdownStream(Console())
 
 
-def answer_once(
-    llm: LLM, prompt: str, system: str | None, params: SamplingParams, plain: bool, verbose: bool, load_seconds: float
-) -> int:
+def answer_once(llm: LLM, prompt: str, system: str | None, params: SamplingParams, plain: bool, verbose: bool, load_seconds: float) -> int:
     """Print the answer; 130 where Ctrl-C ended it."""
     from qwen2.cli.answer import figures, say_how_it_ended, show_answer
 

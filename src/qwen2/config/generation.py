@@ -65,7 +65,8 @@ class GenerationDefaults:
             if rest.get(key, neutral[0]) in neutral:
                 rest.pop(key, None)
         if rest:
-            raise ValueError(f"generation_config.json: {', '.join(sorted(rest))}: not supported; remove it from the file to go on without it")
+            unknown = ", ".join(sorted(rest))
+            raise ValueError(f"generation_config.json: {unknown}: not supported; remove it from the file to go on without it")
         return cls(**chosen)
 
     def to_hf(self) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
         method = rest["quantization_config"].get("quant_method", "unknown")
         raise ValueError(f"config.json: quantization_config: {method} weights are not supported; take the unquantized or the GGUF release")
     if rest:
-        raise ValueError(f"config.json: unknown key {', '.join(sorted(rest))}: what it would change is not known, so the model is not loaded")
+        unknown = ", ".join(sorted(rest))
+        raise ValueError(f"config.json: unknown key {unknown}: what it would change is not known, so the model is not loaded")
     return ModelConfig(**fields)
 
 

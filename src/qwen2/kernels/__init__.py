@@ -76,8 +76,8 @@ def features() -> frozenset[str]:
 
 
 def report() -> str:
-    """One line for `qwen2 --version`: the processor's kind, its instruction sets, and whether the library is there."""
+    """For `qwen2 --version`: the processor's kind and instruction sets, and whether the library is there."""
     if library() is None:
-        return f"{platform.machine()}, no native library (installed without a C++ compiler)"
+        return f"{platform.machine()}, no native library in this installation"
     names = [name for name in FEATURES if name in features()]
-    return f"{platform.machine()} {' '.join(names)}, native library with ABI {ABI_VERSION}"
+    return f"{platform.machine()} {' '.join(names)}\nnative library with ABI {ABI_VERSION}"

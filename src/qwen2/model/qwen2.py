@@ -15,7 +15,7 @@ What is left out: caches, sampling and loading. No device is named here; the par
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.model.attention import Attend
 
-Factory = dict[str, "torch.dtype | torch.device | str | None"]
+Factory = dict[str, Any]
 
 
 class RMSNorm(nn.Module):
@@ -150,6 +150,7 @@ class Qwen2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        assert isinstance(head.weight, torch.Tensor)  # an embedding that is kept packed is not tied
         return linear(hidden, head.weight)
 
     @property

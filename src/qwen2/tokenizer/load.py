@@ -42,8 +42,11 @@ def json_parts(path: Path) -> Parts:
 
 def _refuse_other_models(spec: dict[str, Any], model: dict[str, Any], path: Path) -> None:
     wanted = {
-        "type": ("BPE", None), "dropout": (None, 0), "byte_fallback": (False, None),
-        "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
+        "type": ("BPE", None),
+        "dropout": (None, 0),
+        "byte_fallback": (False, None),
+        "continuing_subword_prefix": (None, ""),
+        "end_of_word_suffix": (None, ""),
     }
     for key, values in wanted.items():
         if model.get(key) not in values:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-COMPARED = {"role", "type"}          # a template compares their values with words such as "tool", which `<tool_call>` contains
+COMPARED = {"role", "type"}  # a template compares their values with words such as "tool", which `<tool_call>` contains
 
 
 class Marker:

@@ -18,7 +18,7 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id"}
-NAME = re.compile(r"[\w.-]{1,64}")                     # of a tool: stands in prompts without quotes, so no spaces or signs
+NAME = re.compile(r"[\w.-]{1,64}")  # of a tool: stands in prompts without quotes, so no spaces or signs
 
 
 @dataclass(frozen=True)

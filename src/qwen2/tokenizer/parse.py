@@ -33,10 +33,10 @@ class Dialect:
     """How a model writes calls."""
 
     open: str
-    close: str | None                     # None: the next `open`, a stop or the end closes a call
-    stops: tuple[str, ...]                # what follows one is not the model's to write, and is dropped
-    lead: tuple[str, ...]                 # removed once from the very beginning, the longest that fits
-    read: Callable[[str], ToolCall]       # what stands between open and close; ValueError with the reason
+    close: str | None  # None: the next `open`, a stop or the end closes a call
+    stops: tuple[str, ...]  # what follows one is not the model's to write, and is dropped
+    lead: tuple[str, ...]  # removed once from the very beginning, the longest that fits
+    read: Callable[[str], ToolCall]  # what stands between open and close; ValueError with the reason
 
 
 def fold(deltas: Iterable[Delta]) -> Message:
@@ -59,7 +59,7 @@ def read_hermes(body: str) -> ToolCall:
     if missing:
         raise ValueError(f"the call has no {missing[0]}")
     name, arguments = _string(members["name"]), members["arguments"]
-    return _call(name, _string(arguments) or arguments[1])                 # some models wrap the object in a string
+    return _call(name, _string(arguments) or arguments[1])  # some models wrap the object in a string
 
 
 def read_qwen2(body: str) -> ToolCall:
@@ -89,7 +89,7 @@ def _members(text: str) -> dict[str, tuple[object, str]]:
     at = 1
     while (at := _skip_space(text, at)) < len(text) and text[at] != "}":
         key, at = STRICT_JSON.raw_decode(text, at)
-        start = _skip_space(text, _skip_space(text, at) + 1)               # over the colon
+        start = _skip_space(text, _skip_space(text, at) + 1)  # over the colon
         value, at = STRICT_JSON.raw_decode(text, start)
         members[key] = (value, text[start:at])
         at = _skip_space(text, at)
@@ -116,13 +116,13 @@ class StreamParser:
 
     def __init__(self, dialect: Dialect | None) -> None:
         self._dialect = dialect
-        self._text = ""                   # not yet given out: a possible marker, or the body of the open call
+        self._text = ""  # not yet given out: a possible marker, or the body of the open call
         self._step: Callable[[list[Delta]], bool] = self._in_lead
-        self._after_call = False          # space between calls is the format's, not content
-        self._newline = ""                # the line break before `<tool_call>`, owed to the content if the call is none
-        self._at = 0                      # how far the body of the open call has been looked at
+        self._after_call = False  # space between calls is the format's, not content
+        self._newline = ""  # the line break before `<tool_call>`, owed to the content if the call is none
+        self._at = 0  # how far the body of the open call has been looked at
         self._in_string = False
-        self._strings = True              # whether markers inside JSON strings are text; not once the JSON is broken
+        self._strings = True  # whether markers inside JSON strings are text; not once the JSON is broken
 
     def push(self, text: str) -> list[Delta]:
         """What this text adds."""

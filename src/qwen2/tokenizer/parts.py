@@ -16,9 +16,9 @@ QWEN2_5_CONTROL = QWEN2_CONTROL | {
     "<|fim_prefix|>": 151659, "<|fim_middle|>": 151660, "<|fim_suffix|>": 151661, "<|fim_pad|>": 151662,
     "<|repo_name|>": 151663, "<|file_sep|>": 151664,
 }  # fmt: skip
-NOT_SPECIAL = frozenset(list(QWEN2_5_CONTROL)[14:])      # <tool_call> and what follows: added, but shown when a text is decoded
+NOT_SPECIAL = frozenset(list(QWEN2_5_CONTROL)[14:])  # <tool_call> and what follows: added, but shown when a text is decoded
 END_OF_TEXT = "<|endoftext|>"
-MAX_ID = 2**24                                           # a hundred times the largest vocabulary in use
+MAX_ID = 2**24  # a hundred times the largest vocabulary in use
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Parts:
     vocab: Mapping[str, int]
     merges: list[tuple[str, str]]
     control: Mapping[str, int]
-    special: Iterable[str] | None = None                 # control tokens to hide from shown text; None: all but NOT_SPECIAL
+    special: Iterable[str] | None = None  # control tokens to hide from shown text; None: all but NOT_SPECIAL
     split: Split = field(default=QWEN2)
     eos: tuple[int, ...] = ()
     bos: int | None = None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
-START_SECONDS = 60.0             # for a Python process and Jinja to start on a busy machine
+START_SECONDS = 60.0  # for a Python process and Jinja to start on a busy machine
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Limits:
     """What one rendering may use."""
 
     seconds: float = 5.0
-    memory: int = 1 << 30        # bytes of address space
-    output: int = 1 << 24        # characters
+    memory: int = 1 << 30  # bytes of address space
+    output: int = 1 << 24  # characters
 
 
 class JinjaSandbox:
@@ -63,17 +63,21 @@ class JinjaSandbox:
             self._stop()
 
     def __reduce__(self) -> tuple[type[JinjaSandbox], tuple[Limits]]:
-        return JinjaSandbox, (self.limits,)              # a copy in another process starts its own
+        return JinjaSandbox, (self.limits,)  # a copy in another process starts its own
 
     def _running(self) -> subprocess.Popen[str]:
         if self._finalizer is not None and self._owner != os.getpid():
-            self._finalizer.detach()                     # after a fork: the process is our parent's to talk to and to end
+            self._finalizer.detach()  # after a fork: the process is our parent's to talk to and to end
             self._process = self._finalizer = None
         if self._process is None or self._process.poll() is not None:
             self._stop()
             self._process = subprocess.Popen(
                 [sys.executable, str(WORKER)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="ascii",
             )
             self._finalizer = weakref.finalize(self, _end, self._process)
             self._owner = os.getpid()
@@ -110,7 +114,7 @@ def _exchange(process: subprocess.Popen[str], line: str, seconds: float) -> tupl
         answer = ""
     finally:
         timer.cancel()
-        timer.join()             # so that it does not kill the process after we have seen an answer and gone on
+        timer.join()  # so that it does not kill the process after we have seen an answer and gone on
     whole = answer.endswith("\n")
     return (answer if whole else ""), expired.is_set()
 
@@ -122,5 +126,5 @@ def _end(process: subprocess.Popen[str]) -> None:
         if pipe is not None:
             try:
                 pipe.close()
-            except BrokenPipeError:      # what was still to be written has no reader any more
+            except BrokenPipeError:  # what was still to be written has no reader any more
                 continue

@@ -29,7 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # What a wrong operation in a template can raise; all else ends the process, which the parent reports.
 MISTAKES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
-MAX_BITS = 4096              # of a number; what counts tokens or messages needs 32
+MAX_BITS = 4096  # of a number; what counts tokens or messages needs 32
 
 
 class RefusedError(Exception):
@@ -105,11 +105,11 @@ def limit_memory(size: int) -> None:
     """Bound the address space where the system has a way to."""
     try:
         import resource
-    except ImportError:                      # Windows
+    except ImportError:  # Windows
         return
     try:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    except (ValueError, OSError):            # macOS may refuse
+    except (ValueError, OSError):  # macOS may refuse
         return
 
 
@@ -144,7 +144,7 @@ def answer(environment: Sandbox, templates: dict[str, jinja2.Template], job: dic
 
 def main() -> None:
     """Answer jobs until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the conversation
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the conversation
     limits = json.loads(sys.stdin.readline())
     limit_memory(limits["memory"])
     environment = Sandbox(limits["output"])

@@ -132,7 +132,7 @@ def qwen2(turns: list[Turn], tools: list[dict[str, Any]], default_system: str, p
             spans.ours(f"<|im_start|>{turn.role}\n")
             spans.given(turn.content + (_agent_tools(tools) if i == 0 and tools else ""))
             spans.ours("<|im_end|>\n")
-    if prompt and turns[-1].role != "tool":            # after a result the open turn goes on
+    if prompt and turns[-1].role != "tool":  # after a result the open turn goes on
         spans.ours("<|im_start|>assistant\n")
     return spans
 
@@ -177,7 +177,7 @@ def _agent_result(spans: Spans, turn: Turn, before: Turn, follower: str | None, 
         return
     spans.given("\n✿RETURN✿")
     if follower != "assistant" and not (follower is None and prompt):
-        spans.given(": ")                              # nothing was said after the result
+        spans.given(": ")  # nothing was said after the result
         _end_unsaid(spans)
 
 

@@ -71,7 +71,7 @@ class ChatTemplate:
         defaults = {"qwen2": QWEN2_SYSTEM, "qwen2.5": QWEN2_5_SYSTEM, "jinja": None}
         self.default_system = defaults[style] if default_system is None else default_system
         self._dialect = _dialect(style, source)
-        self.stop = self._dialect.stops if self._dialect else ()    # stop strings, for requests with tools
+        self.stop = self._dialect.stops if self._dialect else ()  # stop strings, for requests with tools
         self._sandbox = JinjaSandbox()
 
     @classmethod
@@ -141,7 +141,7 @@ class ChatTemplate:
 
 def _recognise(source: str) -> tuple[Style, str | None]:
     """The built-in style that a Jinja text describes, with its default system prompt."""
-    one_line = source.strip().replace("\r\n", "\n").replace("\n", "\\n")      # in Qwen2's file the breaks are inside the literals
+    one_line = source.strip().replace("\r\n", "\n").replace("\n", "\\n")  # in Qwen2's file the breaks are inside the literals
     pattern = re.escape(QWEN2_JINJA).replace("SYSTEM", r"([^'\\{}]*)")
     found = re.fullmatch(pattern, one_line)
     if found:
@@ -222,7 +222,7 @@ class _Jinja:
 
     def mask(self, whole: str) -> list[bool]:
         """True on tokens that begin inside a sampled stretch of the text."""
-        inside = bytearray(len(self.marker.drop(whole)) + 1)       # a flag per character
+        inside = bytearray(len(self.marker.drop(whole)) + 1)  # a flag per character
         for i, message in enumerate(self.messages):
             if message["role"] == "assistant":
                 start, end = (len(self.marker.drop(whole[:at])) for at in self._sampled(whole, i))

@@ -33,14 +33,14 @@ class Tokenizer:
     def __init__(self, parts: Parts) -> None:
         parts.check()
         self.control = dict(parts.control)
-        self.special = frozenset(parts.special or ())           # the control tokens that the checkpoint marks special
+        self.special = frozenset(parts.special or ())  # the control tokens that the checkpoint marks special
         self.split = parts.split
         self.eos, self.bos, self.pad, self.add_bos = parts.eos, parts.bos, parts.pad, parts.add_bos
         self.chat_template = parts.chat_template
         self.vocab_size = 1 + max([*parts.vocab.values(), *parts.control.values()])
         self._bpe = _backend(parts)
         self._control_of_id = {i: token for token, i in self.control.items()}
-        self._bytes: dict[int, bytes] = {}                # filled as ids are met
+        self._bytes: dict[int, bytes] = {}  # filled as ids are met
         self._control_pattern = control_pattern(self.control)
 
     # --- text to ids
@@ -78,7 +78,7 @@ class Tokenizer:
         found = self._bytes.get(id)
         if found is None:
             found = self._look_up(id)
-            if id < self.vocab_size:                      # so that made-up ids cannot grow the table
+            if id < self.vocab_size:  # so that made-up ids cannot grow the table
                 self._bytes[id] = found
         return found
 
@@ -193,13 +193,19 @@ def _as_id(id: int) -> int:
 def _backend(parts: Parts) -> Backend:
     """The library's tokenizer with our vocabulary and no added tokens at all."""
     skeleton: dict[str, Any] = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None,
-        "normalizer": parts.split.normalizer, "pre_tokenizer": parts.split.pre_tokenizer, "decoder": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "post_processor": None,
+        "normalizer": parts.split.normalizer,
+        "pre_tokenizer": parts.split.pre_tokenizer,
+        "decoder": None,
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
     try:
         backend = Backend.from_str(json.dumps(skeleton))
-    except Exception as error:       # the library raises nothing narrower for a step or a pattern that it does not know
+    except Exception as error:  # the library raises nothing narrower for a step or a pattern that it does not know
         raise ValueError(f"the normalizer or pre-tokenizer is not known: {error}") from None
     backend.model = BPE(vocab=dict(parts.vocab), merges=list(parts.merges), ignore_merges=parts.split.ignore_merges)
     return backend

@@ -67,7 +67,8 @@ class SafetensorsSource:
         """The type that the matrices are stored in."""
         name = next((name for name in sorted(self.files) if name.endswith("_proj.weight")), next(iter(self.files)))
         with safe_open(self.files[name], framework="pt") as file:
-            return file.get_slice(name)[:0].dtype
+            dtype: torch.dtype = file.get_slice(name)[:0].dtype
+            return dtype
 
     def has(self, name: str) -> bool:
         parts = expert_parts(name, self.config.moe.experts) if self.config.moe else None

