@@ -38,12 +38,36 @@ def test_sampling_without_numbers_takes_those_of_transformers():
     assert (read.temperature, read.top_k, read.top_p, read.min_p) == (1.0, 50, 1.0, 0.0)
 
 
-@pytest.mark.parametrize("key", ["num_beams", "penalty_alpha", "no_repeat_ngram_size", "made_up"])
+@pytest.mark.parametrize("key", ["penalty_alpha", "made_up"])
 def test_a_key_that_would_change_the_answer_is_refused(key: str):
     message = f"generation_config.json: {key}: not supported; remove it from the file to go on without it"
     with pytest.raises(ValueError, match=message):
         GenerationDefaults.from_hf(PUBLISHED | {key: 4})
 
 
+@pytest.mark.parametrize(("key", "neutral"), [("num_beams", 1), ("no_repeat_ngram_size", 0)])
+def test_a_key_with_a_neutral_value_must_hold_it(key: str, neutral: int):
+    with pytest.raises(ValueError, match=f"generation_config.json: {key} 4 is not supported, only {neutral}"):
+        GenerationDefaults.from_hf(PUBLISHED | {key: 4})
+
+
 def test_neutral_values_pass():
     assert GenerationDefaults.from_hf(PUBLISHED | {"num_beams": 1, "typical_p": 1.0, "length_penalty": 1.0}).temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -1}, "generation default temperature -1.0 is out of range"),
+        ({"temperature": float("nan")}, "generation_config.json: temperature is nan, must be a finite number"),
+        ({"top_k": -1}, "generation default top_k -1 is out of range"),
+        ({"top_p": "x"}, "generation_config.json: top_p is 'x', must be a finite number"),
+        ({"max_new_tokens": "x"}, "generation_config.json: max_new_tokens is 'x', must be a whole number"),
+        ({"eos_token_id": "x"}, "generation_config.json: eos_token_id is 'x', must be a whole number or a list of them"),
+        ({"do_sample": "yes"}, "generation_config.json: do_sample is 'yes', must be true or false"),
+    ],
+)
+def test_wrong_values_are_named(changes: dict[str, object], message: str):
+    with pytest.raises(ValueError) as error:
+        GenerationDefaults.from_hf(PUBLISHED | changes)
+    assert str(error.value) == message

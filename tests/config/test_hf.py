@@ -113,7 +113,7 @@ def test_qwen1_5_and_missing_kv_heads():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scalling": {}}, "config.json: unknown key rope_scalling: what it would change is not known, so the model is not loaded"),
+        ({"rope_scalling": {}}, "config.json: rope_scalling: unknown key; what it would change is not known, so the model is not loaded"),
         ({"model_type": "mamba"}, "config.json: model_type 'mamba' is not one this package runs: qwen2, qwen2_moe, llama"),
         (
             {"architectures": ["Qwen2ForSequenceClassification"]},
@@ -126,18 +126,21 @@ def test_qwen1_5_and_missing_kv_heads():
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
             "config.json: rope scaling type 'linear' is not supported for qwen2; Qwen2 uses 'yarn' or none",
         ),
-        ({"rope_scaling": {"type": "yarn"}}, "config.json: rope scaling has no factor"),
-        ({"rope_scaling": YARN | {"type": "yarn", "mscale": 1}}, "config.json: rope scaling key mscale is unknown"),
+        ({"rope_scaling": {"type": "yarn"}}, "config.json: rope scaling: factor missing"),
+        ({"rope_scaling": YARN | {"type": "yarn", "mscale": 1}}, "config.json: rope scaling: mscale: unknown key"),
         ({"rope_scaling": YARN | {"type": "yarn", "rope_type": "linear"}}, "config.json: rope scaling is given two types: linear, yarn"),
-        ({"rope_scaling": {"type": "default", "factor": 2}}, "config.json: rope scaling of type 'default' does not use factor"),
+        (
+            {"rope_scaling": {"type": "default", "factor": 2}},
+            "config.json: rope scaling: factor: not used by rope scaling of type 'default'",
+        ),
         ({"head_dim": 128}, "config.json: head_dim 128: only hidden_size / num_attention_heads is supported"),
         ({"layer_types": ["sliding_attention"] * 24}, "config.json: layer_types: only full_attention layers are supported"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
-            "config.json: quantization_config: gptq weights are not supported; take the unquantized or the GGUF release",
+            "config.json: quantization_config: 'gptq' weights are not supported; take the unquantized or the GGUF release",
         ),
-        ({"num_experts": 8}, "config.json: unknown key num_experts: what it would change is not known, so the model is not loaded"),
-        ({"dual_chunk_attention_config": {"chunk_size": 8}}, "config.json: dual_chunk_attention_config has no local_size"),
+        ({"num_experts": 8}, "config.json: num_experts: unknown key; what it would change is not known, so the model is not loaded"),
+        ({"dual_chunk_attention_config": {"chunk_size": 8}}, "config.json: dual_chunk_attention_config: local_size missing"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(changes: dict[str, Any], message: str):
@@ -161,3 +164,50 @@ def test_llama_without_scaling_reads_and_with_it_does_not():
         ModelConfig.from_hf(llama | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
     with pytest.raises(ValueError, match="attention_bias True is not supported, only False"):
         ModelConfig.from_hf(llama | {"attention_bias": True})
+
+
+WRONG: list[Any] = ["x", [], {}, [[]], {"a": 1}, 1.5, -1, 0, True, 10**400, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("published", [PUBLISHED_05B, MOE_57B], ids=["dense", "moe"])
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: repr(value)[:12])
+def test_values_of_another_type_or_range_are_refused_or_harmless(published: dict[str, Any], wrong: Any):
+    """Every key in turn: a ValueError of one line, or a configuration that counts and says its window."""
+    extra = {"rope_scaling": YARN | {"type": "yarn"}, "head_dim": 64, "layer_types": None, "quantization_config": None}
+    for key in [*published, *extra]:
+        check_one_line(published | {key: wrong})
+    for key in [*YARN, "beta_fast", "beta_slow", "attention_factor", "truncate", "type", "rope_theta"]:
+        check_one_line(published | {"rope_scaling": YARN | {"type": "yarn", key: wrong}})
+    for key in ("chunk_size", "local_size", "original_max_position_embeddings"):
+        check_one_line(published | {"dual_chunk_attention_config": {"chunk_size": 64, "local_size": 8, key: wrong}})
+
+
+def check_one_line(values: dict[str, Any]) -> None:
+    refusal = ""
+    try:
+        config = ModelConfig.from_hf(values)
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        assert config.window > 0
+        assert config.parameters() > 0
+    assert "\n" not in refusal
+    assert len(refusal) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "heads 0: must be a whole number above 0"),
+        ({"hidden_size": "x"}, "config.json: hidden_size is 'x', must be a whole number"),
+        ({"eos_token_id": 1.5}, "config.json: eos_token_id is 1.5, must be a whole number or a list of them"),
+        ({"rope_theta": []}, "config.json: rope_theta is [], must be a finite number"),
+        ({"model_type": []}, "config.json: model_type is [], must be a string"),
+        ({"rope_scaling": 3}, "config.json: rope_scaling is 3, must be an object"),
+        ({"tie_word_embeddings": "yes"}, "config.json: tie_word_embeddings is 'yes', must be true or false"),
+    ],
+)
+def test_a_wrong_type_is_named(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError) as error:
+        ModelConfig.from_hf(PUBLISHED_05B | changes)
+    assert str(error.value) == message

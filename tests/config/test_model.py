@@ -85,6 +85,7 @@ def test_window_is_what_the_model_can_attend_over():
     assert tiny(context=32, rope_scaling=RopeScaling(4.0, 32)).window == 128  # the model card's snippet leaves the context at 32K
     assert tiny(context=1000, dual_chunk=DualChunkConfig(256, 64)).window == 192
     assert nano().window == 2048
+    assert nano(dtype="bfloat16", layers=2).dtype == "bfloat16"
 
 
 def test_moe_layers():

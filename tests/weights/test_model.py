@@ -93,7 +93,7 @@ def test_a_trained_head_is_not_lost_to_tying(folder: Path):
 
 def test_config_and_folder_errors_name_the_file(folder: Path):
     edit_config(folder, sliding_windows=7)
-    assert refused(folder).startswith(f"{folder}: config.json: unknown key sliding_windows")
+    assert refused(folder).startswith(f"{folder}: config.json: sliding_windows: unknown key")
     (folder / "config.json").write_text('{"model_type": ')
     assert refused(folder).startswith(f"{folder / 'config.json'}: not valid JSON: ")
     (folder / "config.json").write_text("[" * 100_000)

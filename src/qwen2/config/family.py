@@ -79,6 +79,17 @@ def tiny(**changes: Any) -> ModelConfig:
 def nano(**changes: Any) -> ModelConfig:
     """The size that a laptop trains in minutes: 8 layers, width 384, a vocabulary of 8,192; `changes` replace fields."""
     shape = ModelConfig(
-        vocab=8192, layers=8, hidden=384, heads=6, kv_heads=2, ffn=1024, context=2048, rope_theta=10_000.0, tied=True, eos=(0,), bos=0
+        vocab=8192,
+        layers=8,
+        hidden=384,
+        heads=6,
+        kv_heads=2,
+        ffn=1024,
+        context=2048,
+        rope_theta=10_000.0,
+        tied=True,
+        eos=(0,),
+        bos=0,
+        dtype="float32",
     )
-    return replace(shape, dtype="float32", **changes)
+    return replace(shape, **changes)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qwen2.config.keys import Keys
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,21 +26,24 @@ IGNORED = {
     "output_scores": "a return option of transformers' generate",
     "max_length": "prompt and answer are bounded by the model's window",
 }
-NEUTRAL = {  # keys of transformers' generate that change the answer unless they hold one of these values
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "no_repeat_ngram_size": (0,),
-    "typical_p": (1.0,),
-    "length_penalty": (1.0,),
-    "early_stopping": (False,),
-    "min_length": (0,),
+NEUTRAL = {  # keys of transformers' generate that change the answer unless they hold this value
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "typical_p": 1.0,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "min_length": 0,
 }
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Sampling defaults of a checkpoint; temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off."""
+    """Sampling defaults of a checkpoint; temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off.
+
+    Raises ValueError for a number outside its range.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -48,26 +53,37 @@ class GenerationDefaults:
     eos: tuple[int, ...] = ()
     max_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        in_range = {
+            "temperature": 0 <= self.temperature <= 100,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": 0.01 <= self.repetition_penalty <= 100,
+            "max_tokens": self.max_tokens is None or self.max_tokens > 0,
+        }
+        for name, fine in in_range.items():
+            if not fine:
+                raise ValueError(f"generation default {name} {getattr(self, name)!r} is out of range")
+
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> GenerationDefaults:
         """Read generation_config.json; a key that is neither used nor known not to matter is a ValueError that names it."""
-        rest = {key: value for key, value in values.items() if key not in IGNORED and value is not None}
-        sampled = bool(rest.pop("do_sample", False))
-        eos = rest.pop("eos_token_id", ())
-        chosen: dict[str, Any] = {"eos": (eos,) if isinstance(eos, int) else tuple(eos)}
-        for key, default in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0), ("min_p", 0.0)):
-            value = rest.pop(key, default)  # the defaults of transformers where the file says nothing
-            if sampled:
-                chosen[key] = type(default)(value)
-        chosen["repetition_penalty"] = float(rest.pop("repetition_penalty", 1.0))
-        chosen["max_tokens"] = rest.pop("max_new_tokens", None)
-        for key, neutral in NEUTRAL.items():
-            if rest.get(key, neutral[0]) in neutral:
-                rest.pop(key, None)
-        if rest:
-            unknown = ", ".join(sorted(rest))
-            raise ValueError(f"generation_config.json: {unknown}: not supported; remove it from the file to go on without it")
-        return cls(**chosen)
+        keys = Keys(values, "generation_config.json", IGNORED, NEUTRAL)
+        sampled = keys.flag("do_sample", False)
+        numbers = {  # the defaults of transformers where the file says nothing
+            "temperature": keys.real("temperature", 1.0),
+            "top_k": keys.whole("top_k", 50),
+            "top_p": keys.real("top_p", 1.0),
+            "min_p": keys.real("min_p", 0.0),
+        }
+        always = {
+            "eos": keys.ids("eos_token_id"),
+            "repetition_penalty": keys.real("repetition_penalty", 1.0),
+            "max_tokens": keys.whole("max_new_tokens", None),
+        }
+        keys.end("not supported; remove it from the file to go on without it")
+        return cls(**always, **(numbers if sampled else {}))
 
     def to_hf(self) -> dict[str, Any]:
         """The generation_config.json that reads back as this."""

@@ -16,6 +16,7 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any
 
+from qwen2.config.keys import short
 from qwen2.config.model import ModelConfig, MoEConfig, RopeScaling
 
 if TYPE_CHECKING:
@@ -57,20 +58,20 @@ class Keys:
     def whole(self, key: str, default: int | None = None) -> int:
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"GGUF key {self.arch}.{key} is {_short(value)}: must be a whole number")
+            raise ValueError(f"GGUF key {self.arch}.{key} is {short(value)}: must be a whole number")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
         """A float32 as the shortest decimal that means it: 1e-06, not 9.999999974752427e-07."""
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"GGUF key {self.arch}.{key} is {_short(value)}: must be a finite number")
-        return next((short for digits in range(1, 10) if _float32(short := float(f"{value:.{digits}g}")) == value), float(value))
+            raise ValueError(f"GGUF key {self.arch}.{key} is {short(value)}: must be a finite number")
+        return next((brief for digits in range(1, 10) if _float32(brief := float(f"{value:.{digits}g}")) == value), float(value))
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._take(key, default)
         if not isinstance(value, bool):
-            raise ValueError(f"GGUF key {self.arch}.{key} is {_short(value)}: must be true or false")
+            raise ValueError(f"GGUF key {self.arch}.{key} is {short(value)}: must be true or false")
         return value
 
     def same(self, key: str, value: int) -> None:
@@ -93,11 +94,6 @@ def _float32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0]) if abs(value) < 3e38 else value
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Read the configuration of a qwen2, qwen2moe or llama file.
 
@@ -105,7 +101,7 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int
     """
     arch = metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
-        raise ValueError(f"GGUF architecture {_short(arch)} is not one this package runs: {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"GGUF architecture {short(arch)} is not one this package runs: {', '.join(ARCHITECTURES)}")
     keys = Keys(metadata, arch)
     if "token_embd.weight" not in shapes or len(shapes["token_embd.weight"]) != 2:
         raise ValueError("GGUF: there is no matrix token_embd.weight, the embedding; the file is incomplete or holds no language model")
@@ -137,7 +133,7 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int
 def _token_id(metadata: Mapping[str, Any], kind: str) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{kind}_token_id")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"GGUF key tokenizer.ggml.{kind}_token_id is {_short(value)}: must be a whole number")
+        raise ValueError(f"GGUF key tokenizer.ggml.{kind}_token_id is {short(value)}: must be a whole number")
     return value
 
 
@@ -149,7 +145,7 @@ def _take_scaling(keys: Keys, context: int) -> RopeScaling | None:
             raise ValueError(f"GGUF key {keys.arch}.rope.scaling.type is missing, and rope.scaling.factor is set")
         return None
     if kind != "yarn" or keys.arch == "llama":
-        raise ValueError(f"GGUF key {keys.arch}.rope.scaling.type {_short(kind)} is not supported; Qwen2 uses 'yarn' or none")
+        raise ValueError(f"GGUF key {keys.arch}.rope.scaling.type {short(kind)} is not supported; Qwen2 uses 'yarn' or none")
     factor = keys.real("rope.scaling.factor")
     scaling = RopeScaling(
         factor,

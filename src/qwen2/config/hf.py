@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qwen2.config.keys import Keys, short
 from qwen2.config.model import DualChunkConfig, ModelConfig, MoEConfig, RopeScaling
 
 if TYPE_CHECKING:
@@ -36,160 +37,133 @@ IGNORED = {
     "sliding_window": "its length; refused when a window is in use",
     "transformers.js_config": "for another runtime",
 }
-FIXED = {  # key: the values under which it changes nothing
-    "hidden_act": ("silu",),
-    "attention_dropout": (0.0, None),
-    "use_sliding_window": (False, None),
-    "qkv_bias": (True,),
-    "is_encoder_decoder": (False,),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "rope_interleaved": (False, None),
-    "use_mrope": (False, None),
+FIXED = {  # key: the value under which it changes nothing
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "use_sliding_window": False,
+    "qkv_bias": True,
+    "is_encoder_decoder": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_interleaved": False,
+    "use_mrope": False,
+}
+SPARSE = {  # which keys a sparse prefill may skip; attention here is always exact
+    "sparse_attention_config": "",
+    "sparse_attention_threshold": "",
+    "sparse_attention_enabled": "",
+    "sparse_attention_last_q": "",
 }
 FAMILIES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
+FILE = "config.json"
 
 
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """Read the dictionary of a config.json of Qwen1.5, Qwen2, Qwen2.5 (dense and MoE) or a Llama without rope scaling.
 
-    Raises ValueError naming the key that is missing, unknown, or set to what this decoder does not do.
+    Raises ValueError naming the key that is missing, unknown, of the wrong type, or set to what this decoder does not do.
     """
-    rest = {key: value for key, value in values.items() if key not in IGNORED and value is not None}  # null is "not set"
-    family = rest.pop("model_type", None)
+    keys = Keys(values, FILE, IGNORED)
+    family = keys.text("model_type", None)
     if family not in FAMILIES:
-        raise ValueError(f"config.json: model_type {family!r} is not one this package runs: {', '.join(FAMILIES)}")
-    architectures = rest.pop("architectures", None)
+        raise ValueError(f"{FILE}: model_type {family!r} is not one this package runs: {', '.join(FAMILIES)}")
+    architectures = keys.take("architectures", None)
     if architectures not in (None, [FAMILIES[family]]):
-        raise ValueError(f"config.json: architectures {architectures}: only {FAMILIES[family]} is supported for {family}")
-    _check_fixed(rest)
-    fields = _take_shape(rest)
-    fields |= _take_rope(rest, fields["context"], family)
-    fields["eos"] = _as_ids(rest.pop("eos_token_id", None))
-    fields["bos"] = rest.pop("bos_token_id", None)
-    dtype = rest.pop("torch_dtype", None)
-    fields["dtype"] = rest.pop("dtype", None) or dtype or "float32"
+        raise ValueError(f"{FILE}: architectures {short(architectures)}: only {FAMILIES[family]} is supported for {family}")
+    keys = Keys(keys.rest, FILE, fixed=FIXED)
+    fields = _take_shape(keys)
+    fields |= _take_rope(keys, family, fields["context"])
     if family == "qwen2_moe":
-        fields["moe"] = _take_moe(rest)
-    head_dim = rest.pop("head_dim", None)
-    if head_dim not in (None, fields["hidden"] // fields["heads"]):
-        raise ValueError(f"config.json: head_dim {head_dim}: only hidden_size / num_attention_heads is supported")
-    if rest.pop("layer_types", None) not in (None, ["full_attention"] * fields["layers"]):
-        raise ValueError("config.json: layer_types: only full_attention layers are supported")
-    if "quantization_config" in rest:
-        method = rest["quantization_config"].get("quant_method", "unknown")
-        raise ValueError(f"config.json: quantization_config: {method} weights are not supported; take the unquantized or the GGUF release")
-    if rest:
-        unknown = ", ".join(sorted(rest))
-        raise ValueError(f"config.json: unknown key {unknown}: what it would change is not known, so the model is not loaded")
-    return ModelConfig(**fields)
+        fields["moe"] = _take_moe(keys)
+    head_dim = keys.whole("head_dim", None)
+    layer_types = keys.take("layer_types", None)
+    quantized = keys.part("quantization_config")
+    if quantized:
+        method = short(quantized.get("quant_method", "packed"))
+        raise ValueError(f"{FILE}: quantization_config: {method} weights are not supported; take the unquantized or the GGUF release")
+    keys.end("unknown key; what it would change is not known, so the model is not loaded")
+    config = ModelConfig(**fields)
+    if head_dim not in (None, config.head_dim):
+        raise ValueError(f"{FILE}: head_dim {head_dim}: only hidden_size / num_attention_heads is supported")
+    if layer_types not in (None, ["full_attention"] * config.layers):
+        raise ValueError(f"{FILE}: layer_types: only full_attention layers are supported")
+    return config
 
 
-def _check_fixed(rest: dict[str, Any]) -> None:
-    for key, allowed in FIXED.items():
-        value = rest.pop(key, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"config.json: {key} {value!r} is not supported, only {allowed[0]!r}")
-
-
-def _take_shape(rest: dict[str, Any]) -> dict[str, Any]:
-    names = {
-        "vocab": "vocab_size",
-        "layers": "num_hidden_layers",
-        "hidden": "hidden_size",
-        "heads": "num_attention_heads",
-        "ffn": "intermediate_size",
-        "context": "max_position_embeddings",
-        "norm_eps": "rms_norm_eps",
+def _take_shape(keys: Keys) -> dict[str, Any]:
+    heads = keys.whole("num_attention_heads")
+    older_dtype = keys.text("torch_dtype", None)
+    dtype = keys.text("dtype", older_dtype)
+    return {
+        "vocab": keys.whole("vocab_size"),
+        "layers": keys.whole("num_hidden_layers"),
+        "hidden": keys.whole("hidden_size"),
+        "heads": heads,
+        "kv_heads": keys.whole("num_key_value_heads", heads),
+        "ffn": keys.whole("intermediate_size"),
+        "context": keys.whole("max_position_embeddings"),
+        "norm_eps": keys.real("rms_norm_eps"),
+        "tied": keys.flag("tie_word_embeddings", False),
+        "init_range": keys.real("initializer_range", 0.02),
+        "bos": keys.whole("bos_token_id", None),
+        "eos": keys.ids("eos_token_id"),
+        "dtype": "float32" if dtype is None else dtype,
     }
-    missing = [key for key in names.values() if key not in rest]
-    if missing:
-        raise ValueError(f"config.json: {', '.join(missing)} missing")
-    fields = {field: rest.pop(key) for field, key in names.items()}
-    kv_heads = rest.pop("num_key_value_heads", None)
-    fields["kv_heads"] = fields["heads"] if kv_heads is None else kv_heads
-    fields["tied"] = bool(rest.pop("tie_word_embeddings", False))
-    fields["init_range"] = float(rest.pop("initializer_range", 0.02))
-    return fields
 
 
-def _take_rope(rest: dict[str, Any], context: int, family: str) -> dict[str, Any]:
+def _take_rope(keys: Keys, family: str, context: int) -> dict[str, Any]:
     """rope_theta and rope_scaling at top level (transformers 4) or together in rope_parameters (5)."""
-    parameters = dict(rest.pop("rope_parameters", None) or {})
-    scaling = dict(rest.pop("rope_scaling", None) or {}) | parameters
-    theta = scaling.pop("rope_theta", None)
-    top = rest.pop("rope_theta", None)
-    theta = top if theta is None else theta
-    fields: dict[str, Any] = {"rope_theta": 10000.0 if theta is None else float(theta)}
-    dual = rest.pop("dual_chunk_attention_config", None)
-    if dual is not None:
-        fields["dual_chunk"] = _read_dual_chunk(dict(dual))
-    kinds = {scaling.pop(key) for key in ("type", "rope_type") if key in scaling}
+    scaling = Keys(keys.part("rope_scaling") | keys.part("rope_parameters"), f"{FILE}: rope scaling")
+    inner = scaling.real("rope_theta", None)
+    theta = keys.real("rope_theta", inner)
+    fields: dict[str, Any] = {"rope_theta": 10000.0 if theta is None else theta}
+    dual = keys.part("dual_chunk_attention_config")
+    if dual:
+        fields["dual_chunk"] = _read_dual_chunk(dual)
+    kinds = {scaling.text(key) for key in ("type", "rope_type") if key in scaling.rest}
     if len(kinds) > 1:
-        raise ValueError(f"config.json: rope scaling is given two types: {', '.join(sorted(kinds))}")
+        raise ValueError(f"{FILE}: rope scaling is given two types: {', '.join(sorted(kinds))}")
     kind = kinds.pop() if kinds else "default"
     if kind == "default":
-        if scaling:
-            raise ValueError(f"config.json: rope scaling of type 'default' does not use {', '.join(sorted(scaling))}")
+        scaling.end("not used by rope scaling of type 'default'")
         return fields
     if kind != "yarn" or family == "llama":
-        raise ValueError(f"config.json: rope scaling type {kind!r} is not supported for {family}; Qwen2 uses 'yarn' or none")
+        raise ValueError(f"{FILE}: rope scaling type {kind!r} is not supported for {family}; Qwen2 uses 'yarn' or none")
     fields["rope_scaling"] = _read_yarn(scaling, context)
     return fields
 
 
-def _read_yarn(scaling: dict[str, Any], context: int) -> RopeScaling:
-    if "factor" not in scaling:
-        raise ValueError("config.json: rope scaling has no factor")
-    original = scaling.pop("original_max_position_embeddings", None)
-    values = {
-        "factor": float(scaling.pop("factor")),
-        "original_context": context if original is None else original,  # as transformers does where it is not written
-        "beta_fast": float(scaling.pop("beta_fast", 32.0)),
-        "beta_slow": float(scaling.pop("beta_slow", 1.0)),
-        "attention_factor": scaling.pop("attention_factor", None),
-        "truncate": bool(scaling.pop("truncate", True)),
-    }
-    if scaling:
-        raise ValueError(f"config.json: rope scaling key {', '.join(sorted(scaling))} is unknown")
-    return RopeScaling(**values)
+def _read_yarn(keys: Keys, context: int) -> RopeScaling:
+    scaling = RopeScaling(
+        factor=keys.real("factor"),
+        original_context=keys.whole("original_max_position_embeddings", context),  # as transformers does where it is not written
+        beta_fast=keys.real("beta_fast", 32.0),
+        beta_slow=keys.real("beta_slow", 1.0),
+        attention_factor=keys.real("attention_factor", None),
+        truncate=keys.flag("truncate", True),
+    )
+    keys.end("unknown key")
+    return scaling
 
 
 def _read_dual_chunk(values: dict[str, Any]) -> DualChunkConfig:
-    for key in ("sparse_attention_config", "sparse_attention_threshold", "sparse_attention_enabled", "sparse_attention_last_q"):
-        values.pop(key, None)  # which keys a sparse prefill may skip; attention here is always exact
-    try:
-        config = DualChunkConfig(values.pop("chunk_size"), values.pop("local_size"), values.pop("original_max_position_embeddings", None))
-    except KeyError as error:
-        raise ValueError(f"config.json: dual_chunk_attention_config has no {error.args[0]}") from None
-    if values:
-        raise ValueError(f"config.json: dual_chunk_attention_config key {', '.join(sorted(values))} is unknown")
+    keys = Keys(values, f"{FILE}: dual_chunk_attention_config", SPARSE)
+    config = DualChunkConfig(keys.whole("chunk_size"), keys.whole("local_size"), keys.whole("original_max_position_embeddings", None))
+    keys.end("unknown key")
     return config
 
 
-def _take_moe(rest: dict[str, Any]) -> MoEConfig:
-    names = {
-        "experts": "num_experts",
-        "active": "num_experts_per_tok",
-        "expert_ffn": "moe_intermediate_size",
-        "shared_ffn": "shared_expert_intermediate_size",
-    }
-    missing = [key for key in names.values() if key not in rest]
-    if missing:
-        raise ValueError(f"config.json: {', '.join(missing)} missing")
+def _take_moe(keys: Keys) -> MoEConfig:
     return MoEConfig(
-        **{field: rest.pop(key) for field, key in names.items()},
-        norm_topk=bool(rest.pop("norm_topk_prob", False)),
-        aux_coef=float(rest.pop("router_aux_loss_coef", 0.001)),
-        sparse_step=rest.pop("decoder_sparse_step", 1),
-        dense_layers=tuple(rest.pop("mlp_only_layers", None) or ()),
+        experts=keys.whole("num_experts"),
+        active=keys.whole("num_experts_per_tok"),
+        expert_ffn=keys.whole("moe_intermediate_size"),
+        shared_ffn=keys.whole("shared_expert_intermediate_size"),
+        norm_topk=keys.flag("norm_topk_prob", False),
+        aux_coef=keys.real("router_aux_loss_coef", 0.001),
+        sparse_step=keys.whole("decoder_sparse_step", 1),
+        dense_layers=keys.ids("mlp_only_layers"),
     )
-
-
-def _as_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen2.config import GenerationDefaults, published_generation
+from qwen2.config.keys import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,14 @@ def generation_from_gguf(metadata: Mapping[str, object], config: ModelConfig, eo
     unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING]
     if unknown:
         raise ValueError(f"GGUF key {unknown[0]}: this way of sampling is not supported; remove the key to load the file without it")
-    stated = {ours: kind(metadata[key]) for key, (ours, kind) in SAMPLING.items() if key in metadata}
+    stated: dict[str, Any] = {}
+    for key, (ours, kind) in SAMPLING.items():
+        if key in metadata:
+            try:
+                stated[ours] = kind(metadata[key])
+                GenerationDefaults(**{ours: stated[ours]})
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError(f"GGUF key {key} is {short(metadata[key])}: out of range") from None
     if stated:
         return GenerationDefaults(eos=eos, **stated)
     published = published_generation(config) if metadata.get("general.architecture") != "llama" else None
