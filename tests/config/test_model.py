@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from qwen2.config import FAMILY, DualChunkConfig, ModelConfig, MoEConfig, RopeScaling, nano, tiny
+from qwen2.config import FAMILY, DualChunkConfig, ModelConfig, MoEConfig, RopeScaling, nano, published_generation, tiny
 from qwen2.model import Qwen2
 from tests.conftest import SHAPES
 
@@ -86,6 +88,16 @@ def test_window_is_what_the_model_can_attend_over():
     assert tiny(context=1000, dual_chunk=DualChunkConfig(256, 64)).window == 192
     assert nano().window == 2048
     assert nano(dtype="bfloat16", layers=2).dtype == "bfloat16"
+
+
+def test_published_defaults_are_found_by_the_whole_shape():
+    seven = FAMILY["qwen2:7b"].config
+    assert published_generation(seven) == FAMILY["qwen2:7b"].generation
+    assert published_generation(FAMILY["qwen2:7b-base"].config) == FAMILY["qwen2:7b-base"].generation
+    for stranger in (replace(seven, rope_theta=10_000.0), replace(seven, ffn=18_000), tiny()):
+        assert published_generation(stranger) is None
+    three = replace(seven, layers=36, hidden=2048, heads=16, kv_heads=2, ffn=11008)  # Qwen2.5-3B
+    assert published_generation(three) == FAMILY["qwen2:7b"].generation
 
 
 def test_moe_layers():

@@ -15,6 +15,7 @@ from qwen2.weights.export import to_gguf, to_hf_folder
 from qwen2.weights.model import load
 from tests.conftest import tiny_model
 
+LIKE_THEIRS = MoEConfig(4, 2, expert_ffn=1408, shared_ffn=5632)  # transformers' GGUF loader ignores the file's sizes for these
 TOKENS = torch.randint(0, 512, (60,), generator=torch.Generator().manual_seed(3))
 
 
@@ -91,13 +92,22 @@ def test_a_gguf_file_reads_back(form: str, shape: ModelConfig, tmp_path: Path):
 
 
 @pytest.mark.parametrize("form", ["F32", "Q8_0"])
-@pytest.mark.parametrize("config", [tiny(), tiny(tied=True)], ids=["dense", "tied"])
+@pytest.mark.parametrize("config", [tiny(), tiny(tied=True), tiny(moe=LIKE_THEIRS)], ids=["dense", "tied", "moe"])
 def test_a_gguf_file_reads_the_same_in_transformers(form: str, config: ModelConfig, tmp_path: Path):
     to_gguf(tiny_model(config), tmp_path / "out.gguf", form)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="out.gguf", dtype=torch.float32).eval()
     ours = load(tmp_path / "out.gguf", dtype="float32")
     with torch.no_grad():
         torch.testing.assert_close(logits(ours.network), theirs(TOKENS[None]).logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_llama_cpp_computes_otherwise_is_reported(tmp_path: Path):
+    moe = MoEConfig(4, 2, 32, 64, norm_topk=True)
+    (note,) = to_gguf(tiny_model(tiny(moe=moe)), tmp_path / "out.gguf", "F32")
+    assert note.startswith("norm_topk_prob: llama.cpp does not renormalise")
+    config = load(tmp_path / "out.gguf").config
+    assert config.moe is not None
+    assert config.moe.norm_topk
 
 
 def test_rows_that_a_format_cannot_hold_are_reported(tmp_path: Path):

@@ -73,6 +73,41 @@ def test_a_missing_bias_is_not_taken_for_zero(folder: Path):
     assert "tensor model.layers.0.self_attn.k_proj.bias is missing" in refused(folder)
 
 
+def test_not_even_all_biases_may_be_missing(folder: Path):
+    def without(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith("bias")]:
+            del tensors[name]
+
+    edit_tensors(folder, without)
+    assert "tensor model.layers.0.self_attn.q_proj.bias is missing" in refused(folder)
+
+
+def test_a_config_of_more_layers_than_there_are_costs_nothing(folder: Path):
+    edit_config(folder, num_hidden_layers=2**40)
+    assert refused(folder) == f"{folder}: config.json: num_hidden_layers is {2**40}, the checkpoint holds 2"
+
+
+def test_a_config_of_more_experts_than_there_are_costs_nothing(tmp_path: Path):
+    from qwen2.config import MoEConfig, tiny
+    from qwen2.weights.export import to_hf_folder
+
+    to_hf_folder(tiny_model(tiny(moe=MoEConfig(4, 2, 32, 64))), tmp_path / "moe")
+    edit_config(tmp_path / "moe", num_experts=10**9)
+    assert refused(tmp_path / "moe") == f"{tmp_path / 'moe'}: config.json: num_experts is 1000000000, the checkpoint holds 4"
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_a_type_that_weights_do_not_have_is_refused(dtype: torch.dtype, name: str, folder: Path):
+    edit_tensors(folder, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(dtype)}))
+    expected = f"model.norm.weight is of type {name}, not one of F32, F16, BF16: quantized weights come as GGUF"
+    assert refused(folder) == f"{folder / 'model.safetensors'}: {expected}"
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused(folder: Path):
+    edit_config(folder, eos_token_id=99999)
+    assert refused(folder) == f"{folder}: the end token 99999 is beyond the embedding's 512 rows"
+
+
 def test_a_wrong_shape_is_named(folder: Path):
     edit_tensors(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
     assert refused(folder) == f"{folder / 'model.safetensors'}: model.norm.weight has shape [63], the config asks for [64]"

@@ -41,6 +41,10 @@ BASE_GENERATION = GenerationDefaults(eos=(151643,), max_tokens=2048)
 INSTRUCT_GENERATION = GenerationDefaults(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, eos=(151645, 151643))
 
 
+ROPE_THETA = 1_000_000.0
+QWEN2_5_ONLY = {(36, 2048, 11008), (48, 5120, 13824), (64, 5120, 27648)}  # layers, hidden, ffn of 3B, 14B and 32B
+
+
 def _releases() -> dict[str, Release]:
     table = {}
     for size, shape in SHAPES.items():
@@ -58,15 +62,19 @@ FAMILY = _releases()
 
 
 def published_generation(config: ModelConfig) -> GenerationDefaults | None:
-    """The sampling defaults of the released instruct model of this shape; None where no released model has it.
+    """The sampling defaults of the released model of this shape; None where no released model has it.
 
-    Qwen2.5 and its Coder models of the same shapes were published with the same values. A base model (its only end token is
-    <|endoftext|>) has greedy defaults.
+    Qwen2.5 and its Coder models were published with the values of Qwen2's instruct models. A base model (its only end token is
+    <|endoftext|>) is greedy. A model of another rope_theta is someone else's, or Qwen2.5-Math.
     """
+    if config.rope_theta != ROPE_THETA:
+        return None
     for release in FAMILY.values():
-        same = (release.config.layers, release.config.hidden, release.config.heads) == (config.layers, config.hidden, config.heads)
+        same = (release.config.layers, release.config.hidden, release.config.ffn) == (config.layers, config.hidden, config.ffn)
         if same and release.config.eos[0] in config.eos and (release.config.moe is None) == (config.moe is None):
             return release.generation
+    if (config.layers, config.hidden, config.ffn) in QWEN2_5_ONLY and config.moe is None:
+        return INSTRUCT_GENERATION if 151645 in config.eos else BASE_GENERATION
     return None
 
 

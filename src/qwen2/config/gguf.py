@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwen2.config.keys import short
@@ -103,8 +104,11 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int
     if arch not in ARCHITECTURES:
         raise ValueError(f"GGUF architecture {short(arch)} is not one this package runs: {', '.join(ARCHITECTURES)}")
     keys = Keys(metadata, arch)
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
     if "token_embd.weight" not in shapes or len(shapes["token_embd.weight"]) != 2:
         raise ValueError("GGUF: there is no matrix token_embd.weight, the embedding; the file is incomplete or holds no language model")
+    if isinstance(tokens, Sequence) and len(tokens) > shapes["token_embd.weight"][0]:
+        raise ValueError(f"GGUF: {len(tokens)} tokens for the embedding's {shapes['token_embd.weight'][0]} rows; the file is damaged")
     context = keys.whole("context_length")
     config = ModelConfig(
         vocab=shapes["token_embd.weight"][0],

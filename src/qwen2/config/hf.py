@@ -85,7 +85,8 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     config = ModelConfig(**fields)
     if head_dim not in (None, config.head_dim):
         raise ValueError(f"{FILE}: head_dim {head_dim}: only hidden_size / num_attention_heads is supported")
-    if layer_types not in (None, ["full_attention"] * config.layers):
+    full = isinstance(layer_types, list) and len(layer_types) == config.layers and all(kind == "full_attention" for kind in layer_types)
+    if not full and layer_types is not None:
         raise ValueError(f"{FILE}: layer_types: only full_attention layers are supported")
     return config
 

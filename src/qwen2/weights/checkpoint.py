@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 STACKED = re.compile(r"(?P<prefix>model\.layers\.\d+\.mlp\.experts)\.(?P<part>gate_up_proj|down_proj)")
+FLOATS = ("F32", "F16", "BF16")
 PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
@@ -53,15 +54,24 @@ def split_experts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 class SafetensorsSource:
-    """The tensors of a Hugging Face folder, by the decoder's parameter names.
+    """The tensors of a Hugging Face folder, by the decoder's parameter names; `llama` says that q, k and v may lack biases.
 
-    Raises ValueError naming the file where the index or a header is broken, FileNotFoundError where a file is missing.
+    Raises ValueError naming the file where the index or a header is broken, a tensor's type is none that weights have, or the
+    config asks for more layers or experts than there are; FileNotFoundError where a file is missing.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: ModelConfig, llama: bool = False) -> None:
+        self.folder, self.config, self.may_lack_biases = folder, config, llama
         self.files = _files_by_tensor(folder)
         self.unread = set(self.files)
+        self._check_count("num_hidden_layers", config.layers, r"model\.layers\.(\d+)\..*")  # before a network of that size is built
+        if config.moe is not None:
+            self._check_count("num_experts", config.moe.experts, r"model\.layers\.\d+\.mlp\.experts\.(\d+)\..*")
+
+    def _check_count(self, key: str, asked: int, pattern: str) -> None:
+        there = {match[1] for name in self.files if (match := re.fullmatch(pattern, name))}
+        if len(there) < asked:
+            raise ValueError(f"{self.folder}: config.json: {key} is {asked}, the checkpoint holds {len(there)}")
 
     def dtype(self) -> torch.dtype:
         """The type that the matrices are stored in."""
@@ -123,7 +133,7 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
         path = folder / SINGLE
         if not path.exists():
             raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
-        return dict.fromkeys(read_safetensors_header(path), path)
+        return _floats(path)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
@@ -136,8 +146,17 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
         path = folder / shard
         if not path.exists():
             raise FileNotFoundError(f"{path}: named by {INDEX}, but not there; download it again")
-        files |= dict.fromkeys(read_safetensors_header(path), path)
+        files |= _floats(path)
     missing = sorted(set(weight_map) - set(files))
     if missing:
         raise ValueError(f"{index}: {len(missing)} tensors are in no shard, the first is {missing[0]}")
     return files
+
+
+def _floats(path: Path) -> dict[str, Path]:
+    """The tensors of one file, which must all be of a type that weights have: casting others would change the answer."""
+    header = read_safetensors_header(path)
+    for name, extent in header.items():
+        if extent.dtype not in FLOATS:
+            raise ValueError(f"{path}: {name} is of type {extent.dtype}, not one of {', '.join(FLOATS)}: quantized weights come as GGUF")
+    return dict.fromkeys(header, path)

@@ -97,7 +97,7 @@ def _save(shard: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
 def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
     """Write a GGUF file, its matrices in `form` (F32, F16, BF16, Q8_0); norms, biases and the router stay F32.
 
-    Returns a line for each matrix that the form cannot hold and that was written as F32. Raises FileExistsError where `path`
+    Returns a line for each matrix that the form cannot hold and that was written as F32, and for what llama.cpp computes otherwise. Raises FileExistsError where `path`
     exists, ValueError for another form.
     """
     if path.exists():
@@ -109,6 +109,8 @@ def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
     tensors, notes = gguf_tensors(model.config, dict(model.network.tensors()), form)
     metadata = model.config.to_gguf(model.name) | model.tokenizer.to_gguf(model.config.vocab) | sampling_to_gguf(model.generation)
     write_gguf(path, metadata, tensors, form)
+    if model.config.moe is not None and model.config.moe.norm_topk:
+        notes.append("norm_topk_prob: llama.cpp does not renormalise the experts' weights of this architecture; its answers will differ")
     return notes
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where parameters come from, by the decoder's names."""
+    """Where parameters come from, by the decoder's names. Only a Llama's may lack biases: those of q, k and v, all of them."""
+
+    may_lack_biases: bool
 
     def has(self, name: str) -> bool: ...
 
@@ -37,7 +39,7 @@ def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.
     """
     network = Qwen2(config, dtype=dtype, device="meta")
     parameters = dict(network.named_parameters())
-    biased = any(source.has(name) for name in parameters if name.endswith(".bias"))  # a Llama has none; one that is lost is an error
+    biased = not source.may_lack_biases or any(source.has(name) for name in parameters if name.endswith(".bias"))
     packed = None if config.tied or device.type != "cpu" else source.packed("model.embed_tokens.weight", dtype)
     if packed is not None:
         network.model.embed_tokens = packed

@@ -33,7 +33,7 @@ class GGUFSource:
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         self.file, self.config = file, config
-        self.heads_permuted = file.metadata.get("general.architecture") == "llama"
+        self.may_lack_biases = self.heads_permuted = file.metadata.get("general.architecture") == "llama"
         self.unread = set(file.tensors)
 
     def dtype(self) -> torch.dtype | None:

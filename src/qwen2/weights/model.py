@@ -8,7 +8,7 @@ What is left out: downloading (store.py) and running (engine/).
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,11 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
     if dtype == "float16" and target.type == "cpu":
         raise ValueError("dtype 'float16' on a CPU: Qwen2's large key biases overflow it; use float32 or bfloat16")
     path, name, hold = Store(home).open(source)
-    model = _load_gguf(path, dtype, target) if path.is_file() else _load_folder(path, dtype, target)
+    with ExitStack() as on_failure:
+        if hold is not None:
+            on_failure.push(hold)
+        model = _load_gguf(path, dtype, target) if path.is_file() else _load_folder(path, dtype, target)
+        on_failure.pop_all()  # from here on the model has it
     model.name, model.hold = name, hold
     return model
 
@@ -90,7 +94,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
             config = ModelConfig.from_gguf(file.metadata, shapes)
             tokenizer = Tokenizer.from_gguf(file.metadata)
             generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
-        _check_vocabulary(path, tokenizer, config)
+        _check_vocabulary(path, tokenizer, config, generation)
         source = GGUFSource(file, config)
         chosen = _compute_dtype(dtype, source.dtype(), device)
         network = fill(config, source, chosen, device)
@@ -100,11 +104,12 @@ def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
 def _load_folder(path: Path, dtype: str, device: torch.device) -> Model:
     defaults = path / "generation_config.json"
     with _naming(path):
-        config = ModelConfig.from_hf(read_json(path / "config.json"))
+        values = read_json(path / "config.json")
+        config = ModelConfig.from_hf(values)
         generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
+    source = SafetensorsSource(path, config, llama=values["model_type"] == "llama")
     tokenizer = Tokenizer.from_folder(path)
-    _check_vocabulary(path, tokenizer, config)
-    source = SafetensorsSource(path, config)
+    _check_vocabulary(path, tokenizer, config, generation)
     stored = source.dtype()
     network = fill(config, source, _compute_dtype(dtype, stored, device), device)
     form = str(stored).removeprefix("torch.")
@@ -128,6 +133,9 @@ def _compute_dtype(asked: str, stored: torch.dtype | None, device: torch.device)
     return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
 
 
-def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig, generation: GenerationDefaults) -> None:
     if tokenizer.vocab_size > config.vocab:
         raise ValueError(f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding only {config.vocab} rows")
+    for end in (*config.eos, *generation.eos):
+        if end >= config.vocab:
+            raise ValueError(f"{path}: the end token {end} is beyond the embedding's {config.vocab} rows")
