@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, tiny
+from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, RopeScaling, tiny
 from qwen2.model import Qwen2
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.weights.export import to_gguf
@@ -24,6 +24,7 @@ FORMS = ("F32", "F16", "BF16", "Q8_0")
 CONFIGS = {
     "dense": tiny(vocab=265, eos=(262,), bos=None),
     "tied": tiny(vocab=265, eos=(262,), bos=None, tied=True),
+    "yarn": tiny(vocab=265, eos=(262,), bos=None, rope_scaling=RopeScaling(factor=4.0, original_context=16), context=64),
     "moe": tiny(vocab=265, eos=(262,), bos=None, moe=MoEConfig(experts=8, active=2, expert_ffn=32, shared_ffn=64)),
 }
 

@@ -97,8 +97,8 @@ def _save(shard: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
 def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
     """Write a GGUF file, its matrices in `form` (F32, F16, BF16, Q8_0); norms, biases and the router stay F32.
 
-    Returns a line for each matrix that the form cannot hold and that was written as F32, and for what llama.cpp computes otherwise. Raises FileExistsError where `path`
-    exists, ValueError for another form.
+    Returns a line for each matrix that the form cannot hold and that was written as F32, and for what llama.cpp computes
+    otherwise. Raises FileExistsError where `path` exists, ValueError for another form.
     """
     if path.exists():
         raise FileExistsError(f"{path}: exists already; export to a new file")
