@@ -117,6 +117,16 @@ def test_rows_that_a_format_cannot_hold_are_reported(tmp_path: Path):
     assert (logits(load(tmp_path / "out.gguf", dtype="float32").network) - logits(model.network)).abs().mean() < 0.3
 
 
+def test_a_place_that_is_not_there_is_named_and_files_are_readable(tmp_path: Path):
+    model = tiny_model()
+    for write in (lambda path: to_hf_folder(model, path), lambda path: to_gguf(model, path, "F32")):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / 'typo'} to write it into"):
+            write(tmp_path / "typo" / "out")
+    to_hf_folder(model, tmp_path / "out")
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_half(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = load(tiny_folder)
     with pytest.raises(FileExistsError, match="exists already; export to a new folder"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +38,9 @@ def to_hf_folder(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES, dty
     that `dtype` cannot hold, OSError where the disk has no room.
     """
     dtype = model.dtype if dtype is None else dtype
-    if folder.exists():
-        raise FileExistsError(f"{folder}: exists already; export to a new folder")
-    draft = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    _check_place(folder, "folder")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    draft.mkdir()
     try:
         config = replace(model.config, dtype=str(dtype).removeprefix("torch."))
         _write_json(draft / "config.json", config.to_hf())
@@ -92,6 +91,14 @@ def _save(shard: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}: has weights that are not finite in {str(dtype).removeprefix('torch.')}; choose a wider type")
     save_file(own, path, metadata={"format": "pt"})
+    shutil.copymode(path.with_name("config.json"), path)  # the library writes files that only their owner can read
+
+
+def _check_place(path: Path, kind: str) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path}: exists already; export to a new {kind}")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write it into")
 
 
 def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
@@ -100,8 +107,7 @@ def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
     Returns a line for each matrix that the form cannot hold and that was written as F32, and for what llama.cpp computes
     otherwise. Raises FileExistsError where `path` exists, ValueError for another form.
     """
-    if path.exists():
-        raise FileExistsError(f"{path}: exists already; export to a new file")
+    _check_place(path, "file")
     moe_layers = sum(map(model.config.is_moe, range(model.config.layers)))
     if moe_layers not in (0, model.config.layers):
         count = f"{moe_layers} of {model.config.layers}"
