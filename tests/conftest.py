@@ -36,6 +36,16 @@ SHAPES = {
 }
 
 
+REAL = {"coder", "smollm", "qwen_tokenizer"}  # fixtures that download a real model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a real model, so that `-m "not network"` leaves it out."""
+    for item in items:
+        if REAL & set(getattr(item, "fixturenames", ())):
+            item.add_marker("network")
+
+
 def random_network(config: ModelConfig, seed: int = 0) -> Qwen2:
     """A network in which every parameter matters: biases and norms are random too, and the weights large enough to tell."""
     generator = torch.Generator().manual_seed(seed)
