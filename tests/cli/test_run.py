@@ -112,6 +112,13 @@ def test_renderer_is_markdown_on_a_terminal_only(monkeypatch):
     assert type(verb.make_renderer(plain=False)).__name__ == "PlainStream"
 
 
+def test_renderer_is_plain_on_a_console_without_escapes(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("rich.console.detect_legacy_windows", lambda: True)
+    assert type(verb.make_renderer(plain=False)).__name__ == "PlainStream"
+
+
 # --- errors, before torch is imported
 
 UNKNOWN = "no model is named 'qwen3:7b': did you mean qwen2:7b, qwen2:72b, qwen2.5:7b? (qwen2 list --all shows every name)"
@@ -161,6 +168,15 @@ def test_answer_is_the_engines_and_the_cut_is_said_on_stderr(tmp_path, tiny_fold
     assert done.stdout.replace("\r\n", "\n").rstrip("\n") == expected.rstrip("\n")
     assert done.stdout.endswith("\n")
     assert done.stderr == "(cut: max_tokens 24 reached)\n"
+
+
+def test_a_pipe_gets_utf_8_whatever_the_system_writes(tmp_path, tiny_folder, monkeypatch):
+    expected = qwen2_run(tmp_path, tiny_folder, "fox", *SAMPLING)
+    assert not expected.stdout.isascii()
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    done = qwen2_run(tmp_path, tiny_folder, "fox", *SAMPLING)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, expected.stderr)
 
 
 def test_pipe_system_prompt_and_verbose(tmp_path, tiny_folder):

@@ -59,6 +59,39 @@ def test_conversation_in_a_terminal(tiny_folder, tmp_path, flags):
     assert "the fox" in (tmp_path / "history").read_text()
 
 
+BACKGROUND = """
+import os, subprocess, sys
+code = "from qwen2.cli.answer import silent_keyboard\\nwith silent_keyboard(): pass"
+child = subprocess.Popen([sys.executable, "-c", code], preexec_fn=os.setpgrp)
+_, status = os.waitpid(child.pid, os.WUNTRACED)
+print("stopped" if os.WIFSTOPPED(status) else f"ended with {os.waitstatus_to_exitcode(status)}")
+child.kill()
+"""
+
+
+def test_a_job_in_the_background_leaves_the_keyboard_alone():
+    """Else the terminal's driver stops it: `qwen2 run "..." > out &`."""
+    environment = {**os.environ, "PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
+    child = pexpect.spawn(sys.executable, ["-c", BACKGROUND], env=environment, timeout=60, encoding="utf-8")
+    assert child.read().strip() == "ended with 0"
+
+
+ECHO = """
+import sys, termios
+from qwen2.cli.answer import silent_keyboard
+echo = lambda: bool(termios.tcgetattr(0)[3] & termios.ECHO)
+before = echo()
+with silent_keyboard(): print(before, echo())
+print(echo())
+"""
+
+
+def test_keys_do_not_echo_into_an_answer():
+    environment = {**os.environ, "PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
+    child = pexpect.spawn(sys.executable, ["-c", ECHO], env=environment, timeout=60, encoding="utf-8")
+    assert child.read().split() == ["True", "False", "True"]
+
+
 @pytest.mark.slow
 def test_conversation_with_the_real_model(coder, tmp_path):
     """Asks, streams, answers, is interrupted, goes on and remembers."""

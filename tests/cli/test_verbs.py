@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.cli.app import VERBS, main, make_app, one_line
+from qwen2.cli.app import VERBS, main, make_app, one_line, take_debug
 from qwen2.cli.pull import ensure
 from qwen2.weights import registry
 from qwen2.weights.registry import ENTRIES
@@ -29,7 +30,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with nothing in it, and a file to pull from."""
     monkeypatch.setenv("QWEN2_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("QWEN2_DEBUG", raising=False)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main() sets it
     monkeypatch.setitem(registry.ENTRIES, NAME, places.entry())
     (tmp_path / FILE).write_bytes(DATA)
     monkeypatch.chdir(tmp_path)
@@ -103,6 +103,36 @@ def test_ensure_pulls_once(home: Path, capsys: Out) -> None:
     assert capsys.readouterr().err == ""
 
 
+def test_a_folder_called_like_a_model_changes_nothing(tmp_path: Path, capsys: Out) -> None:
+    """As after `git clone .../qwen2`."""
+    (tmp_path / "qwen2").mkdir()
+    (tmp_path / NAME).mkdir()
+    assert run(capsys, "show", "qwen2", "--config", "--json")[1] == run(capsys, "show", "qwen2:7b", "--config", "--json")[1] != ""
+    assert error(capsys, "show", "./qwen2", "--config").startswith("qwen2/config.json: missing")
+    pulled: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "pull", lambda self, name, *_: pulled.append(name))
+        ensure("qwen2")
+        ensure(NAME)
+        ensure("./qwen2")
+    assert pulled == ["qwen2:7b", NAME]
+
+
+def test_a_damaged_manifest_concerns_its_own_model_only(home: Path, capsys: Out) -> None:
+    Store().pull(NAME, local=Path(FILE))
+    assert run(capsys, "cp", NAME, "mine:a")[0] == 0
+    damaged = home / "models" / "mine" / "a" / "manifest.json"
+    damaged.write_text("{")
+    assert run(capsys, "pull", NAME)[::2] == (0, "")
+    ensure(NAME)
+    code, out, err = run(capsys, "list", "--json")
+    assert (code, [row["name"] for row in json.loads(out)]) == (0, [NAME])
+    assert err.startswith(f"qwen2: {damaged}: not a manifest of this program")
+    assert err.count("\n") == 1
+    assert error(capsys, "show", "mine:a").startswith(f"{damaged}: not a manifest")
+    assert run(capsys, "rm", "mine:a")[0] == 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -132,6 +162,18 @@ def test_debug_shows_where(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None
     assert main(["rm", "qwen3:7b"]) == 1
 
 
+def test_debug_as_a_word_of_a_prompt() -> None:
+    assert take_debug(["--debug", "run", "--", "what is", "--debug"]) == (True, ["run", "--", "what is", "--debug"])
+    assert take_debug(["run", "--", "what is", "--debug"]) == (False, ["run", "--", "what is", "--debug"])
+    assert take_debug(["list"]) == (False, ["list"])
+
+
+def test_main_leaves_its_caller_s_process_alone(capsys: Out) -> None:
+    before = sys.excepthook, sys.stdout.encoding, sys.stdout.errors
+    assert main(["list"]) == 0
+    assert (sys.excepthook, sys.stdout.encoding, sys.stdout.errors) == before
+
+
 def test_ctrl_c_and_a_closed_pipe(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -148,15 +190,15 @@ def test_ctrl_c_and_a_closed_pipe(capsys: Out, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_errors_of_the_system_lose_their_numbers() -> None:
-    assert one_line(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
-    assert one_line(OSError(28, "No space left on device")) == "No space left on device"
+    assert one_line(PermissionError(errno.EACCES, "Permission denied", "/x/y")) == "/x/y: Permission denied"
+    assert one_line(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     assert one_line(ValueError("two\n  lines")) == "two lines"
     assert one_line(ValueError()) == "ValueError"
 
 
 def test_unexpected_errors_are_one_line_too() -> None:
-    code = "import qwen2.cli.list as verb\nverb._stored = None\nfrom qwen2.cli.app import main\nmain(['list'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    code = "import qwen2.cli.list as verb\nverb._stored = None\nfrom qwen2.cli.app import console\nconsole()"
+    done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 1
     told = "qwen2: unexpected TypeError: 'NoneType' object is not callable; run it again with --debug to see where, and report it\n"
     assert done.stderr == told

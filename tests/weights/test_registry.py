@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from qwen2.config import FAMILY
+from qwen2.tokenizer import load
 from qwen2.weights.names import parse
-from qwen2.weights.registry import DEFAULT_MODEL, ENTRIES, by_repository, canonical, lookup
+from qwen2.weights.registry import DEFAULT_MODEL, ENTRIES, SAFETENSORS, by_repository, canonical, lookup
 
 
 def test_every_released_qwen2_agrees_with_the_family_table() -> None:
@@ -23,6 +27,12 @@ def test_every_released_size_of_qwen2_5_is_there() -> None:
         for tag in tags:
             assert lookup(f"{family}:{tag}-bf16").repository == f"Qwen/{hub}-{tag.upper()}-Instruct"
             assert lookup(f"{family}:{tag}-base").repository == f"Qwen/{hub}-{tag.upper()}"
+
+
+def test_every_file_that_the_tokenizer_reads_is_pulled() -> None:
+    source = Path(load.__file__).read_text(encoding="utf-8")
+    named = set(re.findall(r'folder / "([^"]+)"', source))
+    assert {"tokenizer.json", "added_tokens.json", "chat_template.jinja"} <= named <= set(SAFETENSORS)
 
 
 def test_licences_that_are_not_apache() -> None:
@@ -87,6 +97,7 @@ def test_hub_names_stand_for_models() -> None:
     [
         ("qwen3:7b", "no model is named 'qwen3:7b': did you mean qwen2:7b, qwen2:72b, qwen2.5:7b? (qwen2 list --all shows every name)"),
         ("zebra", "no model is named 'zebra': families: qwen2, qwen2.5, qwen2.5-coder, smollm2 (qwen2 list --all shows every name)"),
+        ("qwn2", "no model is named 'qwn2': did you mean qwen2, qwen2.5? (qwen2 list --all shows every name)"),
         ("smollm2:1b", "smollm2 has no tag '1b'; its tags: 135m"),
     ],
 )

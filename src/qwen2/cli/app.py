@@ -9,6 +9,7 @@ shows the traceback instead.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -57,14 +58,26 @@ def version() -> str:
     return f"{__version__}\n{kernels.report()}"
 
 
+def console() -> int:
+    """The program `qwen2`: `main`, in a process that is its own."""
+    if not take_debug(sys.argv[1:])[0]:
+        sys.excepthook = report_unexpected
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe gets UTF-8 on every system, a terminal what it can show
+        sys.stdout.reconfigure(encoding=sys.stdout.encoding if sys.stdout.isatty() else "utf-8", errors="replace")
+    return main()
+
+
+def take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether tracebacks are asked for, and the arguments without the flag; words behind -- are not looked at."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    rest = [argument for argument in arguments[:end] if argument != "--debug"]
+    debug = len(rest) < end or os.environ.get("QWEN2_DEBUG", "0") not in ("", "0")
+    return debug, [*rest, *arguments[end:]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given or os.environ.get("QWEN2_DEBUG", "0") not in ("", "0")
-    if debug:
-        given = [argument for argument in given if argument != "--debug"]
-    else:
-        sys.excepthook = report_unexpected
+    debug, given = take_debug(sys.argv[1:] if arguments is None else arguments)
     try:
         code = make_app()(given, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

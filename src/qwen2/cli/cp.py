@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen2.weights.pull import shown
+from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
 
@@ -18,4 +18,4 @@ def cp(source: str, target: str, /) -> None:
     """
     model = Store().copy(source, target)
     place = f" at {model.location}" if model.location is not None else ""
-    print(f"{model.name} is here: {shown(model.size)}{place}, sha256 {model.digest[:12]}, no disk used")
+    print(f"{model.name} is here: {human_size(model.size)}{place}, sha256 {model.digest[:12]}, no disk used")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen2.cli.pull import ensure
-from qwen2.weights.pull import shown
+from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
 Form = Literal["f32", "f16", "bf16", "q8_0"]
@@ -48,4 +48,4 @@ def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
     else:
         to_hf_folder(loaded, destination, dtype=loaded.dtype if to is None else types[to])
         size = sum(path.stat().st_size for path in destination.iterdir())
-    print(f"{destination}: {shown(size)} written")
+    print(f"{destination}: {human_size(size)} written")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from qwen2.weights.pull import shown
+from qwen2.weights.pull import human_size
 from qwen2.weights.registry import DEFAULT_MODEL, ENTRIES
 from qwen2.weights.store import Store
 
@@ -51,8 +52,12 @@ def _stored() -> list[dict[str, object]]:
             "sha256": model.digest,
             "path": str(model.path),
         }
-        for model in Store().list()
+        for model in Store().list(_say)
     ]
+
+
+def _say(damaged: ValueError) -> None:
+    print(f"qwen2: {damaged}", file=sys.stderr)
 
 
 def _published() -> list[dict[str, object]]:
@@ -65,7 +70,7 @@ def _published() -> list[dict[str, object]]:
 
 
 def _cell(value: object) -> str:
-    return shown(value) if isinstance(value, int) else str(value)
+    return human_size(value) if isinstance(value, int) else str(value)
 
 
 def print_table(rows: Sequence[dict[str, str]]) -> None:

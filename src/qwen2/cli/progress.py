@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qwen2.weights.pull import Progress, shown
+from qwen2.weights.pull import Progress, human_size
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,7 +39,7 @@ class PullWatcher:
             self._draw(step)
         elif step.total and step.done * 10 // step.total > self._tenth:
             self._tenth = step.done * 10 // step.total
-            self._say(f"{shown(step.done)} of {shown(step.total)}")
+            self._say(f"{human_size(step.done)} of {human_size(step.total)}")
 
     def _say(self, text: str) -> None:
         if self._bars is not None:

@@ -10,10 +10,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from qwen2.cli.progress import PullWatcher
+from qwen2.config.family import APACHE
 from qwen2.weights.manifest import StoredModel
 from qwen2.weights.names import parse
-from qwen2.weights.pull import shown
-from qwen2.weights.registry import APACHE, ENTRIES, by_repository, canonical
+from qwen2.weights.pull import human_size
+from qwen2.weights.registry import ENTRIES, by_repository, canonical
 from qwen2.weights.sources import Endpoints
 from qwen2.weights.store import Store
 
@@ -40,20 +41,21 @@ def pull(
         Say nothing while it works.
     """
     store = make_store()
-    there = {model.name for model in store.list()}
+    state = "is already here" if store.has(name) else "is here"
     model = _pull(store, name, source, from_, quiet)
-    state = "is already here" if model.name in there else "is here"
-    print(f"{model.name} {state}: {shown(model.size)}, {model.format}, sha256 {model.digest[:12]}, from {model.source}")
+    print(f"{model.name} {state}: {human_size(model.size)}, {model.format}, sha256 {model.digest[:12]}, from {model.source}")
 
 
 def ensure(name: str) -> None:
     """Pull what the name stands for, if it stands for something and is not there; a path or an own model is left alone."""
     store = make_store()
+    if store.is_path(name):
+        return
     try:
         full = by_repository(name) or canonical(parse(name))
     except ValueError:
         return
-    if str(full) in ENTRIES and not Path(name).exists() and all(model.name != str(full) for model in store.list()):
+    if str(full) in ENTRIES and not store.has(name):
         _pull(store, str(full))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from qwen2.weights.pull import shown
+from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
 
@@ -23,4 +23,4 @@ def rm(*names: Annotated[str, Parameter(show_default=False)]) -> None:
     store = Store()
     for name in names:
         freed = store.remove(name)
-        print(f"removed {name}: {shown(freed)} freed")
+        print(f"removed {name}: {human_size(freed)} freed")

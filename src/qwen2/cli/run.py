@@ -140,7 +140,8 @@ def make_renderer(plain: bool) -> Renderer:
         return PlainStream()
     from rich.console import Console
 
-    return MarkdownStream(Console())
+    console = Console()
+    return PlainStream() if console.legacy_windows else MarkdownStream(console)  # a console that would print the escapes as text
 
 
 def answer_once(llm: LLM, prompt: str, system: str | None, params: SamplingParams, plain: bool, verbose: bool, load_seconds: float) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from qwen2.weights.names import parse
-from qwen2.weights.pull import shown
+from qwen2.weights.pull import human_size
 from qwen2.weights.registry import by_repository, canonical
 from qwen2.weights.store import Store
 
@@ -49,11 +48,11 @@ def show(
     json_
         As JSON.
     """
-    release = _release(model) if config else None
+    store = Store()
+    release = _release(model) if config and not store.is_path(model) else None
     if release is not None:
         _print(_config_facts(release.config), json_)
         return
-    store = Store()
     path, name = store.resolve(model)
     from qwen2.weights.describe import describe  # the tokenizers library is not needed before
 
@@ -65,16 +64,14 @@ def show(
     elif config:
         _print(_config_facts(described.config), json_)
     else:
-        stored = next((one for one in store.list() if one.name == name), None)
+        stored = None if store.is_path(model) else store.get(name)
         _print(_summary(described, name, stored), json_)
 
 
 def _release(model: str) -> Release | None:
-    """The released model of that name; None for paths and for names that only the files can tell about."""
+    """The released model of that name; None for names that only the files can tell about."""
     from qwen2.config import FAMILY
 
-    if Path(model).exists():
-        return None
     try:
         name = by_repository(model) or canonical(parse(model))
     except ValueError:
@@ -114,7 +111,7 @@ def _summary(described: Description, name: str, stored: StoredModel | None) -> F
         "heads": config.heads,
         "kv_heads": config.kv_heads,
         "container": described.container,
-        "weights": {kind: f"{share.tensors} tensors, {shown(share.size)}" for kind, share in described.types.items()},
+        "weights": {kind: f"{share.tensors} tensors, {human_size(share.size)}" for kind, share in described.types.items()},
         "tokenizer": {"ids": tokenizer.vocab_size, "control": len(tokenizer.control)},
         "template": {"style": template.style, "default_system": template.default_system},
         "defaults": asdict(described.generation),
@@ -162,5 +159,5 @@ def _plain(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and name != "bos":
-        return f"{shown(value)} ({value:,} bytes)" if name == "size" else f"{value:,}"
+        return f"{human_size(value)} ({value:,} bytes)" if name == "size" else f"{value:,}"
     return repr(value) if name == "default_system" else f"{value:g}" if isinstance(value, float) else str(value)

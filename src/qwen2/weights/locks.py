@@ -1,7 +1,8 @@
 """Locks between processes: one pull of a model at a time, and no removal of a model that a running process uses.
 
 A user of a model keeps a lock file of its own, named by its process number, locked for as long as it lives. The operating system
-lets go of it however the process ends, so a crash leaves nothing that a later `rm` could mistake for use.
+lets go of it however the process ends, so a crash leaves nothing that a later `rm` could mistake for use; an orderly end leaves
+nothing at all.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ import errno
 import os
 import secrets
 import sys
+import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # a store shared for reading
+
 
 class Hold:
-    """Says that this process uses a model, until `release` or the end of the process."""
+    """Says that this process uses a model, until `release`, or until nothing refers to it, or the end of the process."""
 
     def __init__(self, folder: Path) -> None:
         """A store that this user cannot write to is used without a hold: this user could not remove from it either."""
-        self._lock: FileLock | None = None
+        self._end: Callable[[], object] | None = None
         path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.lock"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -28,18 +37,15 @@ class Hold:
             lock.acquire(timeout=0)
             path.with_suffix(".txt").write_text(_command(), encoding="utf-8")
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in NOT_WRITABLE:
                 raise
             return
-        self._lock = lock
+        self._end = weakref.finalize(self, _let_go, lock, path, os.getpid())  # runs once, at the latest when Python ends
 
     def release(self) -> None:
         """Stop using the model."""
-        if self._lock is not None:
-            path = Path(self._lock.lock_file)
-            self._lock.release()
-            self._lock = None
-            _forget(path)
+        if self._end is not None:
+            self._end()
 
     def __enter__(self) -> Hold:
         return self
@@ -63,6 +69,12 @@ def holders(folder: Path) -> list[str]:
             lock.release()
             _forget(path)
     return found
+
+
+def _let_go(lock: FileLock, path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child's end is not the end of the use
+        lock.release()
+        _forget(path)
 
 
 def _forget(path: Path) -> None:

@@ -36,9 +36,9 @@ def parse(text: str) -> Name:
     """Read `family` or `family:tag`, in any case; ValueError for everything that the grammar does not know."""
     family, colon, tag = text.lower().partition(":")
     if not text.isascii() or not _is_word(family) or (colon and not _is_word(tag)):  # some letters become ASCII by lower()
-        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        quoted = text if len(text) <= 80 else f"{text[:80]}..."
         raise ValueError(
-            f"{shown!r} is not a model's name: write family:tag in letters, digits and single . - _ (such as qwen2.5-coder:0.5b), "
+            f"{quoted!r} is not a model's name: write family:tag in letters, digits and single . - _ (such as qwen2.5-coder:0.5b), "
             "or ./PATH for a file or folder"
         )
     return Name(family, tag if colon else None)

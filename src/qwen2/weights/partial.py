@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 
 
+class WrongFileError(ValueError):
+    """The bytes are all there, and they are another file's."""
+
+
 class Partial:
     """A file under way at `<path>.partial`. A file whose digest is not known in advance starts from nothing each time."""
 
@@ -58,14 +62,14 @@ class Partial:
         os.fsync(self._stream.fileno())
 
     def finish(self) -> str:
-        """Give the file its name and return its sha256; a ValueError, and the bytes are gone, where it is not the one expected."""
+        """Give the file its name and return its sha256; a WrongFileError, and the bytes are gone, where it is not the one expected."""
         self.flush()
         digest = self._digest.hexdigest()
         self._stream.close()
         if self.size != self.file.size or self.file.sha256 not in (None, digest):
             self.path.unlink()
             expected = str(self.file.sha256)[:12]
-            raise ValueError(f"{self.file.path} is not the file it should be: sha256 {digest[:12]}..., expected {expected}...")
+            raise WrongFileError(f"{self.file.path} is not the file it should be: sha256 {digest[:12]}..., expected {expected}...")
         os.replace(self.path, self.path.with_suffix(""))
         return digest
 

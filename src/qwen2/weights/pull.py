@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qwen2.weights import package_index
 from qwen2.weights.manifest import StoredFile
-from qwen2.weights.partial import Partial, file_digest
+from qwen2.weights.partial import Partial, WrongFileError, file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,8 +66,8 @@ class Pull:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise OSError(
-                f"disk full while pulling {self.entry.name}: {shown(self.done)} of {shown(self.total)} are kept; "
-                f"free {shown(self.total - self.done)} below {self.home} and run qwen2 pull {self.entry.name} again"
+                f"disk full while pulling {self.entry.name}: {human_size(self.done)} of {human_size(self.total)} are kept; "
+                f"free {human_size(self.total - self.done)} below {self.home} and run qwen2 pull {self.entry.name} again"
             ) from error
         return tuple(stored)
 
@@ -99,7 +99,7 @@ class Pull:
         have = shutil.disk_usage(folder).free
         if need > have:
             raise OSError(
-                f"not enough space for {self.entry.name}: it needs {shown(need)} and {self.home} has {shown(have)} free; "
+                f"not enough space for {self.entry.name}: it needs {human_size(need)} and {self.home} has {human_size(have)} free; "
                 "free some, or set QWEN2_HOME to another disk"
             )
 
@@ -118,9 +118,7 @@ class Pull:
                 continue
             self.watch(Progress(self.done, self.total, f"{file.path} from {source.label}"))
             try:
-                with Partial(folder, file) as partial:
-                    source.fetch(self.entry, file, partial, lambda size: self._advance(before + size))
-                    return StoredFile(file.path, file.size, partial.finish(), source.label)
+                return StoredFile(file.path, file.size, self._fetch(source, folder, file, before), source.label)
             except (ConnectionError, ValueError) as error:
                 if isinstance(error, ConnectionError):
                     self.unreachable[source.label] = str(error)
@@ -128,13 +126,26 @@ class Pull:
                 self.watch(Progress(self.done, self.total, reasons[-1]))
         raise OSError(f"cannot pull {self.entry.name}: {'; '.join(reasons)}")
 
+    def _fetch(self, source: Source, folder: Path, file: File, before: int) -> str:
+        """The digest of the file, had from this source. Wrong behind what another had sent, it is fetched once more from its start."""
+        with Partial(folder, file) as partial:
+            resumed = partial.size > 0
+            source.fetch(self.entry, file, partial, lambda size: self._advance(before + size))
+            try:
+                return partial.finish()
+            except WrongFileError as error:
+                if not resumed:
+                    raise
+                self.watch(Progress(self.done, self.total, f"{error}; from its start again, since the first bytes came from elsewhere"))
+        return self._fetch(source, folder, file, before)  # the wrong bytes are gone, so that this one resumes nothing
+
     def _advance(self, done: int) -> None:
         if done > self.done:
             self.done = done
             self.watch(Progress(self.done, self.total))
 
 
-def shown(size: float) -> str:
+def human_size(size: float) -> str:
     """A size in bytes as people write it: decimal units, three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen2.config.family import APACHE, FAMILY, SHAPES
 from qwen2.weights.names import Name, nearest, parse
 
 DEFAULT_MODEL = "qwen2.5-coder:0.5b"
-APACHE = "Apache-2.0"
-TONGYI = "Tongyi Qianwen"  # commercial use free below 100 million monthly users
-QWEN = "Qwen"
+QWEN = "Qwen"  # as Tongyi Qianwen's: commercial use is free below 100 million monthly users
 RESEARCH = "Qwen Research"  # no commercial use
 SAFETENSORS = (  # what load() reads of a repository
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "model.safetensors.index.json",
@@ -136,11 +137,17 @@ SMOLLM2 = File(
 
 # ----------------------------------------------------------------------------------------------------- families on the hubs
 
-# family: name on the hubs, licences that are not Apache-2.0, sizes
-FAMILIES: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
-    "qwen2": ("Qwen2", {"72b": TONGYI}, ("0.5b", "1.5b", "7b", "57b-a14b", "72b")),
-    "qwen2.5": ("Qwen2.5", {"3b": RESEARCH, "72b": QWEN}, ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b")),
-    "qwen2.5-coder": ("Qwen2.5-Coder", {"3b": RESEARCH}, ("0.5b", "1.5b", "3b", "7b", "14b", "32b")),
+
+def _sizes(hub: str, sizes: str, licences: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """A family whose names follow from its sizes; `licences` are those that are not Apache-2.0."""
+    return {size: (f"Qwen/{hub}-{size.upper()}", licences.get(size, APACHE)) for size in sizes.split()}
+
+
+# family, size: the base model's name on the hubs, the licence
+FAMILIES: dict[str, dict[str, tuple[str, str]]] = {
+    "qwen2": {size: (FAMILY[f"qwen2:{size}-base"].hub, FAMILY[f"qwen2:{size}"].licence) for size in SHAPES},
+    "qwen2.5": _sizes("Qwen2.5", "0.5b 1.5b 3b 7b 14b 32b 72b", {"3b": RESEARCH, "72b": QWEN}),
+    "qwen2.5-coder": _sizes("Qwen2.5-Coder", "0.5b 1.5b 3b 7b 14b 32b", {"3b": RESEARCH}),
 }
 DEFAULT_TAGS = {"qwen2": "7b", "qwen2.5": "7b", "qwen2.5-coder": "7b", "smollm2": "135m"}
 
@@ -163,10 +170,9 @@ CARRIED = {("qwen2.5-coder", "0.5b"): CODER_05B, ("qwen2.5-coder", "1.5b"): CODE
 
 def _entries() -> dict[str, Entry]:
     table = {}
-    for family, (hub, licences, sizes) in FAMILIES.items():
-        for size in sizes:
-            for entry in _size_entries(family, size, f"Qwen/{hub}-{size.upper()}", licences.get(size, APACHE)):
-                table[entry.name] = entry
+    for family, sizes in FAMILIES.items():
+        for size, (hub, licence) in sizes.items():
+            table.update({entry.name: entry for entry in _size_entries(family, size, hub, licence)})
     table["smollm2:135m"] = Entry("smollm2:135m", "GGUF Q4_1", APACHE, None, (SMOLLM2.path,), SMOLLM2)
     return table
 
@@ -234,6 +240,7 @@ def unknown(name: Name) -> str:
     if tags:
         return f"{name.family} has no tag {name.tag!r}; its tags: {', '.join(tags)}"
     families = [*FAMILIES, "smollm2"]
-    close = nearest(str(name), ENTRIES) or [f"{family}:{DEFAULT_TAGS[family]}" for family in nearest(name.family, families)]
+    near = nearest(name.family, families)
+    close = near if name.tag is None and near else nearest(str(name), ENTRIES) or [f"{family}:{DEFAULT_TAGS[family]}" for family in near]
     meant = f"did you mean {', '.join(close)}?" if close else f"families: {', '.join(families)}"
     return f"no model is named {str(name)!r}: {meant} (qwen2 list --all shows every name)"

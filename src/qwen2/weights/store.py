@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from qwen2.weights.locks import Hold, holders
+from qwen2.weights.locks import NOT_WRITABLE, Hold, holders
 from qwen2.weights.manifest import MANIFEST, StoredFile, StoredModel, read_manifest
 from qwen2.weights.names import Name, nearest, parse
 from qwen2.weights.partial import file_digest
@@ -52,10 +52,22 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------------- what is there
 
-    def list(self) -> tuple[StoredModel, ...]:
-        """Every model that is there, by name."""
-        found = [read_manifest(path.parent) for path in (self.home / "models").glob(f"*/*/{MANIFEST}")]
-        return tuple(sorted((model for model in found if model is not None), key=lambda model: model.name))
+    def list(self, on_damaged: Callable[[ValueError], None] | None = None) -> tuple[StoredModel, ...]:
+        """Every model that is there, by name. One whose manifest cannot be read is passed over, and told to `on_damaged`."""
+        found = []
+        for path in (self.home / "models").glob(f"*/*/{MANIFEST}"):
+            try:
+                model = read_manifest(path.parent)
+            except ValueError as error:
+                if on_damaged is not None:
+                    on_damaged(error)
+                continue
+            found += [] if model is None else [model]
+        return tuple(sorted(found, key=lambda model: model.name))
+
+    def has(self, name: str) -> bool:
+        """Whether the model of that name is there."""
+        return (self._folder("models", self._name(name)) / MANIFEST).exists()
 
     def get(self, name: str) -> StoredModel:
         """The model of that name. FileNotFoundError: known but not pulled; ValueError: stands for nothing."""
@@ -65,7 +77,7 @@ class Store:
             return model
         if str(asked) in ENTRIES:
             raise FileNotFoundError(f"{asked} is not pulled yet: run qwen2 pull {asked}")
-        raise ValueError(self._unknown(asked))
+        raise ValueError(self._unknown(name))
 
     def find(self, name: str) -> Path:
         """What `load` takes for that name: a GGUF file or a folder. Errors as in `get`."""
@@ -74,8 +86,8 @@ class Store:
             raise FileNotFoundError(f"{model.name}: {model.path} is gone; pull or copy it again, or run qwen2 rm {model.name}")
         return model.path
 
-    def resolve(self, source: str | Path) -> tuple[Path, str]:
-        """Path and name of a model given as a name, a folder or a file.
+    def is_path(self, source: str | Path) -> bool:
+        """Whether a file or folder is meant, and not a name.
 
         A `Path`, text with a path separator, or text that ends in .gguf is a path (unless it is the hub's name of a model, such
         as Qwen/Qwen2-7B-Instruct, and no such folder exists). Other text is a name; a folder of that name in the working
@@ -83,24 +95,24 @@ class Store:
         """
         path, text = Path(source).expanduser(), str(source)
         if isinstance(source, Path):
-            is_path = True
-        elif "/" in text or os.sep in text or text.startswith((".", "~")) or text.endswith(".gguf"):
-            is_path = path.exists() or by_repository(text) is None
-        else:
-            is_path = path.exists() and not self._is_known(text)
-        if not is_path:
-            return self.find(text), str(self._name(text))
+            return True
+        if "/" in text or os.sep in text or text.startswith((".", "~")) or text.endswith(".gguf"):
+            return path.exists() or by_repository(text) is None
+        return path.exists() and not self._is_known(text)
+
+    def resolve(self, source: str | Path) -> tuple[Path, str]:
+        """Path and name of a model given as a name, a folder or a file (`is_path` says which)."""
+        if not self.is_path(source):
+            return self.find(str(source)), str(self._name(str(source)))
+        path = Path(source).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"{text}: no such file or folder")
+            raise FileNotFoundError(f"{source}: no such file or folder")
         return path, path.name
 
     def open(self, source: str | Path) -> tuple[Path, str, Hold | None]:
         """As `resolve`, and a hold that keeps `rm` away from a model of the store for as long as it lives."""
         path, name = self.resolve(source)
-        stored = self._is_known(name) and read_manifest(self._folder("models", self._name(name))) is not None
-        if not stored or path != self.find(name):
-            return path, name, None
-        return path, name, self.hold(name)
+        return path, name, None if self.is_path(source) else self.hold(name)
 
     # ----------------------------------------------------------------------------------------------------------- what comes
 
@@ -143,10 +155,10 @@ class Store:
         """Give a model a second name. No bytes are copied: files of the store are linked, a file or folder elsewhere stays there."""
         name = self._free(target)
         path, origin = self.resolve(source)
-        stored = self._is_known(origin) and self.find(origin) == path
-        model = self.get(origin) if stored else _register(path)
+        model = _register(path) if self.is_path(source) else self.get(origin)
         work = self._folder("partial", name) / "copy"
         with self._lock(name):
+            self._free(target)  # while this one waited
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             if model.location is None:
@@ -165,7 +177,7 @@ class Store:
         asked = self._name(name)
         folder, work = self._folder("models", asked), self._folder("partial", asked)
         if not work.exists():
-            self._require(asked, folder)
+            self._require(name)
         try:
             with self._lock(asked, wait=False):
                 users = holders(self._folder("holds", asked))
@@ -188,9 +200,11 @@ class Store:
         asked = self._name(name)
         try:
             with self._lock(asked):
-                self._require(asked, self._folder("models", asked))
+                self._require(name)
                 return Hold(self._folder("holds", asked))
-        except PermissionError:  # a store shared for reading
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
             return Hold(self._folder("holds", asked))
 
     # -------------------------------------------------------------------------------------------------------------- its own
@@ -208,7 +222,7 @@ class Store:
             name = self._name(text)
         except ValueError:
             return False
-        return str(name) in ENTRIES or (self._folder("models", name) / MANIFEST).exists()
+        return str(name) in ENTRIES or self.has(text)
 
     def _free(self, text: str) -> Name:
         """A name that nothing has yet."""
@@ -220,20 +234,21 @@ class Store:
             raise ValueError(f"{name} is there already: run qwen2 rm {name} first, or choose another name")
         return name
 
-    def _unknown(self, name: Name) -> str:
+    def _unknown(self, text: str) -> str:
         """What to say of a name that stands for nothing: the user's own models are near it too."""
         own = [model.name for model in self.list() if model.name not in ENTRIES]
-        close = nearest(str(name), own)
-        said = unknown(name)
+        close = nearest(text, own)
+        said = unknown(parse(text))
         return f"{said}; among your own: {', '.join(close)}" if close else said
 
-    def _require(self, name: Name, folder: Path) -> None:
-        """Errors as in `get`, where the folder holds no model."""
-        if (folder / MANIFEST).exists():
+    def _require(self, text: str) -> None:
+        """Errors as in `get`, where no such model is there."""
+        if self.has(text):
             return
+        name = self._name(text)
         if str(name) in ENTRIES:
             raise FileNotFoundError(f"{name} is not pulled: qwen2 list shows what is")
-        raise ValueError(self._unknown(name))
+        raise ValueError(self._unknown(text))
 
     def _folder(self, kind: str, name: Name) -> Path:
         """Names are safe as paths by their grammar (`names.py`)."""
