@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qwen2.model.linear import FEW_ROWS, NARROW, linear
+from qwen2.model.linear import FEW_ROWS, HAS_ONEDNN, NARROW, linear
 
 CASES = list(product([0, 1, 2, FEW_ROWS, FEW_ROWS + 1, 40], [(12, 7), (13, 7), (8, NARROW + 8)], [True, False]))
 
@@ -37,6 +37,11 @@ def test_gradients_equal_torchs(rows: int, width: tuple[int, int], biased: bool)
     ours, theirs = (torch.autograd.grad(f(x, weight, bias).square().sum(), leaves) for f in (linear, F.linear))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_this_torch_has_the_fast_product():
+    """Here, with the torch that the constraints name; elsewhere torch's own product is taken."""
+    assert HAS_ONEDNN == torch.backends.mkldnn.is_available()
 
 
 def test_leading_dimensions_and_other_types_stay():

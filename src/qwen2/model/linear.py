@@ -20,7 +20,21 @@ from torch import Tensor, nn
 FEW_ROWS = 4
 NARROW = 2048  # input width up to which bands are the faster of the two for few rows
 BANDS = 4
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_onednn() -> bool:
+    """Whether this torch has oneDNN's product and takes these arguments: it is made for torch's compiler, not promised to users."""
+    x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        product = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.equal(product, x @ weight.t() + bias)  # whole numbers: no rounding
+
+
+HAS_ONEDNN = has_onednn()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
