@@ -41,7 +41,7 @@ def test_gradients_equal_torchs(rows: int, width: tuple[int, int], biased: bool)
 
 def test_this_torch_has_the_fast_product():
     """Here, with the torch that the constraints name; elsewhere torch's own product is taken."""
-    assert HAS_ONEDNN == torch.backends.mkldnn.is_available()
+    assert torch.backends.mkldnn.is_available() == HAS_ONEDNN
 
 
 def test_leading_dimensions_and_other_types_stay():

@@ -24,7 +24,8 @@ BANDS = 4
 
 def has_onednn() -> bool:
     """Whether this torch has oneDNN's product and takes these arguments: it is made for torch's compiler, not promised to users."""
-    x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    x, weight, bias = (torch.arange(float(n), device="cpu") for n in (6, 12, 4))
+    x, weight = x.view(2, 3), weight.view(4, 3)
     if not torch.backends.mkldnn.is_available():
         return False
     try:
