@@ -75,6 +75,20 @@ def test_nothing_is_left_open() -> None:
         assert not found, f"{shown(path)}: {found and found.group()}: finish it, or say in the docstring what is left out"
 
 
+def test_what_is_imported_is_declared() -> None:
+    """The dependencies of pyproject.toml are the packages that the sources import: none missing, none for nothing."""
+    imported = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(str(node.module).partition(".")[0])
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\ndependencies = [\n")[2].partition("]")[0]
+    declared = {name.replace("-", "_").removesuffix("_py") for name in re.findall(r'^    "([\w-]+)', listed, re.MULTILINE)}
+    assert declared == imported - set(sys.stdlib_module_names) - {"qwen2"}, "pyproject.toml: dependencies and imports differ"
+
+
 def test_the_file_map_is_true() -> None:
     """docs/architecture.md has one entry per package, and each names exactly the package's modules."""
     named = {}
