@@ -24,7 +24,7 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer.from_parts(Parts({char: byte for byte, char in CHAR_OF_BYTE.items()}, [], CONTROL, eos=(EOS,), pad=300))
 
 
-def tiny_model(generation: GenerationDefaults | None = None, seed: int = 0, **changes: Any) -> Model:
+def byte_model(generation: GenerationDefaults | None = None, seed: int = 0, **changes: Any) -> Model:
     """Greedy by default; 512 rows, of which the tokenizer knows 305: the rest are padding."""
     config = tiny(eos=(EOS,), bos=None, **changes)
     tokenizer = byte_tokenizer()
@@ -35,7 +35,7 @@ def tiny_model(generation: GenerationDefaults | None = None, seed: int = 0, **ch
 
 @pytest.fixture(scope="session")
 def model() -> Model:
-    return tiny_model()
+    return byte_model()
 
 
 @pytest.fixture

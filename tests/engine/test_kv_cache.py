@@ -8,13 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2.config import tiny
-from qwen2.engine.kv_cache import KVCache, common_prefix
+from qwen2.engine.kv_cache import KVCache, common_prefix, token_bytes
 
 CONFIG = tiny()
 
 
-def new_cache(**values):
-    return KVCache(CONFIG, torch.float32, torch.device("cpu"), **values)
+TOKEN = token_bytes(CONFIG, torch.float32)
+
+
+def new_cache(keep_bytes=10**9, **values):
+    return KVCache(CONFIG, torch.float32, torch.device("cpu"), keep_bytes, **values)
 
 
 def read(cache, tokens):
@@ -92,17 +95,30 @@ def test_two_alternating_prompts_both_hit():
 
 
 def test_kept_sequences_are_bounded_and_the_oldest_goes():
-    pool = new_cache(keep=2, keep_tokens=10)
+    pool = new_cache(keep=2)
     for base in (10, 20, 30):
         finish(pool, [base, base + 1, base + 2])
     assert [cache.tokens[0] for cache in pool.kept] == [20, 30]
     pool.open([20, 21, 99])  # used: now 30 is the oldest
     finish(pool, [40, 41])
     assert [cache.tokens[0] for cache in pool.kept] == [20, 40]
-    finish(pool, list(range(100, 109)))
-    assert [cache.tokens[0] for cache in pool.kept] == [100]
-    finish(pool, list(range(200, 220)))  # longer than all that may be kept
-    assert pool.kept == []
+    pool.open([20, 21, 98])
+    finish(pool, [50])
+    assert [cache.tokens[0] for cache in pool.kept] == [20, 50]
+
+
+def test_kept_sequences_are_bounded_in_bytes_but_for_the_last():
+    pool = new_cache(keep_bytes=300 * TOKEN)
+    for base in (10, 20, 30):
+        finish(pool, list(range(base, base + 60)))  # 60 tokens with room for 64 more
+    assert [cache.tokens[0] for cache in pool.kept] == [20, 30]
+    assert pool.nbytes == 2 * 124 * TOKEN
+    finish(pool, list(range(1000, 1400)))  # more than all that may be kept: the conversation that is going on
+    assert [cache.tokens[0] for cache in pool.kept] == [1000]
+    pool.check([])
+    pool.kept.append(pool.kept[0].fork(5))
+    with pytest.raises(RuntimeError, match=rf"^2 sequences of \d+ bytes are kept, 4 of {300 * TOKEN} bytes are allowed$"):
+        pool.check([])
 
 
 def test_reuse_can_be_refused():
@@ -146,7 +162,7 @@ def test_check_sees_what_is_wrong():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), max_size=15))
 def test_any_sequence_of_prompts_is_answered_from_true_memory(prompts):
-    pool = new_cache(keep=3, keep_tokens=20)
+    pool = new_cache(keep=3, keep_bytes=200 * TOKEN)
     for prompt in prompts:
         best = max((min(common_prefix(kept.tokens, prompt), len(prompt) - 1) for kept in pool.kept), default=0)
         cache = pool.open(prompt)

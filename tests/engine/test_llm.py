@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from qwen2.config import GenerationDefaults
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
-from qwen2.model import packed_attend
 from tests.conftest import SHAPES
-from tests.engine.conftest import EOS, byte_tokenizer, tiny_model
-from tests.engine.oracle import GREEDY, HELLO, WARM, network_logits, slow_greedy
+from tests.engine.conftest import EOS, byte_model, byte_tokenizer
+from tests.engine.oracle import GREEDY, HELLO, WARM, slow_greedy
 
 # --- the tokens are the model's
 
@@ -23,14 +23,13 @@ from tests.engine.oracle import GREEDY, HELLO, WARM, network_logits, slow_greedy
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_greedy_tokens_are_those_of_the_network(make_llm, name):
     changes = {f: getattr(SHAPES[name], f) for f in ("tied", "kv_heads", "rope_theta", "moe", "rope_scaling", "context", "layers")}
-    model = tiny_model(**changes)
+    model = byte_model(**changes)
     prompt = byte_tokenizer().encode("Once upon a time, far beyond the original window")
     output = make_llm(model).generate(prompt, GREEDY)[0]
     assert list(output.token_ids) == slow_greedy(model, prompt, 24)
 
 
 def test_greedy_tokens_are_those_of_transformers(make_llm, model, tmp_path):
-    transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**model.config.to_hf())).eval()
     theirs.load_state_dict(model.network.state_dict())
     prompt = byte_tokenizer().encode("Hello, world")
@@ -41,7 +40,6 @@ def test_greedy_tokens_are_those_of_transformers(make_llm, model, tmp_path):
 
 
 def test_a_folder_gives_the_text_that_transformers_gives(make_llm, tiny_folder):
-    transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     prompt = "the quick brown fox"
@@ -66,7 +64,7 @@ def test_chat_is_the_template_and_its_stream_is_the_same(llm):
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(make_llm):
-    model = tiny_model()
+    model = byte_model()
     with torch.no_grad():
         model.network.lm_head.weight[305:] *= 50  # by far the largest logits of either sign
     llm = make_llm(model)
@@ -123,8 +121,26 @@ def test_a_continued_conversation_reads_only_what_is_new(make_llm, model):
 def test_memory_stays_bounded_over_many_chats(llm):
     for i in range(30):
         llm.generate(f"{i} is a number", GREEDY)
-    assert len(llm.engine.cache.kept) == llm.engine.cache.keep
-    assert llm.engine.cache.live == []
+    cache = llm.engine.cache
+    assert cache.live == []
+    assert 1 <= len(cache.kept) <= cache.keep
+    weights = sum(parameter.nbytes for parameter in llm.model.network.parameters())
+    assert cache.nbytes <= weights / 8
+
+
+def test_what_is_kept_never_passes_one_full_window(make_llm, model):
+    llm = make_llm(model, context=32)
+    assert llm.engine.cache.keep_bytes == 32 * 2 * 2 * 2 * 16 * 4  # tokens, keys and values, layers, key heads, head size, float32
+    for i in range(6):
+        llm.generate(f"{i} is a number", GREEDY)
+    assert len(llm.engine.cache.kept) == 1  # the last one, whatever its size
+
+
+def test_a_long_batch_keeps_only_whole_outputs(llm, monkeypatch):
+    folded = []
+    monkeypatch.setattr("qwen2.engine.llm._fold", lambda chunks: folded.append(list(chunks)))
+    llm.generate(["abc", "d"], replace(WARM, n=2))
+    assert [len(chunks) for chunks in folded] == [2, 2]  # one a sample, not one a token
 
 
 def test_interleaved_and_threaded_streams_give_the_same(llm):
@@ -173,10 +189,10 @@ def test_more_samples_than_the_batch_has_room_for_still_run(make_llm, model):
 
 def test_what_was_used_comes_back(make_llm):
     defaults = GenerationDefaults(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.1, eos=(EOS,), max_tokens=6)
-    used = make_llm(tiny_model(defaults)).generate("abc")[0].params
+    used = make_llm(byte_model(defaults)).generate("abc")[0].params
     assert (used.temperature, used.top_k, used.top_p, used.repetition_penalty, used.max_tokens) == (0.7, 20, 0.8, 1.1, 6)
     assert used.seed is not None
-    greedy = make_llm(tiny_model(defaults)).generate("abc", SamplingParams(temperature=0))[0].params
+    greedy = make_llm(byte_model(defaults)).generate("abc", SamplingParams(temperature=0))[0].params
     assert (greedy.temperature, greedy.top_k, greedy.seed) == (0, 20, None)
 
 
@@ -203,7 +219,7 @@ def script(monkeypatch, llm, text):
 
 
 def test_calls_are_found_streamed_and_name_the_finish(make_llm, monkeypatch):
-    llm = make_llm(tiny_model(context=2048))
+    llm = make_llm(byte_model(context=2048))
     text = 'Let me look.\n✿FUNCTION✿: weather\n✿ARGS✿: {"city": "Liège"}\n✿RESULT✿: rain'
     script(monkeypatch, llm, text)
     chunks = list(llm.stream(HELLO, SamplingParams(temperature=0), TOOLS))
@@ -220,7 +236,7 @@ def test_calls_are_found_streamed_and_name_the_finish(make_llm, monkeypatch):
 
 
 def test_a_cut_off_call_is_text_and_its_finish_is_length(make_llm, monkeypatch):
-    llm = make_llm(tiny_model(context=2048))
+    llm = make_llm(byte_model(context=2048))
     text = '✿FUNCTION✿: weather\n✿ARGS✿: {"city": "Li'
     script(monkeypatch, llm, text)
     output = llm.chat(HELLO, SamplingParams(temperature=0, max_tokens=len(llm.tokenizer.encode(text))), TOOLS)
@@ -232,39 +248,6 @@ def test_without_tools_nothing_is_a_call(llm, monkeypatch):
     script(monkeypatch, llm, text)
     output = llm.chat(HELLO, SamplingParams(temperature=0))
     assert (output.text, output.tool_calls, output.content, output.finish_reason) == (text, (), None, "stop")
-
-
-# --- numbers
-
-
-def test_logits_score_and_embed_are_the_networks(llm, model):
-    ids = llm.tokenizer.encode("The quick brown fox")
-    expected = network_logits(model, ids)
-    logits = llm.logits("The quick brown fox")
-    assert logits.dtype == torch.float32
-    assert not logits.is_inference()  # those who look inside may differentiate what they build on it
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    steps = expected.log_softmax(-1)
-    assert llm.score(ids)[0][0] is None
-    assert llm.score(["The quick brown fox", "ab"])[0][1:] == pytest.approx([float(steps[i, t]) for i, t in enumerate(ids[1:])], abs=1e-4)
-    with torch.inference_mode():
-        hidden = model.network(torch.tensor(ids), packed_attend(model.config, torch.arange(len(ids)), [len(ids)]))
-    mean = torch.nn.functional.normalize(hidden.mean(0), dim=-1)
-    embeddings = llm.embed(["ab", "The quick brown fox"])
-    assert embeddings.shape == (2, 64)
-    torch.testing.assert_close(embeddings[1], mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2))
-
-
-def test_long_texts_are_read_in_chunks_with_the_same_numbers(make_llm, model, monkeypatch):
-    text = "x1y2z3" * 30
-    monkeypatch.setattr("qwen2.engine.llm.LOGIT_ELEMENTS", 512 * 4)  # four rows of logits at a time
-    whole, chunked = make_llm(model), make_llm(model)
-    chunked.engine.scheduler.chunk = 13
-    torch.testing.assert_close(chunked.logits(text), whole.logits(text), rtol=1e-4, atol=1e-4)
-    assert chunked.score(text)[0][1:] == pytest.approx(whole.score(text)[0][1:], abs=1e-4)
-    torch.testing.assert_close(chunked.embed([text, "b"]), whole.embed([text, "b"]), rtol=1e-4, atol=1e-5)
-    assert chunked.score("a") == [[None]]
 
 
 # --- refusals
@@ -298,6 +281,12 @@ def test_long_texts_are_read_in_chunks_with_the_same_numbers(make_llm, model, mo
             "prompt has 512 tokens, the window is 512: shorten the prompt by at least 1, an answer needs one token",
         ),
         (lambda llm: llm.score("x" * 513), "prompt has 513 tokens, the window is 512: shorten the text by at least 1 or read it in parts"),
+        (lambda llm: llm.chat("Hello"), "messages 'Hello': must be a list of messages; for a text or ids use generate or stream"),
+        (lambda llm: llm.chat([72, 105]), "messages [72, 105]: must be a list of messages; for a text or ids use generate or stream"),
+        (
+            lambda llm: llm.chat({"role": "user"}),
+            "messages {'role': 'user'}: must be a list of messages; for a text or ids use generate or stream",
+        ),
         (lambda llm: llm.stream("a", tools=[{}]), "tools need a conversation: pass messages instead of a text or ids"),
     ],
 )
@@ -348,7 +337,7 @@ def test_control_tokens_in_text_stay_text(llm):
 
 
 def test_logits_that_are_no_numbers_are_an_error_of_that_request_alone(make_llm):
-    model = tiny_model()
+    model = byte_model()
     with torch.no_grad():
         model.network.model.embed_tokens.weight[ord("!")] = torch.nan
     llm = make_llm(model)

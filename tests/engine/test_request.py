@@ -34,6 +34,17 @@ REFUSED = [
     ({"stop": ""}, "stop '': must be a text of at least one character"),
     ({"stop": ["a", 3]}, "stop 3: must be a text of at least one character"),
     ({"stop_token_ids": [-5]}, "stop_token_ids -5: must be token ids, whole numbers of at least 0"),
+    ({"stop": None}, "stop None: must be a text or a list of texts; () is none"),
+    ({"stop": b"ab"}, "stop b'ab': must be a text or a list of texts; () is none"),
+    ({"stop_token_ids": 5}, "stop_token_ids 5: must be a list of token ids; () is none"),
+    ({"stop_token_ids": None}, "stop_token_ids None: must be a list of token ids; () is none"),
+    ({"stop_token_ids": "12"}, "stop_token_ids '12': must be a list of token ids; () is none"),
+    ({"logit_bias": None}, "logit_bias None: must be a mapping from token ids to numbers; {} is none"),
+    ({"logit_bias": [1, 2]}, "logit_bias [1, 2]: must be a mapping from token ids to numbers; {} is none"),
+    ({"temperature": 10**400}, "temperature 2**1328...: must be between 0 (greedy) and 100"),
+    ({"temperature": -(10**5000)}, "temperature -2**16609...: must be between 0 (greedy) and 100"),
+    ({"seed": 10**5000}, "seed 2**16609...: must be a whole number of 64 bits"),
+    ({"logit_bias": {7: 10**400}}, "logit_bias of token 7 2**1328...: must be between -10000 and 10000"),
     ({"ignore_eos": 1}, "ignore_eos 1: must be True or False"),
     ({"max_tokens": 0}, "max_tokens 0: must be a whole number of at least 1"),
     ({"max_tokens": "9"}, "max_tokens '9': must be a whole number of at least 1"),
@@ -46,6 +57,14 @@ REFUSED = [
 def test_refusals_name_value_and_limit(values, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         SamplingParams(**values)
+
+
+def test_equal_parameters_have_one_hash():
+    values = {"temperature": 0.5, "stop": ["a"], "stop_token_ids": [1], "logit_bias": {3: 1.0}}
+    assert hash(SamplingParams(**values)) == hash(SamplingParams(**values))
+    resolved = SamplingParams(**values, seed=1).resolve(GenerationDefaults())
+    assert len({resolved, SamplingParams(**values, seed=1).resolve(GenerationDefaults())}) == 1
+    assert SamplingParams(logit_bias={3: 1.0}) != SamplingParams(logit_bias={3: 2.0})
 
 
 def test_unknown_parameter_is_named_with_those_that_exist():

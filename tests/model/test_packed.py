@@ -22,16 +22,15 @@ def test_rows_equal_the_unpacked_matrix(name: str, dtype: torch.dtype):
     assert embedding(rows).isfinite().all()
 
 
-def test_a_large_lookup_in_inference_mode():
-    """Rows enough to be shared out among threads, in the mode that the engine runs in."""
+def test_a_large_lookup_in_inference_mode_leaves_torch_s_threads_alone(monkeypatch: pytest.MonkeyPatch):
+    """More rows than one piece, in the mode that the engine runs in: others may be computing in this process meanwhile."""
     kind = format_id("Q8_0")
-    blocks = torch.zeros(FORMATS[kind].size(4 * 1024), dtype=torch.uint8)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with torch.inference_mode():
-            found = PackedEmbedding(blocks, kind, (4, 1024), torch.float32)(torch.tensor([1, 2] * 600))
-    finally:
-        torch.set_num_threads(threads)
-    assert found.shape == (1200, 1024)
-    assert not found.any()
+    blocks = np.random.default_rng(0).integers(0, 60, FORMATS[kind].size(4 * 1024), dtype=np.uint8)
+    embedding, rows = PackedEmbedding(torch.from_numpy(blocks), kind, (4, 1024), torch.float32), torch.tensor([1, 2] * 600)
+    whole, changes = embedding.unpack(), []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", changes.append)
+    with torch.inference_mode():
+        found = embedding(rows)
+    assert torch.equal(found, whole[rows])
+    assert changes == []

@@ -49,6 +49,14 @@ def test_random_blocks_unpack_to_the_same_bits(name: str) -> None:
     assert same_bits(dequantize(raw, format_id(name), (257, form.block)), reference(raw, name))
 
 
+@pytest.mark.parametrize("name", ["Q5_0", "Q5_1", "IQ4_NL"])
+def test_tables_are_made_once_and_not_for_every_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = FORMATS[format_id(name)]
+    for function in ("arange", "tensor"):
+        monkeypatch.setattr(torch, function, None)
+    dequantize(np.zeros((3, form.bytes), dtype=np.uint8), format_id(name), (3, form.block))
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("name", SCALES)

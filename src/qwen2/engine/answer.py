@@ -33,6 +33,11 @@ class Answer:
         return len(self.tokens) - len(self.cache)
 
     @property
+    def begun(self) -> bool:
+        """Whether a token was sampled, so that all n samples exist."""
+        return len(self.tokens) > len(self.request.prompt)
+
+    @property
     def generated(self) -> Sequence[int]:
         """The answer's tokens."""
         return self.tokens[len(self.request.prompt) :]
@@ -75,13 +80,14 @@ class Answer:
         request, now = self.request, time.perf_counter()
         first = now if request.first_token is None else request.first_token
         generated = tuple(self.generated)
+        admitted = now if request.admitted is None else request.admitted
         return Output(
             text=self.text.whole(),
             token_ids=generated,
             finish_reason=reason,
             usage=Usage(len(request.prompt), len(generated), request.cached_tokens),
             params=request.params,
-            timings=Timings(first - request.admitted, now - first),
+            timings=Timings(first - admitted, now - first),
             logprobs=None if request.params.logprobs is None else tuple(self.logprobs),
             stopped_by=stopped_by,
         )

@@ -10,18 +10,16 @@ Prompts that are only read (scores, embeddings, logits) are requests like any ot
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
 
 from qwen2.engine.answer import Answer
-from qwen2.engine.kv_cache import KVCache, SequenceCache
-from qwen2.engine.request import Chunk, Request, SamplingParams
+from qwen2.engine.kv_cache import KVCache, SequenceCache, token_bytes
+from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner
 from qwen2.engine.sampler import make_sampler, sample, token_logprob
 from qwen2.engine.scheduler import Batch, Scheduler
@@ -36,7 +34,11 @@ READ_ONLY = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=1)
 
 
 class Engine:
-    """One model at work. `window` is the most tokens that prompt and answer may have together."""
+    """One model at work. `window` is the most tokens that prompt and answer may have together.
+
+    Between requests the cache of the one served last is kept, a window at most and its room to grow; older ones only while all
+    that are kept take no more than an eighth of the weights' memory together, nor than one full window.
+    """
 
     def __init__(self, model: Model, window: int, max_batch: int = 16, chunk: int = 512) -> None:
         tokenizer = model.tokenizer
@@ -46,20 +48,25 @@ class Engine:
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
         self.widest = model.config.window
         self.runner = Runner(model.network)
-        self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_tokens=2 * window)
+        self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_bytes=self._spare_bytes(model))
         self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
-        self.lock = threading.Lock()  # held by whoever changes the scheduler
-        self.holder: int | None = None  # the thread that holds it
+        self.lock = threading.RLock()  # held by whoever changes the scheduler
+        self.busy = False  # whether the thread that holds it is in the middle of a change
+
+    def _spare_bytes(self, model: Model) -> int:
+        """What kept caches may take together: an eighth of the weights' memory, and no more than one full window."""
+        weights = sum(parameter.nbytes for parameter in model.network.parameters())
+        return min(weights // 8, self.window * token_bytes(model.config, self.runner.dtype))
 
     @torch.inference_mode()
     def step(self) -> None:
         """One turn, under the lock: choose who runs, run them together, give each its token."""
         self._sweep()  # who was aborted since
-        if self.scheduler.idle:
-            return
         batch = self.scheduler.next_batch()  # sequences, and which tokens of each
+        if not batch:
+            return
         hidden = self.runner.forward(batch)  # (N, D)
         self._hand_to_readers(batch, hidden)
         answers, rows = self.scheduler.due(batch)  # those whose last token was read
@@ -84,7 +91,7 @@ class Engine:
 
     def _hand_to_readers(self, batch: Batch, hidden: Tensor) -> None:
         start = 0
-        for span in batch.spans:
+        for span in batch:
             reader = span.answer.request.reader
             if reader is not None:
                 span.answer.done = span.is_last
@@ -131,9 +138,9 @@ class Engine:
     def _check_range(self, name: str, ids: Iterable[int]) -> None:
         for token in ids:
             if not isinstance(token, int) or isinstance(token, bool):
-                raise ValueError(f"{name}: token ids are whole numbers, got {token!r}")
+                raise ValueError(f"{name}: token ids are whole numbers, got {shown(token)}")
             if not 0 <= token < self.vocab:
-                raise ValueError(f"{name}: token id {token!r} is not in the vocabulary, whose ids go from 0 to {self.vocab - 1}")
+                raise ValueError(f"{name}: token id {shown(token)} is not in the vocabulary, whose ids go from 0 to {self.vocab - 1}")
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Chunk]]:
         """The chunks of several requests as they come. Closing the iterator early frees their sequences."""
@@ -156,60 +163,82 @@ class Engine:
                     self.abort(request)
 
     def _submit(self, request: Request) -> None:
-        with self._held():
+        with self.lock:
+            self._refuse_inside()
             self.scheduler.waiting.append(request)
 
     def _turn(self, active: Sequence[Request]) -> None:
         """A step, unless another thread's brought something meanwhile."""
-        with self._held():
+        with self.lock:
+            self._refuse_inside()
             if not any(request.outbox or request.finished for request in active):
-                self.step()
+                self._change(self.step)
 
-    @contextmanager
-    def _held(self, timeout: float = -1) -> Iterator[bool]:
-        """The lock, or False where it could not be had in `timeout` seconds (-1: for ever)."""
-        got = self.lock.acquire(timeout=timeout)
-        if got:
-            self.holder = threading.get_ident()
+    def _refuse_inside(self) -> None:
+        if self.busy:
+            raise RuntimeError("this thread is in the middle of a step: a signal's handler may abort requests, not run them")
+
+    def _change(self, work: Callable[[], None]) -> None:
+        """A step or a sweep, under the lock. If it breaks off, whoever was admitted fails: nobody goes on from half a step.
+
+        In the middle of another change nothing is done: the collector may close a forgotten stream there, a signal's handler may
+        abort, and what they marked is swept when the step ends.
+        """
+        if self.busy:
+            return
+        self.busy = True
         try:
-            yield got
+            work()
+        except BaseException as error:  # lack of memory, Ctrl-C: each request hears of it where it is waited for
+            told = error if isinstance(error, Exception) else RuntimeError(f"the step was broken off by {type(error).__name__}; ask again")
+            if not self.scheduler.fail(told) or told is not error:
+                raise
         finally:
-            if got:
-                self.holder = None
-                self.lock.release()
+            self.busy = False
 
     def abort(self, request: Request) -> None:
-        """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended.
-
-        Called from inside a step (the collector closes a forgotten stream there), it leaves the work to the step's end.
-        """
+        """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended."""
         request.aborted = True
-        while not request.finished and self.holder != threading.get_ident():
-            with self._held(timeout=0.01) as got:  # another thread's step may end it before the lock is ours
-                if got:
-                    self._sweep()
+        while not request.finished and not self._swept(timeout=0.01):
+            pass  # another thread's step may end it before the lock is ours
 
     def abort_all(self) -> None:
         """End everything that was asked for before this call, begun or not. Never waits: a step in progress is finished first."""
         self.horizon = next(self.ids)
-        with self._held(timeout=0) as got:
-            if got:
-                self._sweep()
+        self._swept(timeout=0)
+
+    def _swept(self, timeout: float) -> bool:
+        """Sweep, unless the lock cannot be had in so many seconds."""
+        got = self.lock.acquire(timeout=timeout)
+        if got:
+            try:
+                self._change(self._sweep)
+            finally:
+                self.lock.release()
+        return got
 
     def _sweep(self) -> None:
-        """Free what has ended or was aborted."""
+        """Free what has ended or was aborted; each of a request's n samples ends with an output, whether it had begun or not."""
         scheduler = self.scheduler
-        for request in [r for r in scheduler.waiting if r.aborted or r.id < self.horizon]:
-            scheduler.waiting.remove(request)
+        for request in [request for request in scheduler.waiting if self._unwanted(request)]:
+            self._abort_unbegun(request, range(request.params.n))
             request.finished = True
-            request.admitted = time.perf_counter()
-            self._answer(request, 0, SequenceCache(self.cache.config, self.runner.dtype, self.runner.device)).abort()
+            scheduler.waiting.remove(request)
         for answer in scheduler.running:
-            if answer.request.aborted or answer.request.id < self.horizon:
+            if not answer.done and self._unwanted(answer.request):
                 answer.abort()
+                if not answer.begun:  # its prompt was still being read for all samples
+                    self._abort_unbegun(answer.request, range(1, answer.request.params.n))
         scheduler.retire()
+
+    def _unwanted(self, request: Request) -> bool:
+        return request.aborted or request.id < self.horizon
+
+    def _abort_unbegun(self, request: Request, indices: Iterable[int]) -> None:
+        for index in indices:
+            self._answer(request, index, SequenceCache(self.cache.config, self.runner.dtype, self.runner.device)).abort()
 
     def check(self) -> None:
         """Every sequence is accounted for; RuntimeError names what is not."""
-        with self._held():
+        with self.lock:
             self.cache.check(answer.cache for answer in self.scheduler.running)

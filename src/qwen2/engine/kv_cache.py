@@ -2,8 +2,8 @@
 
 One growing pair of tensors per layer and sequence, in the compute dtype, of rotated keys: memory grows with use, a decode step
 copies nothing. A finished sequence is kept for a while; a prompt that begins with its tokens takes over what they share, so a
-conversation never reads its history again. At most `keep` sequences and `keep_tokens` tokens are kept, the least recently used
-go first.
+conversation never reads its history again. The one used last is always kept: its memory was in use a moment ago. Beside it stay
+up to `keep` in all, the least recently used going first, while all of them together hold at most `keep_bytes`.
 
 Left out: blocks shared between running sequences, preemption, storage in fewer bits. A paged cache replaces this file and
 attention.py; the rest of the engine only opens, forks, closes, and calls `attend`.
@@ -88,9 +88,9 @@ class SequenceCache:
 class KVCache:
     """All sequences of one engine."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, keep: int = 4, keep_tokens: int = 65536) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, keep_bytes: int, keep: int = 4) -> None:
         self.config, self.dtype, self.device = config, dtype, device
-        self.keep, self.keep_tokens = keep, keep_tokens
+        self.keep, self.keep_bytes = keep, keep_bytes
         self.live: list[SequenceCache] = []
         self.kept: list[SequenceCache] = []  # finished, least recently used first
 
@@ -133,10 +133,14 @@ class KVCache:
         self.live.remove(cache)
         if not keep or len(cache) == 0:
             return
-        self.kept = [old for old in self.kept if common_prefix(old.tokens, cache.tokens) < len(old)]  # those it contains
-        self.kept.append(cache)
-        while len(self.kept) > self.keep or sum(map(len, self.kept)) > self.keep_tokens:
-            self.kept.pop(0)
+        kept = [old for old in self.kept if common_prefix(old.tokens, cache.tokens) < len(old)]  # not those it contains
+        kept.append(cache)
+        while self._too_much(kept):
+            kept.pop(0)
+        self.kept = kept
+
+    def _too_much(self, kept: Sequence[SequenceCache]) -> bool:
+        return len(kept) > 1 and (len(kept) > self.keep or sum(cache.nbytes for cache in kept) > self.keep_bytes)
 
     def clear(self) -> None:
         """Free every kept sequence."""
@@ -148,14 +152,15 @@ class KVCache:
         return sum(cache.nbytes for cache in (*self.live, *self.kept))
 
     def check(self, in_use: Iterable[SequenceCache]) -> None:
-        """Every sequence is live and owned once, or kept, never both, and holds what it says. Runs when idle and after every test."""
+        """Every sequence is live and owned once, or kept, never both, and holds what it says. Runs when the engine falls idle."""
         owned = [id(cache) for cache in in_use]
         if sorted(owned) != sorted(map(id, self.live)):
             raise RuntimeError(f"{len(self.live)} sequences are live, requests hold {len(owned)}")
         if {id(cache) for cache in self.kept} & set(owned):
             raise RuntimeError("a kept sequence is in use")
-        if len(self.kept) > self.keep or sum(map(len, self.kept)) > self.keep_tokens:
-            raise RuntimeError(f"{len(self.kept)} sequences are kept, {self.keep} and {self.keep_tokens} tokens are allowed")
+        if self._too_much(self.kept):
+            held = sum(cache.nbytes for cache in self.kept)
+            raise RuntimeError(f"{len(self.kept)} sequences of {held} bytes are kept, {self.keep} of {self.keep_bytes} bytes are allowed")
         for cache in (*self.live, *self.kept):
             rooms = {tensor.shape[1] for tensor in (*cache.keys, *cache.values)}
             if rooms != {cache.capacity} or len(cache) > cache.capacity:
@@ -163,6 +168,11 @@ class KVCache:
         storages = [tensor.data_ptr() for cache in (*self.live, *self.kept) if cache.capacity for tensor in (*cache.keys, *cache.values)]
         if len(set(storages)) != len(storages):
             raise RuntimeError("two sequences share memory")
+
+
+def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Memory of one token's keys and values."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

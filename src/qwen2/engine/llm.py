@@ -21,7 +21,7 @@ import torch
 
 from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
-from qwen2.engine.request import Chunk, Output, Request, SamplingParams
+from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
 from qwen2.tokenizer import Delta, fold
 from qwen2.weights.model import Model, load
 
@@ -64,6 +64,8 @@ class LLM:
 
     def chat(self, messages: Conversation, params: SamplingParams | None = None, tools: Tools | None = None) -> Output:
         """The answer to a conversation. With `tools`, calls in it are in `Output.tool_calls`, the rest in `Output.content`."""
+        if not _is_conversation(messages):
+            raise ValueError(f"messages {shown(messages)}: must be a list of messages; for a text or ids use generate or stream")
         return _fold(self.stream(messages, params, tools))
 
     def stream(self, prompt: Conversation | Prompt, params: SamplingParams | None = None, tools: Tools | None = None) -> Iterator[Chunk]:
@@ -106,12 +108,13 @@ class LLM:
         """What goes on from each prompt (text or ids), in their order. A progress bar shows on a terminal when it takes long."""
         listed = self._listed(prompts)
         requests = [self._request(self._ids(prompt), params) for prompt in listed]
-        outputs: dict[int, list[Chunk]] = {request.id: [] for request in requests}
+        last: dict[int, list[Chunk]] = {request.id: [] for request in requests}
         with Progress(len(requests), progress) as bar:
             for request, chunk in self.engine.run(requests):
-                outputs[request.id].append(chunk)
+                if chunk.output is not None:
+                    last[request.id].append(chunk)
                 bar.advance(len(chunk.token_ids), request.finished and not request.outbox)
-        return [_fold(outputs[request.id]) for request in requests]
+        return [_fold(last[request.id]) for request in requests]
 
     def abort(self) -> None:
         """End everything that runs, from any thread; answers so far come back with finish_reason "abort"."""
@@ -168,8 +171,9 @@ class LLM:
 
     def _read(self, listed: Sequence[Sequence[int]], readers: Sequence[Callable[[Tensor], None]]) -> None:
         requests = [self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)]
-        for _ in self.engine.run(requests):
-            pass
+        for request, chunk in self.engine.run(requests):
+            if chunk.finish_reason == "abort":
+                raise RuntimeError(f"reading {len(request.prompt):,} tokens was aborted, by abort() or in another thread; ask again")
 
     # --- prompts
 
@@ -191,7 +195,7 @@ class LLM:
 
 
 def _is_conversation(prompt: Conversation | Prompt) -> TypeGuard[Conversation]:
-    return not isinstance(prompt, str) and (len(prompt) == 0 or isinstance(prompt[0], Mapping))
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str) and (len(prompt) == 0 or isinstance(prompt[0], Mapping))
 
 
 def _fold(chunks: Iterable[Chunk]) -> Output:

@@ -8,12 +8,11 @@ on the answer's form (JSON schema, grammar), which join `SamplingParams` with th
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +21,34 @@ if TYPE_CHECKING:
     from qwen2.tokenizer import Delta, ToolCall
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
+SHOWN_BITS = 200  # of a number in a message; longer ones are given by their size
+SHOWN_CHARACTERS = 80
 SEED_BITS = 53  # a seed chosen here survives a trip through JSON, whose numbers are doubles
 
 
-def _number(name: str, value: object, rule: str, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= float(value) <= high or (open_low and value == low):  # type: ignore[arg-type]
-        raise ValueError(f"{name} {value!r}: must be {rule}")
+def _number(name: str, value: object, rule: str, low: float, high: float, open_low: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
+        raise ValueError(f"{name} {shown(value)}: must be {rule}")
 
 
 def _whole(name: str, value: object, rule: str, low: int, high: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        raise ValueError(f"{name} {value!r}: must be {rule}")
+        raise ValueError(f"{name} {shown(value)}: must be {rule}")
+
+
+def _listed(name: str, value: object, rule: str) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, Set)):
+        raise ValueError(f"{name} {shown(value)}: must be {rule}")
+    return tuple(value)
+
+
+def shown(value: object) -> str:
+    """A value for a message of one line."""
+    if isinstance(value, int) and value.bit_length() > SHOWN_BITS:  # Python refuses to write the largest
+        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}..."
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,7 @@ class SamplingParams:
     repetition_penalty: float | None = None  # 1 is off; over prompt and answer, as transformers does
     presence_penalty: float = 0.0  # over the answer only, as OpenAI's
     frequency_penalty: float = 0.0  # over the answer only, times the count
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id, what is added to its logit
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # by token id, what is added to its logit
     seed: int | None = None  # left out, one is drawn, and the answer's params report it; sample i of n uses seed + i
     stop: str | Sequence[str] = ()  # the answer ends before the first of these; not part of the text
     stop_token_ids: Sequence[int] = ()  # tokens that end the answer, besides the model's own
@@ -61,8 +76,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check every field; tuples for sequences."""
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop, "a text or a list of texts; () is none")
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", _listed("stop_token_ids", self.stop_token_ids, "a list of token ids; () is none"))
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias {shown(self.logit_bias)}: must be a mapping from token ids to numbers; {{}} is none")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         self._check_distribution()
         self._check_ends()
@@ -82,18 +100,18 @@ class SamplingParams:
         _number("frequency_penalty", self.frequency_penalty, "between -2 and 2; 0 is off", -2, 2)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias for token", token, "given by token id, a whole number of at least 0", 0)
-            _number(f"logit_bias of token {token}", bias, "between -10000 and 10000", -10_000, 10_000)
+            _number(f"logit_bias of token {shown(token)}", bias, "between -10000 and 10000", -10_000, 10_000)
         if self.seed is not None:
             _whole("seed", self.seed, "a whole number of 64 bits", -(2**63), 2**63 - 1)
 
     def _check_ends(self) -> None:
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise ValueError(f"stop {text!r}: must be a text of at least one character")
+                raise ValueError(f"stop {shown(text)}: must be a text of at least one character")
         for token in self.stop_token_ids:
             _whole("stop_token_ids", token, "token ids, whole numbers of at least 0", 0)
         if not isinstance(self.ignore_eos, bool):
-            raise ValueError(f"ignore_eos {self.ignore_eos!r}: must be True or False")
+            raise ValueError(f"ignore_eos {shown(self.ignore_eos)}: must be True or False")
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, "a whole number of at least 1", 1)
         if self.logprobs is not None:
@@ -218,6 +236,6 @@ class Request:
     aborted: bool = False  # asked to end
     finished: bool = False  # has ended
     cached_tokens: int = 0
-    error: ArithmeticError | None = None
-    admitted: float = 0.0  # clock readings, seconds
+    error: Exception | None = None  # raised where the request is waited for
+    admitted: float | None = None  # clock readings, seconds
     first_token: float | None = None

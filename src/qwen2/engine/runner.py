@@ -31,8 +31,8 @@ class Runner:
 
     def forward(self, batch: Batch) -> Tensor:
         """Read the batch's tokens, (N, D); their keys and values are in the caches, which the scheduler then advances."""
-        tokens = torch.tensor([token for span in batch.spans for token in span.tokens], device=self.device)  # (N,)
-        attend = cached_attend(self.rope, [(span.answer.cache, span.count) for span in batch.spans], self.dtype, self.device)
+        tokens = torch.tensor([token for span in batch for token in span.tokens], device=self.device)  # (N,)
+        attend = cached_attend(self.rope, [(span.answer.cache, span.count) for span in batch], self.dtype, self.device)
         hidden: Tensor = self.network(tokens, attend)
         return hidden
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qwen2.engine.answer import Answer
 from qwen2.engine.kv_cache import KVCache, SequenceCache
@@ -39,11 +39,7 @@ class Span:
         return self.count == self.answer.unread
 
 
-@dataclass
-class Batch:
-    """One step's work: spans of sequences laid end to end, N tokens together."""
-
-    spans: list[Span] = field(default_factory=list)
+Batch = list[Span]  # one step's work: spans of sequences laid end to end, N tokens together
 
 
 class Scheduler:
@@ -66,29 +62,30 @@ class Scheduler:
         batch, room = Batch(), self.chunk
         for answer in self.running:
             unread = answer.unread
+            assert unread > 0, f"request {answer.request.id}: nothing to read, so no row of the step is its own"
             if unread == 1:
-                batch.spans.append(Span(answer, 1))
+                batch.append(Span(answer, 1))
             elif room > 0:
-                batch.spans.append(Span(answer, min(unread, room)))
+                batch.append(Span(answer, min(unread, room)))
                 room -= min(unread, room)
         return batch
 
     def _admit(self) -> None:
         while self.waiting:
             request = self.waiting[0]
-            taken = len(self.running) + sum(a.request.params.n - 1 for a in self.running if len(a.tokens) == len(a.request.prompt))
+            taken = len(self.running) + sum(a.request.params.n - 1 for a in self.running if not a.begun)
             if self.running and taken + request.params.n > self.max_batch:
                 return
-            self.waiting.popleft()
             request.admitted = time.perf_counter()
             cache = self.cache.open(request.prompt, reuse=request.reader is None)
             request.cached_tokens = len(cache)
             self.running.append(self.make_answer(request, 0, cache))
+            self.waiting.popleft()
 
     def due(self, batch: Batch) -> tuple[list[Answer], list[int]]:
         """After the forward pass: the answers that get a token, and for each its row of the N. Prompts fork into n samples here."""
         answers, rows, row = [], [], -1
-        for span in batch.spans:
+        for span in batch:
             row += span.count
             is_last = span.is_last
             span.answer.cache.advance(span.tokens)
@@ -100,7 +97,7 @@ class Scheduler:
 
     def _forks(self, answer: Answer) -> list[Answer]:
         request = answer.request
-        if request.params.n == 1 or len(answer.tokens) > len(request.prompt):
+        if request.params.n == 1 or answer.begun:
             return []
         forks = [self.make_answer(request, index, self.cache.fork(answer.cache)) for index in range(1, request.params.n)]
         self.running += forks
@@ -111,9 +108,23 @@ class Scheduler:
         ended = [answer for answer in self.running if answer.done]
         if not ended:
             return
-        self.running = [answer for answer in self.running if not answer.done]
-        going = {id(answer.request) for answer in self.running}
+        going = [answer for answer in self.running if not answer.done]
+        unfinished = {id(answer.request) for answer in going}
         for answer in ended:
             first_text = answer.index == 0 and answer.request.reader is None
             self.cache.close(answer.cache, keep=first_text and answer.request.error is None)
-            answer.request.finished = id(answer.request) not in going
+            answer.request.finished = id(answer.request) not in unfinished
+        self.running = going
+        if self.idle:
+            self.cache.check(())
+
+    def fail(self, error: Exception) -> bool:
+        """A step broke off: whatever was admitted ends with this error, what waits still waits. False: nothing was admitted."""
+        struck = {answer.request for answer in self.running} | {request for request in self.waiting if request.admitted is not None}
+        self.waiting = deque(request for request in self.waiting if request not in struck)
+        for request in struck:
+            if not request.finished:
+                request.error, request.finished = error, True
+        self.running = []
+        self.cache.live.clear()  # half-written, and of nobody now
+        return bool(struck)

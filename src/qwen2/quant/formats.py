@@ -137,12 +137,14 @@ def nibbles(blocks: Tensor, start: int) -> Tensor:
     return fields(lanes(blocks, start, start + 16), 4, (0, 4), 1).view(-1, 4)
 
 
+# what the eight bits of a byte become: a lane of eight bytes, each 16 or 0
+FIFTH_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).mul_(16).to(torch.uint8).view(torch.int64).view(256)
+
+
 def fifth_bits(blocks: Tensor, start: int) -> Tensor:
-    """32 bits of each block, one for each weight in order, as 16 or 0: -> (B, 4) lanes, by a table of what eight bits become."""
-    byte = torch.arange(256)
-    table = ((byte[:, None] >> torch.arange(8)) & 1).mul_(16).to(torch.uint8).view(torch.int64).view(256)
+    """32 bits of each block, one for each weight in order, as 16 or 0: -> (B, 4) lanes."""
     bits = blocks[:, start : start + 4].to(torch.int32)
-    return torch.index_select(table, 0, bits.reshape(-1)).view(-1, 4)
+    return torch.index_select(FIFTH_BITS, 0, bits.reshape(-1)).view(-1, 4)
 
 
 def unpack_q4_0(blocks: Tensor, out: Tensor) -> None:
@@ -161,13 +163,13 @@ def unpack_q5_1(blocks: Tensor, out: Tensor) -> None:
     spread(out, nibbles(blocks, 8).bitwise_or_(fifth_bits(blocks, 4)), scale(blocks, 0), -scale(blocks, 2))
 
 
-IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+IQ4_NL_VALUES = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8)
 
 
 def unpack_iq4_nl(blocks: Tensor, out: Tensor) -> None:
     """Four bits choose one of sixteen values that lie closer together near zero."""
     chosen = nibbles(blocks, 2).view(torch.uint8).to(torch.int32).view(-1)
-    out.copy_(torch.index_select(torch.tensor(IQ4_NL_VALUES, dtype=torch.int8), 0, chosen).view(out.shape))
+    out.copy_(torch.index_select(IQ4_NL_VALUES, 0, chosen).view(out.shape))
     out.mul_(scale(blocks, 0))
 
 

@@ -106,14 +106,18 @@ def in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
         torch.set_num_threads(threads)
 
 
-@torch.inference_mode(False)
 def dequantize_rows(raw: np.ndarray | Tensor, ggml_type: int, columns: int, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Only these rows of a matrix, as an embedding needs them: (R,) row numbers -> (R, columns)."""
+    """Only these rows of a matrix, as an embedding needs them: (R,) row numbers -> (R, columns).
+
+    On the calling thread alone: it runs while serving, where `in_threads` would change torch's thread count under the others.
+    """
     form = format_of(ggml_type)
     if columns % form.block:
         raise ValueError(f"rows of {columns} weights are not whole {form.name} blocks of {form.block}")
     chosen = as_bytes(raw).view(-1, form.size(columns))[rows]  # (R, bytes of a row)
-    return dequantize(chosen.contiguous(), ggml_type, (len(rows), columns), dtype)
+    out = torch.empty(len(rows), columns, dtype=dtype)
+    _unpack(form, chosen.view(-1, form.bytes), out.view(-1, form.block))
+    return out
 
 
 @torch.no_grad()
