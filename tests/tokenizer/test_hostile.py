@@ -8,8 +8,7 @@ import random
 import pytest
 
 from qwen2.tokenizer import ChatTemplate, Tokenizer
-
-from .conftest import tiny_parts
+from tests.tokenizer.conftest import tiny_parts
 
 JUNK = [None, 5, -1, 1.5, "x", "", [], {}, [None], ["a", 5], {"a": 1}, True, 2**70, [1] * 270, "llama", {"type": "Foo"}, [[1]], "\ud800"]
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from qwen2.tokenizer import QWEN2_CONTROL, Parts, Tokenizer
+from qwen2.tokenizer import QWEN2_CONTROL, ChatTemplate, Parts, Tokenizer
 from qwen2.tokenizer.splits import GPT2, LLAMA3, SMOLLM
-
-from .conftest import TINY_CONTROL, tiny_parts
+from tests.tokenizer.conftest import TINY_CONTROL, tiny_parts
 
 
 @pytest.fixture
@@ -69,9 +68,32 @@ def test_a_folder_read_again_is_the_same(folder, tiny):
     again = Tokenizer.from_folder(folder)
     assert again.model_spec() == tiny.model_spec()
     assert (again.control, again.special, again.eos, again.bos, again.pad, again.add_bos, again.chat_template) == (
-        TINY_CONTROL, {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}, (262, 260), None, 260, False, None,
+        TINY_CONTROL, {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}, (262, 260), None, 260, False, ChatTemplate.of(tiny).jinja,
     )  # fmt: skip
     assert again.split.same_as(tiny.split)
+
+
+def test_the_format_that_we_chat_in_without_a_template_is_in_the_folder(folder, tiny):
+    theirs, ours = AutoTokenizer.from_pretrained(folder), ChatTemplate.of(tiny)
+    messages = [{"role": "user", "content": "the other"}, {"role": "assistant", "content": "there"}, {"role": "user", "content": "x"}]
+    for chat in (messages, [{"role": "system", "content": "er"}, *messages]):
+        rendered = ours.render(chat)
+        assert theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) == rendered.text
+        assert theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == rendered.ids
+        assert ChatTemplate.of(Tokenizer.from_folder(folder)).render(chat).ids == rendered.ids
+
+
+def test_a_vocabulary_that_cannot_chat_gets_no_template(tmp_path):
+    Tokenizer(tiny_parts(control={"<|endoftext|>": 260}, eos=(260,))).save(tmp_path)
+    assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_file_too_large_is_refused_before_it_is_read(folder, name):
+    with (folder / name).open("ab") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match=name + r": 67108865 bytes is no tokenizer file; at most 67108864 are read$"):
+        Tokenizer.from_folder(folder)
 
 
 def test_a_folder_without_tokenizer_json_uses_vocab_and_merges(folder, tiny):

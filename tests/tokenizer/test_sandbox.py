@@ -75,6 +75,7 @@ def test_it_works_from_many_threads():
         ("\n{% if %}", "line 2: Expected an expression"),
         ("{% for %}", "line 1: "),
         ("{{ open('/etc/passwd') }}", "'open' is undefined"),
+        ("{{ cycler() }}", "RuntimeError: at least one item has to be provided"),
         ("{{ 5|int(base=99) }}{{ [1]|first|nofilter }}", "line 1: No filter named 'nofilter'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 import re
 import subprocess
@@ -19,46 +20,17 @@ from hypothesis import strategies as st
 
 from qwen2.tokenizer import QWEN2_5_CONTROL, Tokenizer
 from qwen2.tokenizer.alphabet import to_bytes
-
-from .conftest import TINY_CONTROL, tiny_parts
+from tests.tokenizer.conftest import TINY_CONTROL, tiny_parts
 
 # The published split pattern, written out once more
 PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
-GOLDEN = {  # the cases that llama.cpp tests its Qwen2 vocabulary with, and a few of transformers'
-    "ied 4 ½ months": [1122, 220, 19, 220, 26062, 3951],
-    "Führer": [37, 50753, 261],
+CASES = json.loads((Path(__file__).with_name("data") / "llama_cpp_qwen2.json").read_text(encoding="utf-8"))["cases"]
+GOLDEN = dict(CASES) | {  # the 46 cases that llama.cpp tests its Qwen2 vocabulary with, and three more
     "": [],
-    " ": [220],
-    "  ": [256],
-    "   ": [262],
-    "\t": [197],
-    "\n": [198],
-    "\n\n": [271],
-    "\n\n\n": [1406],
-    "\t\n": [1572],
-    "Hello world": [9707, 1879],
-    " Hello world": [21927, 1879],
-    "Hello World": [9707, 4337],
-    " Hello World!": [21927, 4337, 0],
-    "Hello, world!": [9707, 11, 1879, 0],
-    " this is 🦙.cpp": [419, 374, 11162, 99, 247, 13, 10821],
-    "w048 7tuijk dsdfhu": [86, 15, 19, 23, 220, 22, 83, 1963, 41808, 11472, 2940, 16739],
-    "нещо на Български": [78762, 14144, 1456, 13073, 63471, 33594, 3038, 133178, 79012],
-    "កាន់តែពិសេសអាចខលចេញ": [
-        146394, 97529, 241, 44258, 233, 146568, 44258, 224, 147603, 20879, 115, 146280, 44258, 223, 146280, 147272, 97529, 227, 147805,
-        148301, 147270, 44258, 223, 146848,
-    ],
-    "    Hello\n    Hello": [262, 21927, 198, 262, 21927],
-    "\n =": [198, 284],
-    "' era": [6, 11385],
-    "Hello, y'all! How are you 😁 ?我想在apple工作1314151天～": [
-        9707, 11, 379, 64848, 0, 2585, 525, 498, 26525, 223, 937, 104100, 18493, 22377, 99257, 16, 18, 16, 19, 16, 20, 16, 35727, 21216,
-    ],
-    "3333": [18, 18, 18, 18],
     "2024年 12345": [17, 15, 17, 19, 7948, 220, 16, 17, 18, 19, 20],
     "<tool_call>": [27, 14172, 13429, 29],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", GOLDEN)
@@ -88,6 +60,7 @@ def test_all_sources_hold_the_same_vocabulary(sources):
     for name, tokenizer in sources.items():
         assert tokenizer.model_spec() == model, name
         assert (tokenizer.control, tokenizer.vocab_size, tokenizer.pad) == (QWEN2_5_CONTROL, 151665, 151643), name
+        assert tokenizer.special == set(list(QWEN2_5_CONTROL)[:14]), name  # as tokenizer.json of the releases: not <tool_call>, not fim
         assert tokenizer.split.same_as(sources["gguf"].split), name
         assert [tokenizer.encode(text) for text in GOLDEN] == list(GOLDEN.values()), name
 
@@ -244,3 +217,11 @@ def test_merges_apply_in_rank_order(tiny):
     assert [tiny.token_bytes(id) for id in tiny.encode("there other")] == [b"the", b"r", b"e", b" ", b"o", b"the", b"r"]
     assert tiny.control == TINY_CONTROL
     assert tiny.eos == (262, 260)
+
+
+def test_more_control_tokens_than_any_model_has_are_refused():
+    control = {f"<{i}>": 300 + i for i in range(4097)}
+    with pytest.raises(ValueError, match=r"^the vocabulary has 4097 control tokens; at most 4096 are read$"):
+        Tokenizer(tiny_parts(control=control, eos=(), pad=None))
+    control.popitem()
+    assert Tokenizer(tiny_parts(control=control, eos=(), pad=None)).encode_trusted("<4095>") == [4395]

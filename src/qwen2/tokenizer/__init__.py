@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .messages import Message, ToolCall
-from .parse import Delta, StreamParser, fold
-from .parts import QWEN2_5_CONTROL, QWEN2_CONTROL, Parts
-from .sandbox import Limits
-from .template import ChatTemplate, Rendered
-from .tokenizer import StreamDecoder, Tokenizer
+from qwen2.tokenizer.messages import Message, ToolCall
+from qwen2.tokenizer.parse import Delta, StreamParser, fold
+from qwen2.tokenizer.parts import QWEN2_5_CONTROL, QWEN2_CONTROL, Parts
+from qwen2.tokenizer.sandbox import Limits
+from qwen2.tokenizer.template import ChatTemplate, Rendered
+from qwen2.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
     "QWEN2_5_CONTROL",

@@ -12,11 +12,11 @@ from dataclasses import replace
 from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from .parts import Parts, end_ids, without_control
-from .splits import GGUF_SPLITS, Split, gguf_name
+from qwen2.tokenizer.parts import Parts, check_control_count, end_ids, without_control
+from qwen2.tokenizer.splits import GGUF_SPLITS, Split, gguf_name
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from qwen2.tokenizer.tokenizer import Tokenizer
 
 KINDS = TEXT, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 KEY = "tokenizer.ggml."
@@ -28,6 +28,7 @@ def gguf_parts(metadata: Mapping[str, object]) -> Parts:
     tokens, types, merges = (_array(metadata, key) for key in ("tokens", "token_type", "merges"))
     if len(tokens) != len(types):
         raise ValueError(f"{KEY}tokens has {len(tokens)} entries, {KEY}token_type {len(types)}")
+    check_control_count(sum(kind in (UNKNOWN, CONTROL, USER_DEFINED) for kind in types))
     vocab: dict[str, int] = {}
     control: dict[str, int] = {}
     special = set()
@@ -104,7 +105,9 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, ob
     for token, id in model["vocab"].items():
         tokens[id], types[id] = token, TEXT
     for token, id in tokenizer.control.items():
-        tokens[id], types[id] = token, CONTROL if token in tokenizer.special else USER_DEFINED
+        # as llama.cpp's own converter: what looks like `<|...|>` is of the control type, special or not
+        is_control = token in tokenizer.special or (token.startswith("<|") and token.endswith("|>"))
+        tokens[id], types[id] = token, CONTROL if is_control else USER_DEFINED
     fields: dict[str, object] = {
         "model": "gpt2",
         "pre": gguf_name(tokenizer.split),

@@ -16,9 +16,11 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from .alphabet import to_chars
-from .parts import END_OF_TEXT, QWEN2_CONTROL, Parts, end_ids, without_control
-from .splits import Split
+from qwen2.tokenizer.alphabet import to_chars
+from qwen2.tokenizer.parts import END_OF_TEXT, QWEN2_CONTROL, Parts, end_ids, without_control
+from qwen2.tokenizer.splits import Split
+
+MAX_BYTES = 2**26  # ten times a tokenizer.json of Qwen2
 
 # --- tokenizer.json
 
@@ -86,7 +88,7 @@ def _leading_token(post_processor: object, control: Mapping[str, int]) -> int | 
 
 def vocab_merges_parts(vocab: Path, merges: Path, control: Mapping[str, int] | None = None) -> Parts:
     """GPT-2's pair of files. Only the first line of merges.txt may be a `#version` comment: `# #` is a merge."""
-    lines = merges.read_text(encoding="utf-8").split("\n")
+    lines = _read_text(merges).split("\n")
     if lines[0].startswith("#version"):
         del lines[0]
     pairs = [_merge(line, merges) for line in lines if line]
@@ -107,7 +109,7 @@ def tiktoken_parts(path: Path, control: Mapping[str, int] | None = None) -> Part
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(_read_bytes(path).splitlines(), 1):
         if not line:
             continue
         try:
@@ -210,7 +212,7 @@ def _with_config(parts: Parts, config: Mapping[str, object], folder: Path) -> Pa
 def _chat_template(value: object, folder: Path) -> str | None:
     """The Jinja text: a file of its own in newer checkpoints; where several are named, the one called default."""
     if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return _read_text(folder / "chat_template.jinja")
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
@@ -219,12 +221,27 @@ def _chat_template(value: object, folder: Path) -> str | None:
     return value
 
 
-# --- JSON with the file's name in every complaint
+# --- files with their names in every complaint
+
+
+def _read_bytes(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: {size} bytes is no tokenizer file; at most {MAX_BYTES} are read")
+    return path.read_bytes()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    data = _read_bytes(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -1,18 +1,14 @@
-"""Keeping control tokens out of a Jinja rendering: mark the strings that people gave, render, cut, drop the marks.
+"""Breaking control strings in texts that a Jinja template will paste together: marks go in before, and come off after.
 
-A checkpoint's template returns one string in which its own control tokens and the users' text are no longer told apart. So before
-rendering every place of the input where a control string stands, begins at the end of a string, or could be completed from the
-middle, gets a character that the input does not contain; the result is then cut at the control strings that are still
-whole - those of the template - and the marks are dropped. No rendering of such an input equals one of our own making.
-
-What this cannot do: a template that compares a message's text with a control string (`'</think>' in message.content`) sees it
-marked and does not find it.
+Every place of a text where a control string stands, begins at its end, or could be completed from the middle, gets a character that
+no input contains. No rendering that only pastes such texts has a control string from them. What a template that changes texts
+needs beyond this is in `jinja.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -71,15 +67,15 @@ def _completes(text: str, token: str) -> bool:
 MARKS = (range(0x12000, 0x12370), range(0x20000, 0x2A6D7))
 
 
-def choose_mark(*inputs: object) -> str:
-    """A character that none of the inputs contains."""
+def free_characters(*inputs: object) -> Iterator[str]:
+    """Characters that none of the inputs contains, one after the other."""
     used: set[str] = set()
     for text in _strings(inputs):
         used.update(text)
     for code in chain(*MARKS):
         if chr(code) not in used:
-            return chr(code)
-    raise ValueError("the conversation uses every cuneiform sign and rare ideograph of Unicode; one has to be free to render it")
+            yield chr(code)
+    raise ValueError("the conversation uses nearly every cuneiform sign and rare ideograph of Unicode; some must be free to render it")
 
 
 def _strings(value: object) -> Iterable[str]:

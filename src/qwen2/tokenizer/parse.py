@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from reprlib import repr as shown
 
-from .messages import NAME, STRICT_JSON, Message, ToolCall, check_object
+from qwen2.tokenizer.messages import NAME, STRICT_JSON, Message, ToolCall, check_object
 
 
 @dataclass(frozen=True)

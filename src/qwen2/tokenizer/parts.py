@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from reprlib import repr as shown
 
-from .splits import QWEN2, Split
+from qwen2.tokenizer.splits import QWEN2, Split
 
 QWEN2_CONTROL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
 QWEN2_5_CONTROL = QWEN2_CONTROL | {
@@ -19,6 +20,7 @@ QWEN2_5_CONTROL = QWEN2_CONTROL | {
 NOT_SPECIAL = frozenset(list(QWEN2_5_CONTROL)[14:])  # <tool_call> and what follows: added, but shown when a text is decoded
 END_OF_TEXT = "<|endoftext|>"
 MAX_ID = 2**24  # a hundred times the largest vocabulary in use
+MAX_CONTROL = 4096  # every text of ours is searched for each of them; Qwen2.5 has 22, Llama 3 has 256
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Parts:
     vocab: Mapping[str, int]
     merges: list[tuple[str, str]]
     control: Mapping[str, int]
-    special: Iterable[str] | None = None  # control tokens to hide from shown text; None: all but NOT_SPECIAL
+    special: Iterable[str] | None = None  # control tokens to hide from shown text; Qwen's NOT_SPECIAL never are; None: all others
     split: Split = field(default=QWEN2)
     eos: tuple[int, ...] = ()
     bos: int | None = None
@@ -37,15 +39,18 @@ class Parts:
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
-        if self.special is None:
-            object.__setattr__(self, "special", frozenset(self.control) - NOT_SPECIAL)
+        special = frozenset(self.control) - NOT_SPECIAL if self.special is None else frozenset(self.special)
+        # GGUF files call Qwen's fim tokens special, its tokenizer.json does not: the same tokens are shown whatever the source
+        shown_by_qwen = {token for token in NOT_SPECIAL if self.control.get(token) == QWEN2_5_CONTROL[token]}
+        object.__setattr__(self, "special", special - shown_by_qwen)
 
     def check(self) -> None:
         """ValueError unless ids are unique and in range and every merge is between entries."""
         if not self.vocab:
             raise ValueError("the vocabulary is empty")
+        check_control_count(len(self.control))
         owner: dict[int, str] = {}
-        for token, id in [*self.vocab.items(), *self.control.items()]:
+        for token, id in chain(self.vocab.items(), self.control.items()):
             if not isinstance(id, int) or not 0 <= id < MAX_ID:
                 raise ValueError(f"token {shown(token)} has id {shown(id)}; ids go from 0 to {MAX_ID - 1}")
             if id in owner:
@@ -59,6 +64,12 @@ class Parts:
             for token in (left, right, left + right):
                 if token not in self.vocab:
                     raise ValueError(f"the merge {shown(left)} + {shown(right)} needs {shown(token)}, which the vocabulary lacks")
+
+
+def check_control_count(count: int) -> None:
+    """ValueError for more control tokens than any model has."""
+    if count > MAX_CONTROL:
+        raise ValueError(f"the vocabulary has {count} control tokens; at most {MAX_CONTROL} are read")
 
 
 def _has_surrogate(text: str) -> bool:

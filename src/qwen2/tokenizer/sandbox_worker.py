@@ -27,8 +27,10 @@ import jinja2.ext
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What a wrong operation in a template can raise; all else ends the process, which the parent reports.
+# What a wrong operation in a template can raise and says itself what is wrong
 MISTAKES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError)
+# What one of Jinja's own objects can raise, as `cycler()` does, told with its class; what is left ends the process
+FAILURES = (RuntimeError, StopIteration, OSError, NameError, ImportError, BufferError, EOFError, SystemError)
 MAX_BITS = 4096  # of a number; what counts tokens or messages needs 32
 
 
@@ -139,7 +141,13 @@ def answer(environment: Sandbox, templates: dict[str, jinja2.Template], job: dic
     except jinja2.TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {error.message}"}
     except (RefusedError, jinja2.TemplateError, *MISTAKES) as error:
-        return {"error": (str(error) or type(error).__name__).replace("\n", " ")[:500]}
+        return {"error": _line(str(error) or type(error).__name__)}
+    except FAILURES as error:
+        return {"error": _line(f"{type(error).__name__}: {error}")}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:500]
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .splits import QWEN2
+from qwen2.tokenizer.splits import QWEN2
+from qwen2.tokenizer.styles import CHAT_CONTROL, QWEN2_JINJA, QWEN2_SYSTEM
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from qwen2.tokenizer.tokenizer import Tokenizer
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
@@ -83,4 +84,12 @@ def _config(tokenizer: Tokenizer) -> dict[str, object]:
         "tokenizer_class": kind,
         "unk_token": None,
     }
-    return config if tokenizer.chat_template is None else config | {"chat_template": tokenizer.chat_template}
+    template = _chat_template(tokenizer)
+    return config if template is None else config | {"chat_template": template}
+
+
+def _chat_template(tokenizer: Tokenizer) -> str | None:
+    """The checkpoint's own; without one the Jinja of Qwen2's format, in which we chat with such a model if it has its tokens."""
+    if tokenizer.chat_template is None and all(token in tokenizer.control for token in CHAT_CONTROL):
+        return QWEN2_JINJA.replace("SYSTEM", QWEN2_SYSTEM)
+    return tokenizer.chat_template

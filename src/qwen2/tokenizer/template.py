@@ -6,6 +6,10 @@ checkpoint whose Jinja text is one of the two is rendered by ours, which gives t
 What users, documents and tools say never becomes a control token, in any style. So where a message contains `<|im_end|>` the ids
 differ from the reference's, and they are meant to.
 
+Two more differences are meant. Where an answer begins, text is cut (see `_encode`). And arguments of a call that are given as JSON
+text stay in the built-in styles as they are, for they are what the model sampled: rendered again they are the same tokens, also
+with two spaces or `\\u00f6`. A checkpoint's Jinja gets an object and writes it in its own way, as the reference does.
+
     template = ChatTemplate.of(tokenizer)
     ids = template.render([{"role": "user", "content": "Hello"}]).ids
 """
@@ -18,24 +22,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from . import styles
-from .marks import Marker, choose_mark
-from .messages import Message, Turn, read_messages, read_tools
-from .parse import HERMES, QWEN2, Dialect, StreamParser, fold
-from .sandbox import JinjaSandbox, Limits
-from .styles import QWEN2_5_SYSTEM, QWEN2_SYSTEM, Span
-from .tokenizer import Tokenizer
+from qwen2.tokenizer import styles
+from qwen2.tokenizer.jinja import Conversation
+from qwen2.tokenizer.messages import Message, Turn, read_messages, read_tools
+from qwen2.tokenizer.parse import HERMES, QWEN2, Dialect, StreamParser, fold
+from qwen2.tokenizer.sandbox import JinjaSandbox, Limits
+from qwen2.tokenizer.styles import CHAT_CONTROL, QWEN2_5_SYSTEM, QWEN2_JINJA, QWEN2_SYSTEM, Span
+from qwen2.tokenizer.tokenizer import Tokenizer
 
 Style = Literal["qwen2", "qwen2.5", "jinja"]
-CHAT_CONTROL = ("<|im_start|>", "<|im_end|>")
 
-# The template of Qwen2-Instruct with its default system prompt left open: SmolLM2's, for one, differs in nothing else.
-QWEN2_JINJA = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 # sha256 of the template of Qwen2.5-Instruct with SYSTEM for its default system prompt
 QWEN2_5_JINJA_SHA256 = "b2a0cf3d24cbbc355a3ab059d86f665f761a891d707d249a61dab172d880e28f"
 
@@ -118,14 +114,12 @@ class ChatTemplate:
         if functions and not re.search(r"\btools\b", self.source):
             raise ValueError("this model's chat template has no place for tools")
         messages = [_as_reference(turn) for turn in turns]
-        marker = Marker(self.tokenizer.control, choose_mark(messages, functions, self.source))
-        jinja = _Jinja(self, marker, marker.value(messages), marker.value(functions) or None)
-        marked = jinja.text(len(messages), prompt)
-        pieces = [(piece, marker.drop(piece)) for piece in self.tokenizer.split_control(marked)]
+        conversation = Conversation.of(self.tokenizer, self._sandbox, self.source, messages, functions)
+        whole, pieces = conversation.pieces(prompt)
         ids: list[int] = []
-        for piece, text in pieces:
-            ids += [self.tokenizer.control[piece]] if piece in self.tokenizer.control else self.tokenizer.encode(text)
-        return Rendered(ids, marker.drop(marked), lambda: jinja.mask(marked))
+        for text, id in pieces:
+            ids += self.tokenizer.encode(text) if id is None else [id]
+        return Rendered(ids, conversation.shown(whole), lambda: conversation.mask(whole, pieces))
 
     # --- model text to message
 
@@ -198,61 +192,3 @@ def _as_reference(turn: Turn) -> dict[str, Any]:
         ]
     optional = {"name": turn.name, "tool_call_id": turn.tool_call_id}
     return message | {key: value for key, value in optional.items() if value is not None}
-
-
-class _Jinja:
-    """One conversation under a checkpoint's template: the whole, its beginnings, and from these the mask."""
-
-    def __init__(self, template: ChatTemplate, marker: Marker, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
-        self.template, self.marker, self.messages, self.tools = template, marker, messages, tools
-
-    def text(self, count: int, prompt: bool) -> str:
-        """The first `count` messages, with marks."""
-        tokenizer = self.template.tokenizer
-        named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos[0] if tokenizer.eos else None, "pad_token": tokenizer.pad}
-        context = {
-            "messages": self.messages[:count],
-            "tools": self.tools,
-            "documents": None,
-            "add_generation_prompt": prompt,
-            **{name: tokenizer.decode([id]) for name, id in named.items() if id is not None},
-        }
-        assert self.template.source is not None
-        return self.template._sandbox.render(self.template.source, context)
-
-    def mask(self, whole: str) -> list[bool]:
-        """True on tokens that begin inside a sampled stretch of the text."""
-        inside = bytearray(len(self.marker.drop(whole)) + 1)  # a flag per character
-        for i, message in enumerate(self.messages):
-            if message["role"] == "assistant":
-                start, end = (len(self.marker.drop(whole[:at])) for at in self._sampled(whole, i))
-                inside[start:end] = b"\1" * (end - start)
-        tokenizer, mask, at = self.template.tokenizer, [], 0
-        for piece in tokenizer.split_control(whole):
-            text = self.marker.drop(piece)
-            starts = [0] if piece in tokenizer.control else tokenizer.encode_with_starts(text)[1]
-            mask += [bool(inside[at + start]) for start in starts]
-            at += len(text)
-        return mask
-
-    def _sampled(self, whole: str, i: int) -> tuple[int, int]:
-        """Where message i lies: from the end of its prompt to the last token that ends a text, or to its own end without one."""
-        before, after = self.text(i, prompt=True) if i else self._opening(), self.text(i + 1, prompt=False)
-        ends = [self.template.tokenizer.decode([id]) for id in self.template.tokenizer.eos]
-        last = max(after.rfind(token) + len(token) if token in after else -1 for token in ["", *ends] if token or not ends)
-        end = last if last > len(before) else len(after)
-        if not after.startswith(before) or not whole.startswith(after[:end]):
-            raise ValueError(
-                f"the model's chat template writes messages[{i}] differently in the whole conversation and alone, so that its sampled "
-                "tokens cannot be told; use the style 'qwen2' or 'qwen2.5' for training"
-            )
-        return len(before), end
-
-    def _opening(self) -> str:
-        """The prompt of a conversation that an assistant opens. Templates need a message, so the prompt is told from another's."""
-        other = _Jinja(self.template, self.marker, [{"role": "user", "content": "x"}], self.tools)
-        header = other.text(1, prompt=True).removeprefix(other.text(1, prompt=False))
-        before, found, _ = self.text(1, prompt=False).partition(header)
-        if not header or not found:
-            raise ValueError("an assistant's turn opens the conversation, and the template does not show where")
-        return before + header

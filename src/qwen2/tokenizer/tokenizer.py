@@ -22,9 +22,9 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from . import gguf, load, save
-from .alphabet import to_bytes
-from .parts import Parts
+from qwen2.tokenizer import gguf, load, save
+from qwen2.tokenizer.alphabet import to_bytes
+from qwen2.tokenizer.parts import Parts
 
 
 class Tokenizer:
