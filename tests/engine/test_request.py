@@ -49,7 +49,8 @@ REFUSED = [
     ({"max_tokens": 0}, "max_tokens 0: must be a whole number of at least 1"),
     ({"max_tokens": "9"}, "max_tokens '9': must be a whole number of at least 1"),
     ({"logprobs": -1}, "logprobs -1: must be a whole number of at least 0"),
-    ({"n": 0}, "n 0: must be a whole number of at least 1"),
+    ({"n": 0}, "n 0: must be a whole number from 1 to 128"),
+    ({"n": 10**6}, "n 1000000: must be a whole number from 1 to 128"),
 ]
 
 

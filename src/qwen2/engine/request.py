@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 SHOWN_BITS = 200  # of a number in a message; longer ones are given by their size
 SHOWN_CHARACTERS = 80
-SEED_BITS = 53  # a seed chosen here survives a trip through JSON, whose numbers are doubles
+SEED_BITS = 31  # short enough to be typed again
+MOST_SAMPLES = 128  # each has a cache of its own
 
 
 def _number(name: str, value: object, rule: str, low: float, high: float, open_low: bool = False) -> None:
@@ -116,7 +117,7 @@ class SamplingParams:
             _whole("max_tokens", self.max_tokens, "a whole number of at least 1", 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, "a whole number of at least 0", 0)
-        _whole("n", self.n, "a whole number of at least 1", 1)
+        _whole("n", self.n, f"a whole number from 1 to {MOST_SAMPLES}", 1, MOST_SAMPLES)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> SamplingParams:
