@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 
 from qwen2.config import GenerationDefaults
+from qwen2.engine.llm import LLM
 from qwen2.engine.request import Chunk, Output, SamplingParams, Timings, Usage
 
 REFUSED = [
@@ -115,3 +117,12 @@ def test_choices_hold_every_sample_and_a_chunk_prints_its_text():
     assert whole.choices[0].others == ()
     assert whole.usage.total_tokens == 3
     assert str(Chunk("piece")) == "piece"
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [SamplingParams()], 5])
+def test_parameters_of_another_type_are_refused(params: Any, llm: LLM):
+    for call in (llm.chat, llm.stream):
+        with pytest.raises(ValueError, match=f"params is a {type(params).__name__}: pass SamplingParams"):
+            call([{"role": "user", "content": "a"}], params)
+    with pytest.raises(ValueError, match="params is a"):
+        llm.generate(["a"], params)

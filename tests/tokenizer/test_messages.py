@@ -31,7 +31,7 @@ def test_calls_keep_the_text_of_their_arguments():
         ([{"content": "x"}], "unknown role None"),
         ([USER, USER | {"colour": 1}], r"messages\[1\] has the unknown key 'colour'; known are content, name, role"),
         ([{"role": "user"}], r"messages\[0\].content is NoneType, not text"),
-        ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\].content is list, not text"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\].content\[0\] is not a text part"),
         ([{"role": "assistant", "content": None}], r"messages\[0\].content is NoneType, not text"),
         ([USER | {"name": 5}], r"messages\[0\].name is int, not text"),
         ([USER | {"tool_calls": call()["tool_calls"]}], r"messages\[0\]: only an assistant has tool_calls, not 'user'"),
@@ -73,3 +73,11 @@ def test_what_is_no_tool(tools, message):
 
 def test_no_tools():
     assert read_tools(None) == read_tools([]) == []
+
+
+def test_text_parts_are_text():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert read_messages([{"role": "user", "content": parts}])[0].content == "one\ntwo"
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    with pytest.raises(ValueError, match=r"messages\[0\].content\[1\] is not a text part, .*: these models read text only"):
+        read_messages([{"role": "user", "content": [parts[0], image]}])

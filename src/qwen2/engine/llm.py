@@ -81,7 +81,7 @@ class LLM:
         rendered = self.template.render(prompt, tools=tools, add_generation_prompt=True)
         if not tools:
             return self._chunks(self._request(rendered.ids, params))
-        params = SamplingParams() if params is None else params
+        params = _checked(params)
         return self._parsed(self._request(rendered.ids, replace(params, stop=(*params.stop, *self.template.stop))))
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
@@ -178,7 +178,7 @@ class LLM:
     # --- prompts
 
     def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
-        return self.engine.request(ids, SamplingParams() if params is None else params)
+        return self.engine.request(ids, _checked(params))
 
     def _ids(self, prompt: Prompt) -> Sequence[int]:
         """Ids of a text, with the token that this model begins every text with, if it has one; ids as they are."""
@@ -203,6 +203,15 @@ def _fold(chunks: Iterable[Chunk]) -> Output:
     outputs = sorted(((chunk.index, chunk.output) for chunk in chunks if chunk.output is not None), key=lambda pair: pair[0])
     assert outputs, "every stream ends with an output"
     return replace(outputs[0][1], others=tuple(output for _, output in outputs[1:]))
+
+
+def _checked(params: object) -> SamplingParams:
+    """The parameters, or the model's own where there are none."""
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"params is a {type(params).__name__}: pass SamplingParams(...), or SamplingParams.from_dict of a dict")
+    return params
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

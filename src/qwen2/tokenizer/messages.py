@@ -82,7 +82,7 @@ def _read_message(message: Mapping[str, Any], at: str) -> Turn:
         content = ""
     return Turn(
         role=role,
-        content=_text(content, f"{at}.content"),
+        content=_content(content, f"{at}.content"),
         calls=tuple(call for call, _ in calls),
         name=_optional_text(message.get("name"), f"{at}.name"),
         tool_call_id=_optional_text(message.get("tool_call_id"), f"{at}.tool_call_id"),
@@ -163,6 +163,16 @@ def _name(value: object, at: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError(f"{at} is {shown(value)}; a tool's name is 1 to 64 letters, digits, '_', '-' or '.'")
     return value
+
+
+def _content(value: object, at: str) -> str:
+    """Text, or OpenAI's list of text parts, a line each."""
+    if not isinstance(value, list):
+        return _text(value, at)
+    for i, part in enumerate(value):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or set(part) != {"type", "text"}:
+            raise ValueError(f'{at}[{i}] is not a text part, {{"type": "text", "text": ...}}: these models read text only')
+    return "\n".join(_text(part["text"], f"{at}[{i}].text") for i, part in enumerate(value))
 
 
 def _text(value: object, at: str) -> str:
