@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.tokenizer import Parts, Tokenizer
+from qwen2.tokenizer import ChatTemplate, Limits, Parts, Tokenizer
 from qwen2.tokenizer.alphabet import CHAR_OF_BYTE
 from qwen2.weights.gguf import GGUFFile
 
@@ -23,6 +23,14 @@ def tiny_parts(**changes: object) -> Parts:
     merges = [("t", "h"), ("th", "e"), ("e", "r"), ("Ġ", "t")]
     fields = {"vocab": vocab, "merges": merges, "control": TINY_CONTROL, "eos": (262, 260), "pad": 260} | changes
     return Parts(**fields)
+
+
+def with_jinja(tokenizer: Tokenizer, source: str | None, limits: Limits | None = None) -> ChatTemplate:
+    """The tokenizer's own template replaced."""
+    before, tokenizer.chat_template = tokenizer.chat_template, source
+    template = ChatTemplate.of(tokenizer, limits=limits)
+    tokenizer.chat_template = before
+    return template
 
 
 @pytest.fixture
