@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import pytest
 
-from qwen2.cli.chat import COMMANDS, TOPICS, Chat
+from qwen2.cli.chat import COMMANDS, TOPICS, Chat, say
 from qwen2.cli.conversation import Conversation, Turn
 from qwen2.cli.sampling import KIND, change
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from tests.conftest import tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 PARAMS = SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True)
 
@@ -119,6 +126,74 @@ def test_answer_cut_by_max_tokens_or_window_says_so(capsys):
     assert "(cut: the window of 60 tokens is full)" in capsys.readouterr().err
 
 
+def test_retry_answers_the_last_question_anew(llm):
+    chat, pieces = make_chat(llm)
+    for line in ("the quick fox", "and then", "/set seed 6"):
+        chat.handle(line)
+    turns = list(chat.conversation.turns)
+    chat.handle("/retry")
+    expected = llm.chat([{"role": t.role, "content": t.content} for t in turns[:3]], change(PARAMS, "seed", "6")).text
+    assert expected != turns[3].content
+    assert chat.conversation.turns == [*turns[:3], Turn("assistant", expected)]
+    assert pieces.closed == 3
+
+
+class Broken:
+    """A network's logits that fail once, at the n-th call."""
+
+    def __init__(self, real: Callable[[Tensor], Tensor], at: int, error: Exception) -> None:
+        self.real, self.left, self.error = real, at, error
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.real(hidden)
+
+
+@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("line", ["and then", "/retry"])
+@pytest.mark.parametrize(("error", "message"), [
+    (RuntimeError("out of\nmemory"), "error: unexpected RuntimeError: out of memory; the conversation stays as it was\n"),
+    (MemoryError(), "error: unexpected MemoryError: MemoryError; the conversation stays as it was\n"),
+    (OSError(5, "Input/output error"), "error: Input/output error\n"),
+])  # fmt: skip
+def test_answer_that_fails_leaves_the_conversation_usable(monkeypatch, capsys, at, line, error, message):
+    llm = LLM(tiny_model())
+    chat, pieces = make_chat(llm)
+    chat.handle("the quick fox")
+    turns = list(chat.conversation.turns)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.model.network, "logits", Broken(llm.model.network.logits, at, error))
+        chat.handle(line)
+    assert capsys.readouterr().err == message
+    assert chat.conversation.turns == turns
+    assert pieces.closed == 2  # what there was of the answer has ended its line
+    llm.engine.check()
+    chat.handle("and then")
+    history = [user("the quick fox"), {"role": "assistant", "content": turns[1].content}, user("and then")]
+    assert chat.conversation.turns[2:] == [Turn("user", "and then"), Turn("assistant", llm.chat(history, PARAMS).text)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_messages_break_between_words_on_a_terminal_only(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setenv("TERM", "xterm")
+    text = "error: [b]a text[/b] that begins with / is sent\n  with :smile: \x1b[2J before it"
+    screen = Terminal()
+    say(text, screen)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 24
+    assert [word for line in lines for word in line.split()] == text.replace("\x1b", "\u241b").split()
+    say(text)
+    assert capsys.readouterr().out == text.replace("\x1b", "\u241b") + "\n"
+
+
 def test_verbose_names_speed_place_and_sampling(llm, capsys):
     chat, _ = make_chat(llm)
     chat.handle("/set verbose on")
@@ -142,6 +217,21 @@ def test_verbose_names_speed_place_and_sampling(llm, capsys):
 @pytest.mark.parametrize(("line", "error"), [
     ("/sho", "error: no command /sho: did you mean /show? (a text that begins with / is sent with a space before it)"),
     ("/xyzzy", "error: no command /xyzzy: /help shows what there is (a text that begins with / is sent with a space before it)"),
+    ("/verbose", "error: no command /verbose: did you mean /set verbose on? (a text that begins with / is sent with a space before it)"),
+    ("/Temperature 0", "error: no command /Temperature: did you mean /set parameter temperature 0? (a text that begins with / is sent with a space before it)"),
+    ("/history", "error: no command /history: did you mean /show history? (a text that begins with / is sent with a space before it)"),
+    ("/clear all", "error: /clear all: /clear takes no words after it"),
+    ("/exit now", "error: /bye now: /bye takes no words after it"),
+    ("/help me", "error: /help me: /help takes no words after it"),
+    ("/retry that", "error: /retry that: /retry takes no words after it"),
+    ("/retry", "error: /retry: there is no question yet that could be answered anew"),
+    ("/set temprature 0", "error: /set temprature: did you mean temperature? It is /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
+    ("/set xyzzy 0", "error: /set xyzzy: unknown; it is /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
+    ("/set temperature", f"error: /set parameter NAME VALUE; the names: {', '.join(KIND)}"),
+    ("/set temperature hot", "error: temperature 'hot': must be a number"),
+    ("/show system now", f"error: /show system now: there are {', '.join(TOPICS)}"),
+    ("/load ~nobody-of-that-name/x", "error: /load ~nobody-of-that-name/x: nobody of that name has a home folder here"),
+    ("/load '/no such/file'", "error: /no such/file: No such file or directory"),
     ("/set", "error: /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
     ("/set parameter temperature", f"error: /set parameter NAME VALUE; the names: {', '.join(KIND)}"),
     ("/set parameter temperature hot", "error: temperature 'hot': must be a number"),
@@ -162,6 +252,7 @@ def test_errors_of_commands(llm, capsys, line, error):
     chat.handle(line)
     assert capsys.readouterr().err == error + "\n"
     assert chat.conversation == Conversation("tiny", params=PARAMS)
+    assert not chat.done
 
 
 SET = {
@@ -194,6 +285,23 @@ def test_show(llm, capsys):
     assert "temperature          1.0\n" in out
     assert "built in: qwen2" in out
     assert "user: fox\nassistant: " in out
+
+
+@pytest.mark.parametrize(("line", "temperature"), [
+    ("/set temperature 0", 0.0), ("/Set Parameter Temperature 0.5", 0.5), ("/SET TEMPERATURE 0.5", 0.5), ("/set temperature default", None),
+])  # fmt: skip
+def test_setting_takes_any_case_and_no_word_parameter(llm, line, temperature):
+    chat, _ = make_chat(llm)
+    chat.handle(line)
+    assert chat.conversation.params == change(PARAMS, "temperature", "default" if temperature is None else str(temperature))
+
+
+def test_topics_and_verbose_take_any_case(llm, capsys):
+    chat, _ = make_chat(llm)
+    chat.handle("/Show System")
+    chat.handle("/set Verbose ON")
+    assert capsys.readouterr().out == "system: (the model's own) You are a helpful assistant.\nverbose: on\n"
+    assert chat.verbose
 
 
 def test_help_names_every_command_and_fits_in_80_columns(llm, capsys):
@@ -230,7 +338,21 @@ def test_save_and_load_through_commands(llm, tmp_path, capsys):
     assert other.conversation.turns == chat.conversation.turns
     assert other.conversation.params == PARAMS
     assert other.conversation.model == "another"
-    assert "it was held with tiny" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.err == "note: it was held with tiny, and goes on with another\n"
+    assert printed.out.splitlines() == [
+        f"loaded 2 messages from {tmp_path}/my talk.json; /show history shows them. With them came:",
+        "system: (the model's own) You are a helpful assistant.",
+        "parameters: temperature 1.0, seed 5, ignore_eos on, max_tokens 12",
+    ]
+
+
+def test_loading_names_the_system_prompt_and_the_lack_of_parameters(llm, tmp_path, capsys):
+    Conversation("tiny", system="Bark.\x1b[2J").save(tmp_path / "talk.json")
+    chat, _ = make_chat(llm)
+    chat.handle(f"/load {tmp_path}/talk.json")
+    assert capsys.readouterr().out.splitlines()[1:] == ["system: Bark.\u241b[2J", "parameters: as the model has them"]
+    assert chat.conversation.params == SamplingParams()
 
 
 def test_save_touches_nothing_that_is_no_conversation(llm, tmp_path, capsys):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import suppress
+
+import pyte
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.output.vt100 import Vt100_Output
 
 from qwen2.cli.chat import unquoted
 from qwen2.cli.prompt import Commands, make_session, open_quote
@@ -35,6 +41,21 @@ def test_ends_of_typing(tmp_path, keys, error):
         pipe.send_text(keys)
         with pytest.raises(error):
             make_session(tmp_path / "history").prompt()
+
+
+@pytest.mark.parametrize("keys", ["\x04", "\x03", "\r"])
+def test_placeholder_is_gone_from_a_line_that_is_left_empty(tmp_path, keys):
+    """Else the scrollback shows it as if it had been typed."""
+    drawn = io.StringIO()
+    output = Vt100_Output(drawn, lambda: Size(rows=10, columns=60), term="xterm")
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=output), suppress(EOFError, KeyboardInterrupt):
+        session = make_session(tmp_path / "history")
+        session.app.after_render += lambda app: None if app.is_done else pipe.send_text(keys)
+        session.prompt()
+    screen = pyte.Screen(60, 10)
+    assert "a message, or /help" in drawn.getvalue()
+    pyte.Stream(screen).feed(drawn.getvalue())
+    assert [line.rstrip() for line in screen.display if line.strip()] == [">>>"]
 
 
 def test_history_is_kept_for_the_next_time_and_private(tmp_path):

@@ -92,6 +92,35 @@ def test_keys_do_not_echo_into_an_answer():
     assert child.read().split() == ["True", "False", "True"]
 
 
+TYPED_AHEAD = """
+import sys, termios, types
+from pathlib import Path
+from qwen2.cli.prompt import converse
+
+class Chat:
+    done = False
+    def handle(self, line):
+        print("echo:", bool(termios.tcgetattr(0)[3] & termios.ECHO))
+        self.done = line == "/bye"
+
+converse(Chat(), Path(sys.argv[1]))
+print("afterwards:", bool(termios.tcgetattr(0)[3] & termios.ECHO))
+"""
+
+
+def test_keys_do_not_echo_into_what_a_command_prints(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": "src", "OMP_NUM_THREADS": "1", "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    child = pexpect.spawn(sys.executable, ["-c", TYPED_AHEAD, str(tmp_path / "history")], env=environment, timeout=60, encoding="utf-8")
+    for line in ("/load a.json", "/bye"):
+        child.expect_exact(READY)
+        child.send(f"{line}\r")
+        child.expect("echo: (True|False)")
+        assert child.match[1] == "False"
+    child.expect("afterwards: (True|False)")
+    assert child.match[1] == "True"
+    child.expect(pexpect.EOF)
+
+
 @pytest.mark.slow
 def test_conversation_with_the_real_model(coder, tmp_path):
     """Asks, streams, answers, is interrupted, goes on and remembers."""

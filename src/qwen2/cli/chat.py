@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from qwen2.cli.answer import figures, place, say_how_it_ended, show_answer
+from qwen2.cli.app import one_line, take_debug
 from qwen2.cli.conversation import Conversation, Turn, read_conversation
 from qwen2.cli.markdown import neutralise
 from qwen2.cli.sampling import KIND, change
+from qwen2.engine.request import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +45,7 @@ COMMANDS = {
     "/set": Command("/set parameter NAME VALUE", "Change the sampling (VALUE default: the model's)", "set"),
     "/system": Command("/system [TEXT]", "Set the system prompt, or show it", "system"),
     "/show": Command("/show [TOPIC]", "Show the model, or " + ", ".join(TOPICS[1:4]) + ",\n" + " " * 30 + ", ".join(TOPICS[4:]), "show"),
+    "/retry": Command("/retry", "Answer the last question anew", "retry"),
     "/save": Command("/save FILE", "Write the conversation to a file", "save"),
     "/load": Command("/load FILE", "Go on with a saved conversation", "load"),
     "/clear": Command("/clear", "Forget what was said", "clear"),
@@ -80,80 +84,96 @@ class Chat:
             else:
                 self.ask(text)
         except (ValueError, OSError, ArithmeticError) as error:
-            from qwen2.cli.app import one_line
-
-            print(f"error: {neutralise(one_line(error))}", file=sys.stderr)
+            say(f"error: {one_line(error)}", sys.stderr)
+        except (RuntimeError, MemoryError) as error:  # torch's own, memory that ran out: the next question may fare better
+            if take_debug(sys.argv[1:])[0]:
+                traceback.print_exc()
+            say(f"error: unexpected {type(error).__name__}: {one_line(error)}; the conversation stays as it was", sys.stderr)
 
     def ask(self, text: str) -> None:
-        """Put a question and show the answer; where there is none, the question is taken back."""
-        turns = self.conversation.turns
-        kept = len(turns)
-        turns.append(Turn("user", text))
+        """Put a question and show the answer."""
+        self.answer(self.conversation.turns, text)
+
+    def answer(self, before: list[Turn], text: str) -> None:
+        """Answer the question that follows these turns. Where there is no answer, the conversation stays as it was."""
+        asked = [*before, Turn("user", text)]
+        renderer = self.make_renderer()
         try:
-            output = show_answer(self.llm, self.conversation.messages, self.conversation.params, self.make_renderer())
+            output = show_answer(self.llm, replace(self.conversation, turns=asked).messages, self.conversation.params, renderer)
         except ValueError as error:
-            if "window" not in str(error) or not turns[:kept]:
+            if "window" not in str(error) or not before:
                 raise
             raise ValueError(f"{error}; the question is not asked: /clear starts anew, /save FILE keeps what was said") from None
-        else:
-            kept += 2 if output.text or output.finish_reason != "abort" else 0
-            turns.append(Turn("assistant", output.text, output.finish_reason == "abort"))
-        finally:
-            del turns[kept:]
+        except (OSError, ArithmeticError, RuntimeError, MemoryError):
+            renderer.close()  # what there is of the answer ends its line, the error begins one
+            raise
+        if output.text or output.finish_reason != "abort":
+            self.conversation.turns = [*asked, Turn("assistant", output.text, output.finish_reason == "abort")]
         say_how_it_ended(output, self.llm.window)
         if self.verbose:
-            print("\n".join(figures(output, self.llm, self.load_seconds)), file=sys.stderr)
+            say("\n".join(figures(output, self.llm, self.load_seconds)), sys.stderr)
 
     def command(self, line: str) -> None:
         """Find the command by its first word and hand it the rest of the line."""
         word, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
         name = ALIASES.get(word.lower(), word.lower())
         if name not in COMMANDS:
-            close = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else "/help shows what there is"
+            hint = hint_for(name, rest)
             raise ValueError(f"no command {word}: {hint} (a text that begins with / is sent with a space before it)")
-        getattr(self, COMMANDS[name].method)(rest.strip())
+        if rest and " " not in COMMANDS[name].usage:
+            raise ValueError(f"{name} {rest}: {name} takes no words after it")
+        getattr(self, COMMANDS[name].method)(rest)
 
     # --- commands: each gets the text behind its name
 
     def set(self, rest: str) -> None:
         what, _, value = rest.partition(" ")
+        what, value = what.lower(), value.strip()
         if what == "parameter":
-            name, _, value = value.strip().partition(" ")
-            if not name or not value.strip():
-                raise ValueError(f"/set parameter NAME VALUE; the names: {', '.join(KIND)}")
-            self.conversation.params = change(self.conversation.params, name, value.strip())
-            print(f"{name}: {spelled(getattr(self.conversation.params, name.replace('-', '_')))}")
+            self._set_parameter(value)
         elif what == "system":
-            self.system(value.strip())
+            self.system(value)
         elif what == "verbose":
-            if value not in ("on", "off"):
+            if value.lower() not in ("on", "off"):
                 raise ValueError(f"/set verbose {value}: must be on or off")
-            self.verbose = value == "on"
-            print(f"verbose: {'on' if self.verbose else 'off'}")
+            self.verbose = value.lower() == "on"
+            say(f"verbose: {'on' if self.verbose else 'off'}")
+        elif what.replace("-", "_") in KIND:  # the word "parameter" can be left out
+            self._set_parameter(rest)
         else:
-            raise ValueError("/set parameter NAME VALUE, /set system TEXT, or /set verbose on|off")
+            close = get_close_matches(what, [*SETTINGS, *KIND], n=1)
+            hint = f"/set {what}: did you mean {close[0]}? It is " if close else f"/set {what}: unknown; it is " if what else ""
+            raise ValueError(f"{hint}/set parameter NAME VALUE, /set system TEXT, or /set verbose on|off")
+
+    def _set_parameter(self, rest: str) -> None:
+        name, _, value = rest.partition(" ")
+        name, value = name.lower(), value.strip()
+        if not value:
+            raise ValueError(f"/set parameter NAME VALUE; the names: {', '.join(KIND)}")
+        self.conversation.params = change(self.conversation.params, name, value)
+        say(f"{name}: {spelled(getattr(self.conversation.params, name.replace('-', '_')))}")
 
     def system(self, rest: str) -> None:
         if rest:
             self.conversation.system = None if rest == "default" else unquoted(rest)
         system = self.conversation.system
         own = self.llm.template.default_system
-        print(f"system: {neutralise(system)}" if system is not None else f"system: (the model's own) {own or 'none'}")
+        say(f"system: {system}" if system is not None else f"system: (the model's own) {own or 'none'}")
 
     def show(self, rest: str) -> None:
-        topic = rest or "info"
+        topic = rest.lower() or "info"
         if topic not in TOPICS:
-            raise ValueError(f"/show {topic}: there are {', '.join(TOPICS)}")
+            raise ValueError(f"/show {rest}: there are {', '.join(TOPICS)}")
         getattr(self, f"_show_{topic}")()
 
     def _show_info(self) -> None:
         model, config = self.llm.model, self.llm.model.config
         kind = f"mixture of {config.moe.experts} experts" if config.moe is not None else "dense"
-        print(f"model     {model.name} ({model.path})")
-        print(f"shape     {config.parameters() / 1e9:.2f} billion parameters, {config.layers} layers, {kind}")
-        print(f"weights   {model.weight_format}, computed in {str(model.dtype).removeprefix('torch.')}")
-        print(f"device    {place(self.llm)}")
+        say(f"model     {model.name} ({model.path})")
+        say(f"shape     {config.parameters() / 1e9:.2f} billion parameters, {config.layers} layers, {kind}")
+        say(f"weights   {model.weight_format}, computed in {str(model.dtype).removeprefix('torch.')}")
+        say(f"device    {place(self.llm)}")
         self._show_context()
 
     def _show_parameters(self) -> None:
@@ -166,7 +186,7 @@ class Chat:
             if name == "max_tokens" and value is None:
                 value = "to the end of the window"
             origin = " (the model's)" if given is None and getattr(self.llm.generation, name, None) is not None else ""
-            print(f"{name:<20} {spelled(value)}{origin}")
+            say(f"{name:<20} {spelled(value)}{origin}")
 
     def _show_system(self) -> None:
         self.system("")
@@ -178,29 +198,38 @@ class Chat:
     def _show_context(self) -> None:
         messages = self.conversation.messages
         count = len(self.llm.template.render(messages, add_generation_prompt=False).ids) if messages else 0
-        print(f"context   {count:,} of {self.llm.window:,} tokens used")
+        say(f"context   {count:,} of {self.llm.window:,} tokens used")
 
     def _show_history(self) -> None:
         for turn in self.conversation.turns:
-            print(f"{turn.role}{' (stopped)' if turn.stopped else ''}: {neutralise(turn.content)}")
+            say(f"{turn.role}{' (stopped)' if turn.stopped else ''}: {turn.content}")
 
     def save(self, rest: str) -> None:
         path = file_of("/save", rest)
         self.conversation.save(path)
-        print(f"saved {count_of(self.conversation)} to {path}")
+        say(f"saved {count_of(self.conversation)} to {path}")
 
     def load(self, rest: str) -> None:
         path = file_of("/load", rest)
         loaded = read_conversation(path)
         if loaded.model != self.conversation.model:
-            print(f"note: it was held with {neutralise(loaded.model)}, and goes on with {self.conversation.model}", file=sys.stderr)
+            say(f"note: it was held with {loaded.model}, and goes on with {self.conversation.model}", sys.stderr)
             loaded.model = self.conversation.model
         self.conversation = loaded
-        print(f"loaded {count_of(loaded)} from {path}; /show history shows them")
+        say(f"loaded {count_of(loaded)} from {path}; /show history shows them. With them came:")
+        self.system("")
+        say(f"parameters: {', '.join(changed(loaded.params)) or 'as the model has them'}")
 
     def clear(self, rest: str) -> None:
         self.conversation.turns.clear()
-        print("forgotten; system prompt and parameters stay")
+        say("forgotten; system prompt and parameters stay")
+
+    def retry(self, rest: str) -> None:
+        turns = self.conversation.turns
+        last = max((k for k, turn in enumerate(turns) if turn.role == "user"), default=None)
+        if last is None:
+            raise ValueError("/retry: there is no question yet that could be answered anew")
+        self.answer(turns[:last], turns[last].content)
 
     def help(self, rest: str) -> None:
         for command in COMMANDS.values():
@@ -209,6 +238,37 @@ class Chat:
 
     def bye(self, rest: str) -> None:
         self.done = True
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a message; on a terminal its lines break between words, and control characters show."""
+    file = sys.stdout if file is None else file
+    if not file.isatty():
+        print(neutralise(text), file=file)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(file=file, highlight=False).print(Text(neutralise(text)))
+
+
+def hint_for(name: str, rest: str) -> str:
+    """What somebody may have meant who wrote a command that there is not."""
+    word = name[1:].replace("-", "_")
+    if word == "verbose":
+        return f"did you mean /set verbose {'off' if rest.lower() == 'off' else 'on'}?"
+    if word in KIND:
+        return f"did you mean /set parameter {word} {rest or 'VALUE'}?"
+    if word in TOPICS:
+        return f"did you mean /show {word}?"
+    close = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "/help shows what there is"
+
+
+def changed(params: SamplingParams) -> list[str]:
+    """The parameters that are not left to the model."""
+    standard = SamplingParams()
+    return [f"{name} {spelled(getattr(params, name))}" for name in KIND if getattr(params, name) != getattr(standard, name)]
 
 
 def unquoted(text: str) -> str:
@@ -240,4 +300,7 @@ def file_of(command: str, rest: str) -> Path:
         raise ValueError(f"{command} {rest}: {error}") from None
     if len(words) != 1 or not words[0]:
         raise ValueError(f"{command} FILE: name a file")
-    return Path(words[0]).expanduser()
+    try:
+        return Path(words[0]).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{command} {words[0]}: nobody of that name has a home folder here") from None

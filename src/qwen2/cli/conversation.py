@@ -59,7 +59,10 @@ class Conversation:
             "parameters": {name: value for name, value in asdict(self.params).items() if value != standard[name]},
             "messages": [{"role": t.role, "content": t.content, **({"stopped": True} if t.stopped else {})} for t in self.turns],
         }
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None  # its name, not the draft's
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(values, file, ensure_ascii=False, indent=2)

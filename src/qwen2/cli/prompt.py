@@ -16,6 +16,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from qwen2.cli.answer import silent_keyboard
 from qwen2.cli.chat import COMMANDS, SETTINGS, TOPICS
 from qwen2.cli.sampling import KIND
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from qwen2.cli.chat import Chat
 
+PLACEHOLDER = HTML("<ansibrightblack>a message, or /help</ansibrightblack>")
 HINT = "(Ctrl-D or /bye ends the conversation)"
 
 
@@ -115,22 +117,23 @@ def make_session(history: Path) -> PromptSession[str]:
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
         enable_history_search=True,
-        placeholder=HTML("<ansibrightblack>a message, or /help</ansibrightblack>"),
+        placeholder=lambda: "" if get_app().is_done else PLACEHOLDER,  # what scrolls away is what was typed
         tempfile_suffix=".md",
     )
 
 
 def converse(chat: Chat, history: Path) -> None:
-    """Read and answer until /bye or Ctrl-D."""
+    """Read and answer until /bye or Ctrl-D. What is typed while an answer or a command is under way waits for the next prompt."""
     session = make_session(history)
-    while not chat.done:
-        try:
-            line = session.prompt()
-            chat.handle(line)
-        except KeyboardInterrupt:
-            print(HINT)
-            continue
-        except EOFError:
-            return
-        if not chat.done and line.strip():
-            print()
+    with silent_keyboard():
+        while not chat.done:
+            try:
+                line = session.prompt()
+                chat.handle(line)
+            except KeyboardInterrupt:
+                print(HINT)
+                continue
+            except EOFError:
+                return
+            if not chat.done and line.strip():
+                print()
