@@ -20,6 +20,16 @@ def test_a_folder_and_a_file(tiny_folder: Path, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out.splitlines()[-1].endswith(" written")
 
 
+def test_what_is_written_is_announced_before(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    place = tmp_path / "out.gguf"
+    assert main(["export", str(tiny_folder), str(place), "--to", "q8_0"]) == 0
+    count = sum(parameter.numel() for _, parameter in load(tiny_folder).network.tensors())
+    said = capsys.readouterr()
+    assert said.err == f"writing {count * 34 / 32 / 1000:.3g} kB of Q8_0 into {place}\n"
+    assert main(["export", str(tiny_folder), str(tmp_path / "folder")]) == 0
+    assert capsys.readouterr().err == f"writing {count * 4 / 1000:.3g} kB of float32 into {tmp_path / 'folder'}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -138,7 +138,7 @@ def test_a_damaged_manifest_concerns_its_own_model_only(home: Path, capsys: Out)
 
 def test_errors_are_one_line(capsys: Out, tmp_path: Path) -> None:
     assert error(capsys, "rm", "qwen3:7b").startswith("no model is named 'qwen3:7b': did you mean qwen2:7b, qwen2:72b, qwen2.5:7b?")
-    assert error(capsys, "show", "qwen2:7b") == "qwen2:7b is not pulled yet: run qwen2 pull qwen2:7b"
+    assert error(capsys, "show", "qwen2:7b", "--tensors") == "qwen2:7b is not pulled yet: run qwen2 pull qwen2:7b"
     assert error(capsys, "show", "./nothing") == "./nothing: no such file or folder"
     assert error(capsys, "pull", "../../x").startswith("'../../x' is not a model's name: write family:tag")
     assert error(capsys, "rm") == "name the models to remove: qwen2 list shows them"
@@ -267,6 +267,53 @@ def test_config_of_a_published_model_without_a_download(capsys: Out) -> None:
     assert rows["active_parameters"].strip() == "14,249,270,784"
     assert rows["parameters"].strip() == "57,408,658,944"
     assert rows["context"].strip() == "131,072"
+
+
+def test_show_of_a_published_model_that_is_not_here(capsys: Out) -> None:
+    facts = json.loads(run(capsys, "show", "Qwen/Qwen2-72B", "--json")[1])
+    assert (facts["name"], facts["layers"], facts["parameters"]) == ("qwen2:72b-base", 80, 72_706_203_648)
+    assert (facts["licence"], facts["source"]) == ("Tongyi Qianwen", "Qwen/Qwen2-72B")
+    assert facts["defaults"]["temperature"] == 0
+    assert facts["state"] == "not pulled: qwen2 pull qwen2:72b-base gets it"
+    text = run(capsys, "show", "smollm2")[1]
+    assert "not pulled" in text
+    assert "98.4 MB (98,362,432 bytes)" in text
+
+
+def test_an_output_matrix_that_the_released_model_shares(coder: Path, capsys: Out) -> None:
+    """494,032,768 parameters are the released model's."""
+    facts = json.loads(run(capsys, "show", str(coder), "--json")[1])
+    assert (facts["parameters"], facts["own_output_parameters"]) == (494_032_768 + 151_936 * 896, 151_936 * 896)
+    assert "  630,167,424, of which 136,134,656 in an output matrix of its own\n" in run(capsys, "show", str(coder))[1]
+    assert "own_output_parameters" not in json.loads(run(capsys, "show", "qwen2:7b", "--config", "--json")[1])
+
+
+@pytest.mark.parametrize("fixture", ["tiny_folder", "coder"])
+def test_the_template_shown_is_the_one_that_renders(fixture: str, request: pytest.FixtureRequest, capsys: Out) -> None:
+    """Printed, and rendered by Jinja itself as transformers sets it up, it gives what our own gives."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from qwen2.tokenizer import ChatTemplate
+    from qwen2.weights.describe import describe
+
+    path = request.getfixturevalue(fixture)
+    code, source, _ = run(capsys, "show", str(path), "--template")
+    assert code == 0
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "So"}]
+    theirs = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source.removesuffix("\n"))
+    ours = ChatTemplate.of(describe(path).tokenizer).render(messages).text
+    assert theirs.render(messages=messages, add_generation_prompt=True) == ours
+
+
+def test_a_folder_without_a_template_is_rendered_with_qwen2s(tiny_folder: Path, tmp_path: Path, capsys: Out) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "bare")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    code, source, err = run(capsys, "show", str(folder), "--template")
+    assert (code, err) == (0, "qwen2: the files have no template: Qwen2's own is used\n")
+    assert "You are a helpful assistant." in source
 
 
 def test_show_of_a_real_file(smollm: Path, capsys: Out) -> None:

@@ -120,8 +120,9 @@ def working(text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(text, spinner="dots"):
+    with Console(stderr=True).status(Text(text), spinner="dots"):
         yield
 
 

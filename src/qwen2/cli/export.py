@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from qwen2.cli.answer import working
 from qwen2.cli.pull import ensure
+from qwen2.quant.layout import LAYOUTS
 from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+SPELLED = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "Q8_0"}
 Form = Literal["f32", "f16", "bf16", "q8_0"]
 
 
@@ -38,14 +46,24 @@ def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
     from qwen2.weights.export import to_gguf, to_hf_folder
     from qwen2.weights.model import load
 
-    loaded = load(model)
+    with working(f"loading {model}"):
+        loaded = load(model)
     types = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-    if gguf:
-        names = {dtype: name for name, dtype in types.items()}
-        for note in to_gguf(loaded, destination, (to or names[loaded.dtype]).upper()):
-            print(f"qwen2: {note}", file=sys.stderr)
-        size = destination.stat().st_size
-    else:
-        to_hf_folder(loaded, destination, dtype=loaded.dtype if to is None else types[to])
-        size = sum(path.stat().st_size for path in destination.iterdir())
+    form = to if to is not None else {dtype: name for name, dtype in types.items()}[loaded.dtype]
+    print(f"writing {human_size(_expected(loaded.network.tensors(), form))} of {SPELLED[form]} into {destination}", file=sys.stderr)
+    with working(f"writing {destination}"):
+        if gguf:
+            notes = to_gguf(loaded, destination, form.upper())
+            size = destination.stat().st_size
+        else:
+            to_hf_folder(loaded, destination, dtype=types[form])
+            notes, size = [], sum(path.stat().st_size for path in destination.iterdir())
+    for note in notes:
+        print(f"qwen2: {note}", file=sys.stderr)
     print(f"{destination}: {human_size(size)} written")
+
+
+def _expected(tensors: Iterable[tuple[str, Tensor]], form: Form) -> float:
+    """Bytes of the weights in that form; norms and biases, which a GGUF file keeps wider, are too few to be seen."""
+    (layout,) = [one for one in LAYOUTS.values() if one.name == form.upper()]
+    return sum(tensor.numel() for _, tensor in tensors) * layout.bytes / layout.block

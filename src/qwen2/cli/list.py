@@ -15,6 +15,8 @@ from qwen2.weights.store import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qwen2.weights.registry import Entry
+
 
 def list_models(
     *,
@@ -63,10 +65,15 @@ def _say(damaged: ValueError) -> None:
 def _published() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for entry in ENTRIES.values():
-        where = [entry.repository] if entry.repository is not None else []
-        where += ["package index"] if entry.known is not None and entry.known.parts else []
-        rows.append({"name": entry.name, "format": entry.format, "licence": entry.licence, "where": ", ".join(where)})
+        rows.append({"name": entry.name, "format": entry.format, "licence": entry.licence, "where": places(entry)})
     return rows
+
+
+def places(entry: Entry) -> str:
+    """Where a published model is to be had."""
+    where = [entry.repository] if entry.repository is not None else []
+    where += ["package index"] if entry.known is not None and entry.known.parts else []
+    return ", ".join(where)
 
 
 def _cell(value: object) -> str:

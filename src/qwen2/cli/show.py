@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from qwen2.cli.list import places
 from qwen2.weights.names import parse
 from qwen2.weights.pull import human_size
-from qwen2.weights.registry import by_repository, canonical
+from qwen2.weights.registry import ENTRIES, Entry, by_repository, canonical
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, object]
 Flag = Parameter(negative=())
-NO_TEMPLATE = "the file has none: ChatML as Qwen2 writes it is used"
+OWN_OUTPUT = "own_output_parameters"
 
 
 def show(
@@ -53,12 +55,15 @@ def show(
     if release is not None:
         _print(_config_facts(release.config), json_)
         return
+    if not (template or tensors or config or store.is_path(model)) and (entry := _not_here(store, model)) is not None:
+        _print(_published(entry), json_)
+        return
     path, name = store.resolve(model)
     from qwen2.weights.describe import describe  # the tokenizers library is not needed before
 
     described = describe(path)
     if template:
-        print(described.tokenizer.chat_template or NO_TEMPLATE)
+        _print_template(described, json_)
     elif tensors:
         _print_tensors(described, json_)
     elif config:
@@ -66,6 +71,48 @@ def show(
     else:
         stored = None if store.is_path(model) else store.get(name)
         _print(_summary(described, name, stored), json_)
+
+
+def _not_here(store: Store, model: str) -> Entry | None:
+    """The published model of that name, where it is not pulled."""
+    try:
+        return None if store.has(model) else ENTRIES.get(str(by_repository(model) or canonical(parse(model))))
+    except ValueError:
+        return None
+
+
+def _published(entry: Entry) -> Facts:
+    """What is known of a model without its files."""
+    from qwen2.config import FAMILY
+
+    facts: Facts = {"name": entry.name, "state": f"not pulled: qwen2 pull {entry.name} gets it"}
+    release = FAMILY.get(entry.name)
+    if release is not None:
+        facts |= {**_shape(release.config), "defaults": asdict(release.generation)}
+    facts |= {"format": entry.format, "licence": entry.licence, "source": places(entry)}
+    return facts if entry.known is None else {**facts, "size": entry.known.size, "sha256": entry.known.sha256}
+
+
+def _shape(config: ModelConfig) -> Facts:
+    facts: Facts = {"parameters": config.parameters(), "active_parameters": config.active_parameters()}
+    if _has_own_output(config):
+        facts[OWN_OUTPUT] = config.embedding_parameters()
+    return facts | {
+        "context": config.window,
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+    }
+
+
+def _has_own_output(config: ModelConfig) -> bool:
+    """Whether the file holds an output matrix that the released model of this shape shares with the embedding."""
+    from qwen2.config import FAMILY
+
+    ours = (config.layers, config.hidden, config.ffn)
+    released = (release.config for release in FAMILY.values() if release.config.tied)
+    return not config.tied and any(ours == (one.layers, one.hidden, one.ffn) for one in released)
 
 
 def _release(model: str) -> Release | None:
@@ -89,6 +136,7 @@ def _config_facts(config: ModelConfig) -> Facts:
         "non_embedding_parameters": config.non_embedding_parameters(),
         "embedding_parameters": config.embedding_parameters(),
         "active_parameters": config.active_parameters(),
+        **({OWN_OUTPUT: config.embedding_parameters()} if _has_own_output(config) else {}),
         "flops_per_token_first": config.flops_per_token(),
         "flops_per_token_last": config.flops_per_token(config.context - 1),
         "cache_bytes_per_token": config.cache_bytes_per_token(),
@@ -103,13 +151,7 @@ def _summary(described: Description, name: str, stored: StoredModel | None) -> F
     facts: Facts = {
         "name": name,
         "architecture": described.architecture,
-        "parameters": config.parameters(),
-        "active_parameters": config.active_parameters(),
-        "context": config.window,
-        "layers": config.layers,
-        "hidden": config.hidden,
-        "heads": config.heads,
-        "kv_heads": config.kv_heads,
+        **_shape(config),
         "container": described.container,
         "weights": {kind: f"{share.tensors} tensors, {human_size(share.size)}" for kind, share in described.types.items()},
         "tokenizer": {"ids": tokenizer.vocab_size, "control": len(tokenizer.control)},
@@ -130,6 +172,19 @@ def _licence(described: Description, stored: StoredModel | None) -> str:
     return "not stated" if described.licence is None else described.licence
 
 
+def _print_template(described: Description, as_json: bool) -> None:
+    """What conversations are really rendered with, also where the files have no template."""
+    from qwen2.tokenizer import ChatTemplate
+
+    template = ChatTemplate.of(described.tokenizer)
+    if described.tokenizer.chat_template is None:
+        print("qwen2: the files have no template: Qwen2's own is used", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"style": template.style, "template": template.jinja}, indent=2, ensure_ascii=False))
+    else:
+        print(template.jinja)
+
+
 def _print_tensors(described: Description, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(tensor) for tensor in described.tensors], indent=2))
@@ -144,7 +199,10 @@ def _print(facts: Facts, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    rows = [(name, _plain(name, value)) for name, value in facts.items()]
+    rows = [(name, _plain(name, value)) for name, value in facts.items() if name != OWN_OUTPUT]
+    if OWN_OUTPUT in facts:
+        own = f", of which {facts[OWN_OUTPUT]:,} in an output matrix of its own"
+        rows = [(name, text + own if name == "parameters" else text) for name, text in rows]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")
