@@ -145,6 +145,21 @@ def test_errors_are_one_line(capsys: Out, tmp_path: Path) -> None:
     assert error(capsys, "pull", NAME, "--source", "ftp") == "source 'ftp' is not known; sources: hub, modelscope, index"
 
 
+def test_rm_checks_every_name_before_the_first_is_removed(capsys: Out) -> None:
+    assert run(capsys, "pull", NAME, "--from", FILE)[0] == 0
+    assert error(capsys, "rm", NAME, "qwen2:7b") == "qwen2:7b is not pulled: qwen2 list shows what is"
+    assert Store().has(NAME)
+    assert run(capsys, "rm", NAME, NAME)[1].count("\n") == 1
+
+
+def test_list_marks_files_that_are_gone(tmp_path: Path, capsys: Out) -> None:
+    assert run(capsys, "cp", f"./{FILE}", "mine:a")[0] == 0
+    assert "gone" not in run(capsys, "list")[1]
+    (tmp_path / FILE).unlink()
+    assert f"{FILE} (gone)" in run(capsys, "list")[1]
+    assert [row["gone"] for row in json.loads(run(capsys, "list", "--json")[1])] == [True]
+
+
 def test_a_command_line_that_cannot_be_read(capsys: Out) -> None:
     for arguments in (["pull"], ["pull", NAME, "--fast"], ["cp", "one"], ["list", "--json", "extra", "more"]):
         code, out, err = run(capsys, *arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen2.config import FAMILY
 from qwen2.weights import registry
 from qwen2.weights.pull import Progress
 from qwen2.weights.registry import SAFETENSORS, Entry, File
@@ -321,6 +323,22 @@ def test_from_a_file_that_is_another(store: Store, tmp_path: Path) -> None:
     file.write_bytes(DATA[:100])
     assert message(store, local=file) == f"cannot pull {NAME}: {file}: 100 bytes are not the 2097152 of {FILE}"
     assert message(store, local=tmp_path / "missing") == f"cannot pull {NAME}: {tmp_path / 'missing'}: holds no {FILE}"
+
+
+def test_from_a_folder_of_another_model(store: Store, tmp_path: Path, tiny_folder: Path) -> None:
+    for name in ("qwen2:7b", "qwen2.5:0.5b", "qwen2:57b-a14b", "qwen2.5-coder:1.5b-base"):
+        layers = 24 if "0.5b" in name else 28
+        assert message(store, name, local=tiny_folder) == (
+            f"cannot pull {name}: {tiny_folder}: is another model: layers 2, and {name} has {layers}"
+        )
+    folder = tmp_path / "untied"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"x")
+    shape = FAMILY["qwen2:0.5b"].config
+    (folder / "config.json").write_text(json.dumps(replace(shape, tied=False).to_hf()))
+    assert message(store, "qwen2.5:0.5b", local=folder).endswith("is another model: tied False, and qwen2.5:0.5b has True")
+    (folder / "config.json").write_text(json.dumps(shape.to_hf()))
+    assert store.pull("qwen2.5:0.5b", local=folder).source == str(folder)
 
 
 def test_sources_are_known_by_name() -> None:

@@ -48,7 +48,7 @@ def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
 
     with working(f"loading {model}"):
         loaded = load(model)
-    types = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    types: dict[Form, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     form = to if to is not None else {dtype: name for name, dtype in types.items()}[loaded.dtype]
     print(f"writing {human_size(_expected(loaded.network.tensors(), form))} of {SPELLED[form]} into {destination}", file=sys.stderr)
     with working(f"writing {destination}"):

@@ -36,7 +36,10 @@ def list_models(
     if json_:
         print(json.dumps(rows, indent=2))
     elif rows:
-        hidden = () if all_ else ("licence", "sha256", "path")
+        hidden = () if all_ else ("licence", "sha256", "path", "gone")
+        for row in rows:
+            if row.get("gone"):
+                row["source"] = f"{row['source']} (gone)"
         print_table([{key: _cell(value) for key, value in row.items() if key not in hidden} for row in rows])
     else:
         print(f"no models here yet: qwen2 pull {DEFAULT_MODEL} gets the default one, qwen2 list --all shows every name")
@@ -53,6 +56,7 @@ def _stored() -> list[dict[str, object]]:
             "licence": model.licence,
             "sha256": model.digest,
             "path": str(model.path),
+            "gone": model.gone,
         }
         for model in Store().list(_say)
     ]

@@ -22,5 +22,7 @@ def rm(*names: Annotated[str, Parameter(show_default=False)]) -> None:
         raise ValueError("name the models to remove: qwen2 list shows them")
     store = Store()
     for name in names:
+        store.check_removable(name)
+    for name in dict.fromkeys(names):
         freed = store.remove(name)
         print(f"removed {name}: {human_size(freed)} freed")

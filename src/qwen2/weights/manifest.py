@@ -48,6 +48,12 @@ class StoredModel:
         return base
 
     @property
+    def gone(self) -> bool:
+        """Whether files are missing, as when one outside the store was moved."""
+        base = self.folder if self.location is None else Path(self.location)
+        return not all((base / file.path).exists() for file in self.files)
+
+    @property
     def digest(self) -> str:
         """The sha256 of the one file, or of the list of all files' digests: equal digests, equal weights."""
         if len(self.files) == 1:

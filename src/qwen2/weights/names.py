@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
 LONGEST = 64
+HUB_NAME = re.compile(r"(https?://|hf\.co/|huggingface\.co/|modelscope\.cn/)\S+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.:-]*", re.ASCII)
+ONLY_LISTED = "of the hubs' names only those of qwen2 list --all are known: download others yourself and run qwen2 cp ./FILE NAME:TAG"
 DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}
 
 
@@ -34,6 +36,10 @@ class Name:
 
 def parse(text: str) -> Name:
     """Read `family` or `family:tag`, in any case; ValueError for everything that the grammar does not know."""
+    if not text.strip():
+        raise ValueError("the model's name is empty")
+    if is_hub_like(text):
+        raise ValueError(f"{text}: {ONLY_LISTED}")
     family, colon, tag = text.lower().partition(":")
     if not text.isascii() or not _is_word(family) or (colon and not _is_word(tag)):  # some letters become ASCII by lower()
         quoted = text if len(text) <= 80 else f"{text[:80]}..."
@@ -42,6 +48,11 @@ def parse(text: str) -> Name:
             "or ./PATH for a file or folder"
         )
     return Name(family, tag if colon else None)
+
+
+def is_hub_like(text: str) -> bool:
+    """Whether it looks like a repository on a hub: Owner/Name, or an address."""
+    return HUB_NAME.fullmatch(text) is not None and not text.endswith((".gguf", ".safetensors"))
 
 
 def nearest(text: str, known: Iterable[str], count: int = 3) -> list[str]:

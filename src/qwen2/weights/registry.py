@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen2.config import ModelConfig
 from qwen2.config.family import APACHE, FAMILY, SHAPES
 from qwen2.weights.names import Name, nearest, parse
 
@@ -217,6 +218,12 @@ def _without_type(family: str, tag: str) -> str:
     """The tag of a carried file, whose short name stands for its type: 0.5b-instruct-q4_k_m is 0.5b."""
     size = tag.replace("-instruct", "").removesuffix("-q4_k_m")
     return size if (family, size) in CARRIED else tag
+
+
+def shape_of(entry: Entry) -> ModelConfig | None:
+    """The shape that a model's files must have; Qwen2.5 and its Coder have Qwen2's. None: not known here."""
+    family, _, tag = entry.name.partition(":")
+    return SHAPES.get(tag.partition("-")[0] if tag != "57b-a14b" else tag) if family in FAMILIES else None
 
 
 def by_repository(text: str) -> Name | None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol
 
+from qwen2.config import ModelConfig
 from qwen2.weights.hub import hugging_face, modelscope
 from qwen2.weights.package_index import PackageIndex
 from qwen2.weights.partial import CHUNK, file_digest
-from qwen2.weights.registry import File
+from qwen2.weights.registry import File, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +59,20 @@ class Local:
         wanted = [path for path in found if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in entry.wanted)]
         if not any(path.suffix in (".safetensors", ".gguf") for path in wanted):
             raise ConnectionError(f"holds none of {', '.join(entry.wanted)}")
+        self._check_shape(entry, wanted)
         return tuple(File(path.name, path.stat().st_size, file_digest(path).hexdigest()) for path in wanted)
+
+    def _check_shape(self, entry: Entry, files: Sequence[Path]) -> None:
+        """Another model's files are refused before they are copied: by their counts, as far as the released shape is known."""
+        released = shape_of(entry)
+        if released is None:
+            return
+        held = _config_of(files)
+        names = ["layers", "hidden", "heads", "kv_heads", "ffn", "vocab"]
+        names += [] if files[0].suffix == ".gguf" else ["tied"]  # GGUF files may hold a tied matrix twice
+        for name in names:
+            if getattr(held, name) != getattr(released, name):
+                raise ValueError(f"is another model: {name} {getattr(held, name)}, and {entry.name} has {getattr(released, name)}")
 
     def fetch(self, entry: Entry, file: File, partial: Partial, advance: Callable[[int], None]) -> None:
         path = self.path / file.path if self.path.is_dir() else self.path
@@ -71,6 +85,17 @@ class Local:
             while data := stream.read(CHUNK):
                 partial.append(data)
                 advance(partial.size)
+
+
+def _config_of(files: Sequence[Path]) -> ModelConfig:
+    """What the header or config.json among the files says."""
+    from qwen2.weights.gguf import GGUFFile
+    from qwen2.weights.json_object import read_json
+
+    if files[0].suffix == ".gguf":
+        with GGUFFile.open(files[0]) as file:
+            return ModelConfig.from_gguf(file.metadata, {name: info.shape for name, info in file.tensors.items()})
+    return ModelConfig.from_hf(read_json(files[0].parent / "config.json"))
 
 
 @dataclass(frozen=True)

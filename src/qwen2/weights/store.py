@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from qwen2.weights.locks import NOT_WRITABLE, Hold, holders
 from qwen2.weights.manifest import MANIFEST, StoredFile, StoredModel, read_manifest
-from qwen2.weights.names import Name, nearest, parse
+from qwen2.weights.names import ONLY_LISTED, Name, is_hub_like, nearest, parse
 from qwen2.weights.partial import file_digest
 from qwen2.weights.registry import ENTRIES, SAFETENSORS, by_repository, canonical, lookup, unknown
 
@@ -96,6 +96,8 @@ class Store:
         path, text = Path(source).expanduser(), str(source)
         if isinstance(source, Path):
             return True
+        if not text.strip():  # not the working directory
+            return False
         if "/" in text or os.sep in text or text.startswith((".", "~")) or text.endswith(".gguf"):
             return path.exists() or by_repository(text) is None
         return path.exists() and not self._is_known(text)
@@ -106,13 +108,17 @@ class Store:
             return self.find(str(source)), str(self._name(str(source)))
         path = Path(source).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"{source}: no such file or folder")
+            hint = f"; {ONLY_LISTED}" if isinstance(source, str) and is_hub_like(source) else ""
+            raise FileNotFoundError(f"{source}: no such file or folder{hint}")
+        if path.is_file() and path.suffix == ".safetensors":
+            raise ValueError(f"{source}: weights alone are no model; give the folder that it lies in: {path.absolute().parent}")
         return path, path.name
 
     def open(self, source: str | Path) -> tuple[Path, str, Hold | None]:
-        """As `resolve`, and a hold that keeps `rm` away from a model of the store for as long as it lives."""
+        """As `resolve`, and a hold that keeps `rm` away from a model of the store for as long as it lives, also if given by its path."""
         path, name = self.resolve(source)
-        return path, name, None if self.is_path(source) else self.hold(name)
+        held = self._owner(path) if self.is_path(source) else name
+        return path, name, None if held is None else self.hold(held)
 
     # ----------------------------------------------------------------------------------------------------------- what comes
 
@@ -130,6 +136,8 @@ class Store:
         asked = self._name(name)
         folder = self._folder("models", asked)
         there = read_manifest(folder)
+        if local is not None:
+            _check_wanted(asked, there, local)
         if there is not None:
             return there
         entry = lookup(asked)
@@ -169,6 +177,11 @@ class Store:
             shutil.rmtree(work.parent, ignore_errors=True)
         return self.get(str(name))
 
+    def check_removable(self, name: str) -> None:
+        """Errors as in `get`, where neither such a model nor the beginning of one is there."""
+        if not self._folder("partial", self._name(name)).exists():
+            self._require(name)
+
     def remove(self, name: str) -> int:
         """Remove a model, or what an interrupted pull has left of it, and return the bytes that this frees.
 
@@ -176,8 +189,7 @@ class Store:
         """
         asked = self._name(name)
         folder, work = self._folder("models", asked), self._folder("partial", asked)
-        if not work.exists():
-            self._require(name)
+        self.check_removable(name)
         try:
             with self._lock(asked, wait=False):
                 users = holders(self._folder("holds", asked))
@@ -215,6 +227,13 @@ class Store:
         if name.tag is not None and (self._folder("models", name) / MANIFEST).exists():
             return name
         return canonical(name)
+
+    def _owner(self, path: Path) -> str | None:
+        """The name of the model of this store to which a path belongs."""
+        models, inside = (self.home / "models").resolve(), path.resolve()
+        if models not in inside.parents or len(parts := inside.relative_to(models).parts) < 2:
+            return None
+        return ":".join(parts[:2]) if (models / parts[0] / parts[1] / MANIFEST).exists() else None
 
     def _is_known(self, text: str) -> bool:
         """Whether the text names a model that is there or that the registry knows."""
@@ -258,7 +277,11 @@ class Store:
     def _lock(self, name: Name, on_wait: Callable[[], None] | None = None, wait: bool = True) -> Iterator[None]:
         """One process at a time changes a model. Timeout where another does and `wait` is off."""
         path = self.home / "locks" / f"{name.family}--{name.tag}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{self.home}: the models' folder cannot be made or written ({error.strerror}); set QWEN2_HOME to another folder"
+            raise OSError(error.errno, why) from error
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
@@ -272,6 +295,15 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _check_wanted(name: Name, there: StoredModel | None, local: Path) -> None:
+    """Files of one's own take the place of no model, and get a name by `copy`; where the digest is known they cannot be others."""
+    entry = ENTRIES.get(str(name))
+    if there is not None and (entry is None or entry.known is None):
+        raise ValueError(f"{name} is there already: run qwen2 rm {name} first")
+    if entry is None:
+        raise ValueError(f"{name} is no published model's name: run qwen2 cp {local} {name} to give a file or folder a name of its own")
 
 
 def _silent(_: Progress) -> None:
