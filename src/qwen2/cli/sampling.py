@@ -1,6 +1,6 @@
 """Sampling parameters as people write them: flags of `qwen2 run`, and `/set parameter` in a conversation.
 
-Both are derived from the fields of `SamplingParams`: names, types, defaults, and the comment beside a field as its help. Left out:
+Both are derived from the fields of `SamplingParams`: names, types, defaults, and what each says of itself as its help. Left out:
 `n` and `logprobs`, which one conversation has no place for; Python and the servers have them.
 
     read_value("top_p", "0.9")      # 0.9
@@ -8,9 +8,7 @@ Both are derived from the fields of `SamplingParams`: names, types, defaults, an
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import field, fields, make_dataclass, replace
@@ -23,14 +21,9 @@ from qwen2.engine.request import SamplingParams
 
 LEFT_OUT = ("n", "logprobs")
 KINDS = {float: "a number", int: "a whole number", bool: "on or off"}
+BIAS_FORM = "--logit-bias.ID VALUE"
 UNIONS = (Union, UnionType)
 SWITCH = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
-
-
-def _comments() -> dict[str, str]:
-    """What the source says beside each field."""
-    found = re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(SamplingParams), re.MULTILINE)
-    return {name: f"{text[0].upper()}{text[1:]}." for name, text in found}
 
 
 def _plain(hint: Any) -> Any:
@@ -42,6 +35,8 @@ def _plain(hint: Any) -> Any:
     return dict[str, float] if get_origin(hint) is Mapping else list[str]
 
 
+HELP = {f.name: str(f.metadata["help"]) for f in fields(SamplingParams)}
+HELP["logit_bias"] += f" Written {BIAS_FORM}, once for each token."
 KIND = {name: _plain(hint) for name, hint in get_type_hints(SamplingParams).items() if name not in LEFT_OUT}
 
 
@@ -52,7 +47,7 @@ def _flag(name: str, text: str) -> tuple[str, Any, Any]:
 if TYPE_CHECKING:
     Flags = SamplingParams
 else:  # an optional field per parameter; None where the flag was not given
-    Flags = make_dataclass("Flags", [_flag(name, _comments().get(name, "")) for name in KIND], frozen=True)
+    Flags = make_dataclass("Flags", [_flag(name, HELP[name]) for name in KIND], frozen=True)
     Flags.__module__ = __name__
 
 

@@ -59,21 +59,27 @@ class SamplingParams:
     The transforms apply in this order: penalties, logit bias, temperature, top-k, top-p, min-p.
     """
 
-    temperature: float | None = None  # 0 takes the likeliest token
-    top_k: int | None = None  # 0 is off
-    top_p: float | None = None  # 1 is off
-    min_p: float | None = None  # 0 is off; otherwise the least share of the likeliest token's probability
-    repetition_penalty: float | None = None  # 1 is off; over prompt and answer, as transformers does
-    presence_penalty: float = 0.0  # over the answer only, as OpenAI's
-    frequency_penalty: float = 0.0  # over the answer only, times the count
-    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # by token id, what is added to its logit
-    seed: int | None = None  # left out, one is drawn, and the answer's params report it; sample i of n uses seed + i
-    stop: str | Sequence[str] = ()  # the answer ends before the first of these; not part of the text
-    stop_token_ids: Sequence[int] = ()  # tokens that end the answer, besides the model's own
-    ignore_eos: bool = False  # go on where the model would end
-    max_tokens: int | None = None  # left out, the model's default, or to the end of the window
-    logprobs: int | None = None  # None: none; k: of the chosen token and of the k likeliest, before penalties and temperature
-    n: int = 1  # answers to the same prompt
+    temperature: float | None = field(default=None, metadata={"help": "0 takes the likeliest token."})
+    top_k: int | None = field(default=None, metadata={"help": "0 is off."})
+    top_p: float | None = field(default=None, metadata={"help": "1 is off."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "0 is off; otherwise the least share of the likeliest token's probability."}
+    )
+    repetition_penalty: float | None = field(default=None, metadata={"help": "1 is off; over prompt and answer, as transformers does."})
+    presence_penalty: float = field(default=0.0, metadata={"help": "Over the answer only, as OpenAI's."})
+    frequency_penalty: float = field(default=0.0, metadata={"help": "Over the answer only, times the count."})
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False, metadata={"help": "By token id, what is added to its logit."})
+    seed: int | None = field(
+        default=None, metadata={"help": "Left out, one is drawn, and the answer's params report it; sample i of n uses seed + i."}
+    )
+    stop: str | Sequence[str] = field(default=(), metadata={"help": "The answer ends before the first of these; not part of the text."})
+    stop_token_ids: Sequence[int] = field(default=(), metadata={"help": "Tokens that end the answer, besides the model's own."})
+    ignore_eos: bool = field(default=False, metadata={"help": "Go on where the model would end."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Left out, the model's default, or to the end of the window."})
+    logprobs: int | None = field(
+        default=None, metadata={"help": "None: none; k: of the chosen token and of the k likeliest, before penalties and temperature."}
+    )
+    n: int = field(default=1, metadata={"help": "Answers to the same prompt."})
 
     def __post_init__(self) -> None:
         """Check every field; tuples for sequences."""
