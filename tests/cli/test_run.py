@@ -126,6 +126,7 @@ ERRORS = [
     (("qwen3:7b", "hi"), UNKNOWN, 1),
     (("qwen2:9b", "hi"), "qwen2 has no tag '9b'; its tags: ", 1),
     (("hello", "there"), f"if it is a question: qwen2 run {DEFAULT_MODEL} 'hello there'", 1),
+    (("Hello",), f"if it is a question: qwen2 run {DEFAULT_MODEL} Hello", 1),
     (("./no/such.gguf", "hi"), "./no/such.gguf: no such file or folder", 1),
     (("../../x", "hi"), "../../x: no such file or folder", 1),
     ((DEFAULT_MODEL, ""), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
@@ -136,6 +137,9 @@ ERRORS = [
     (("--temperature", "hot", "h i"), 'Invalid value for --temperature: unable to convert "hot" into float.', 2),
     (("--n", "2", "h i"), "Unknown option: --n.", 2),
     (("--wat", "h i"), "Unknown option: --wat.", 2),
+    (("qwen2:7b", "-x explain"), "A prompt that begins with - goes behind --, as in qwen2 run MODEL -- PROMPT (see qwen2 run --help)", 2),
+    (("h i", "--logit-bias", "5=3"), "logit_bias: write --logit-bias.ID VALUE, as in --logit-bias.9707 -5 (see", 2),
+    (("h i", "--logit-bias.5"), "logit_bias: write --logit-bias.ID VALUE", 2),
 ]
 NO_TORCH = "import sys; from qwen2.cli.app import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
 
@@ -231,6 +235,7 @@ def test_reader_of_the_pipe_may_leave(tmp_path, tiny_folder):
 
 def test_every_sampling_parameter_is_a_flag_with_help(tmp_path):
     done = qwen2_run(tmp_path, "--help")
+    assert "--logit-bias.ID VALUE" in done.stdout
     for field in fields(SamplingParams):
         flag = f"--{field.name.replace('_', '-')}"
         found = re.search(rf"{flag}\b(?: [A-Z.]+)? +([^ \u2502])", done.stdout)
@@ -247,5 +252,6 @@ def test_flags_of_lists_and_mappings_reach_the_engine(tmp_path, tiny_folder):
     assert done.stdout.rstrip("\n") == cut.text.rstrip("\n")
     assert len(cut.text) < len(free.text)
     letter = llm.tokenizer.encode("z")[0]
-    done = qwen2_run(tmp_path, tiny_folder, "fox", "--max-tokens", "5", "--logit-bias", f'{{"{letter}": 10000}}', "--temperature", "0")
-    assert done.stdout == "zzzzz\n"
+    for flag in (("--logit-bias", f'{{"{letter}": 10000}}'), (f"--logit-bias.{letter}", "10000")):
+        done = qwen2_run(tmp_path, tiny_folder, "fox", "--max-tokens", "5", *flag, "--temperature", "0")
+        assert done.stdout == "zzzzz\n"

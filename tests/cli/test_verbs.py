@@ -164,7 +164,9 @@ def test_a_command_line_that_cannot_be_read(capsys: Out) -> None:
     for arguments in (["pull"], ["pull", NAME, "--fast"], ["cp", "one"], ["list", "--json", "extra", "more"]):
         code, out, err = run(capsys, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), arguments
-        assert err.endswith("(see qwen2 --help)\n")
+        assert err.endswith(f"(see qwen2 {arguments[0]} --help)\n")
+    assert run(capsys, "list", "two words")[2] == "qwen2: 'two words': more than list takes (see qwen2 list --help)\n"
+    assert run(capsys, "fetch")[2].endswith("(see qwen2 --help)\n")
 
 
 def test_debug_shows_where(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +258,16 @@ def test_version(capsys: Out) -> None:
     from qwen2 import __version__, kernels
 
     assert run(capsys, "--version") == (0, f"{__version__}\n{kernels.report()}\n", "")
+
+
+def test_completion_in_a_file_leaves_the_startup_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert main(["--install-completion", "--shell", "bash", "--output", str(tmp_path / "script")]) == 0
+    assert "qwen2" in (tmp_path / "script").read_text()
+    assert not (tmp_path / ".bashrc").exists()
+    assert main(["--install-completion", "--shell", "bash"]) == 0
+    assert (tmp_path / ".bashrc").exists()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from qwen2 import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 HELP = "Chat with, inspect and convert models of the Qwen2 family, locally. Add --debug to see where an error comes from."
+BIAS_FORM = "--logit-bias.ID VALUE"
+COMPLETION = "Install completion for this shell (bash, zsh, fish); for bash and zsh with a line in ~/.bashrc or ~/.zshrc."
 VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> holds the function of that name
     "run": ("Ask a model, or have a conversation with it.", 'qwen2 run qwen2.5-coder:0.5b "Write a haiku about rivers"'),
     "pull": ("Download a model; after an interruption, go on with it.", "qwen2 pull qwen2.5-coder:0.5b"),
@@ -47,8 +51,31 @@ def make_app() -> App:
     for rank, (verb, (text, example)) in enumerate(VERBS.items()):
         function = "list_models" if verb == "list" else verb  # not to hide Python's own
         app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, help_epilogue=f"Example: {example}", sort_key=rank)
-    app.register_install_completion_command(help="Install completion for this shell (bash, zsh, fish).")
+    app.command(_completion_command(app), name="--install-completion", help=COMPLETION)
     return app
+
+
+def _completion_command(app: App) -> Callable[..., None]:
+    """Installs the completion script; a file asked for is written and nothing else."""
+
+    def install_completion(
+        *,
+        shell: Literal["bash", "zsh", "fish"] | None = None,
+        output: Annotated[Path | None, Parameter(name=("-o", "--output"))] = None,
+    ) -> None:
+        """Install completion.
+
+        Parameters
+        ----------
+        shell
+            Left out: the shell that this was started from.
+        output
+            Write the script into this file, and leave the shell's startup file alone.
+        """
+        place = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
+        print(f"{place}: completion written; {'start a new shell' if output is None else 'source it from a startup file'} to have it")
+
+    return install_completion
 
 
 def version() -> str:
@@ -62,6 +89,8 @@ def console() -> int:
     """The program `qwen2`: `main`, in a process that is its own."""
     if not take_debug(sys.argv[1:])[0]:
         sys.excepthook = report_unexpected
+    # torch's threads wait asleep for each other: spinning, they are ten times slower as soon as something else runs (docs/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe gets UTF-8 on every system, a terminal what it can show
         sys.stdout.reconfigure(encoding=sys.stdout.encoding if sys.stdout.isatty() else "utf-8", errors="replace")
     return main()
@@ -88,12 +117,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except CycloptsError as error:
-        return fail(f"{one_line(error)} (see qwen2 --help)", 2)
+        return fail(usage(error, given), 2)
     except (ValueError, OSError) as error:
         if debug:
             raise
         return fail(one_line(error), 1)
     return code if isinstance(code, int) else 0
+
+
+def usage(error: CycloptsError, given: Sequence[str]) -> str:
+    """What is wrong with a command line, and where its form is described."""
+    verb = given[0] if given and given[0] in VERBS else None
+    text = one_line(error)
+    if isinstance(error, UnusedCliTokensError):
+        words = " ".join(shlex.quote(token) for token in error.unused_tokens or ())
+        text = f"{words}: more than {'this command' if verb is None else verb} takes"
+    elif isinstance(error, UnknownOptionError) and verb == "run":
+        text += " A prompt that begins with - goes behind --, as in qwen2 run MODEL -- PROMPT"
+    elif "--logit-bias" in text:
+        text = f"logit_bias: write {BIAS_FORM}, as in --logit-bias.9707 -5"
+    return f"{text} (see qwen2 {'' if verb is None else f'{verb} '}--help)"
 
 
 def fail(message: str, code: int) -> int:

@@ -68,8 +68,9 @@ def run(
     """
     params = params_of(sampling)
     model, given = split_words(words)
-    prompt = join_prompt(given)
     check_model(model, words)
+    prompt = join_prompt(given)
+    ensure(model)
     llm, load_seconds = load_model(model, device, dtype, threads, context)
     if prompt is not None:
         return answer_once(llm, prompt, system, params, plain, verbose, load_seconds)
@@ -110,10 +111,13 @@ def read_stdin() -> str:
 
 
 def check_model(model: str, words: Sequence[str]) -> None:
-    """Pull the model where it is not there yet; an unknown name is an error that also says how to ask a single word."""
-    ensure(model)
+    """An unknown name is an error that also says how to ask a single word. A known one may still have to be pulled."""
+    store = make_store()
     try:
-        make_store().resolve(model)
+        store.resolve(model)
+    except FileNotFoundError:
+        if store.is_path(model) or store.has(model):
+            raise
     except ValueError as error:
         if words and re.fullmatch(r"[A-Za-z]+", model):
             raise ValueError(f"{error}; if it is a question: qwen2 run {DEFAULT_MODEL} {shlex.quote(' '.join(words))}") from None

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Union, get_args, get
 
 from cyclopts import Parameter
 
+from qwen2.cli.app import BIAS_FORM
 from qwen2.engine.request import SamplingParams
 
 LEFT_OUT = ("n", "logprobs")
 KINDS = {float: "a number", int: "a whole number", bool: "on or off"}
-BIAS_FORM = "--logit-bias.ID VALUE"
 UNIONS = (Union, UnionType)
 SWITCH = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
