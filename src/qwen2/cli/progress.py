@@ -22,6 +22,7 @@ class PullWatcher:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._tenth = -1
+        self._last: Progress | None = None
 
     def __enter__(self) -> PullWatcher:
         return self
@@ -29,10 +30,14 @@ class PullWatcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bars is not None:
             self._bars.stop()
+        if kind is KeyboardInterrupt and self._last is not None and not self.quiet:
+            how_far = f"{human_size(self._last.done)} of {human_size(self._last.total)}"
+            print(f"\n{self.name}: interrupted at {how_far}; the same command goes on", end="", file=sys.stderr)
 
     def __call__(self, step: Progress) -> None:
         if self.quiet:
             return
+        self._last = step
         if step.note:
             self._say(step.note)
         elif sys.stderr.isatty():

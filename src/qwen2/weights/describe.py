@@ -64,7 +64,18 @@ class Description:
 
 def describe(path: Path) -> Description:
     """Describe a GGUF file or a Hugging Face folder. ValueError or FileNotFoundError in one line where it is neither."""
-    return _describe_gguf(path) if path.is_file() else _describe_folder(path)
+    described = _describe_gguf(path) if path.is_file() else _describe_folder(path)
+    check_vocabulary(path, described.tokenizer, described.config, described.generation)
+    return described
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig, generation: GenerationDefaults) -> None:
+    """Every id that can come up must have a row in the embedding: the loader refuses a model without it, and so does `describe`."""
+    if tokenizer.vocab_size > config.vocab:
+        raise ValueError(f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding only {config.vocab} rows")
+    for end in (*config.eos, *generation.eos):
+        if end >= config.vocab:
+            raise ValueError(f"{path}: the end token {end} is beyond the embedding's {config.vocab} rows")
 
 
 def _describe_gguf(path: Path) -> Description:

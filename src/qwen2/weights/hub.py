@@ -150,7 +150,8 @@ def _reason(error: Exception) -> str:
     """A transport error as the few words that a user needs."""
     text = str(error).strip()
     if "Name or service not known" in text or "getaddrinfo" in text or "name resolution" in text or "nodename nor servname" in text:
-        return "no connection (its address is not known here)"
+        request = getattr(error, "_request", None)  # of a redirect, where that is what failed
+        return f"no connection (the address of {'its host' if request is None else request.url.host} cannot be resolved)"
     if "refused" in text:
         return "no connection (refused)"
     if "timed out" in text or not text:

@@ -18,6 +18,7 @@ import torch
 from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.weights.checkpoint import SafetensorsSource
+from qwen2.weights.describe import check_vocabulary
 from qwen2.weights.fill import fill
 from qwen2.weights.gguf import GGUFFile
 from qwen2.weights.gguf_sampling import generation_from_gguf
@@ -94,7 +95,7 @@ def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
             config = ModelConfig.from_gguf(file.metadata, shapes)
             tokenizer = Tokenizer.from_gguf(file.metadata)
             generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
-        _check_vocabulary(path, tokenizer, config, generation)
+        check_vocabulary(path, tokenizer, config, generation)
         source = GGUFSource(file, config)
         chosen = _compute_dtype(dtype, source.dtype(), device)
         network = fill(config, source, chosen, device)
@@ -109,7 +110,7 @@ def _load_folder(path: Path, dtype: str, device: torch.device) -> Model:
         generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
     source = SafetensorsSource(path, config, llama=values["model_type"] == "llama")
     tokenizer = Tokenizer.from_folder(path)
-    _check_vocabulary(path, tokenizer, config, generation)
+    check_vocabulary(path, tokenizer, config, generation)
     stored = source.dtype()
     network = fill(config, source, _compute_dtype(dtype, stored, device), device)
     form = str(stored).removeprefix("torch.")
@@ -131,11 +132,3 @@ def _compute_dtype(asked: str, stored: torch.dtype | None, device: torch.device)
     if stored is None:  # block-quantized
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
-
-
-def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig, generation: GenerationDefaults) -> None:
-    if tokenizer.vocab_size > config.vocab:
-        raise ValueError(f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding only {config.vocab} rows")
-    for end in (*config.eos, *generation.eos):
-        if end >= config.vocab:
-            raise ValueError(f"{path}: the end token {end} is beyond the embedding's {config.vocab} rows")

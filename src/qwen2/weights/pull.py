@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from qwen2.weights import package_index
 from qwen2.weights.manifest import StoredFile
 from qwen2.weights.partial import Partial, WrongFileError, file_digest
+from qwen2.weights.registry import ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ class Pull:
     done: int = 0
     total: int = 0
     planned: tuple[File, ...] = ()
+    giver: str = ""  # the source whose bytes came last
     unreachable: dict[str, str] = field(default_factory=dict)
 
     def run(self, folder: Path) -> tuple[StoredFile, ...]:
@@ -90,7 +92,7 @@ class Pull:
             except (ConnectionError, ValueError) as error:
                 self.unreachable[source.label] = str(error)
                 reasons.append(f"{source.label}: {error}")
-        raise OSError(f"cannot pull {self.entry.name}: {'; '.join(reasons)}")
+        raise self._failure(reasons)
 
     def _check_space(self, folder: Path) -> None:
         there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
@@ -116,7 +118,6 @@ class Pull:
             if lost is not None:
                 reasons.append(f"{source.label}: {lost}")
                 continue
-            self.watch(Progress(self.done, self.total, f"{file.path} from {source.label}"))
             try:
                 return StoredFile(file.path, file.size, self._fetch(source, folder, file, before), source.label)
             except (ConnectionError, ValueError) as error:
@@ -124,13 +125,21 @@ class Pull:
                     self.unreachable[source.label] = str(error)
                 reasons.append(f"{source.label}: {error}")
                 self.watch(Progress(self.done, self.total, reasons[-1]))
-        raise OSError(f"cannot pull {self.entry.name}: {'; '.join(reasons)}")
+        raise self._failure(reasons)
 
     def _fetch(self, source: FileSource, folder: Path, file: File, before: int) -> str:
         """The digest of the file, had from this source. Wrong behind what another had sent, it is fetched once more from its start."""
         with Partial(folder, file) as partial:
-            resumed = partial.size > 0
-            source.fetch(self.entry, file, partial, lambda size: self._advance(before + size))
+            resumed, start = partial.size > 0, before + partial.size
+
+            def arrived(size: int) -> None:
+                if self.giver != source.label:
+                    self.giver = source.label
+                    where = f", going on at {human_size(start)} of {human_size(self.total)}" if start else ""
+                    self.watch(Progress(self.done, self.total, f"from {source.label}{where}"))
+                self._advance(before + size)
+
+            source.fetch(self.entry, file, partial, arrived)
             try:
                 return partial.finish()
             except WrongFileError as error:
@@ -138,6 +147,15 @@ class Pull:
                     raise
                 self.watch(Progress(self.done, self.total, f"{error}; from its start again, since the first bytes came from elsewhere"))
         return self._fetch(source, folder, file, before)  # the wrong bytes are gone, so that this one resumes nothing
+
+    def _failure(self, reasons: Sequence[str]) -> OSError:
+        """Every source with its reason, and what can be done where the network is the reason."""
+        text = f"cannot pull {self.entry.name}: {'; '.join(reasons)}"
+        if "no connection" not in text:
+            return OSError(text)
+        carried = [entry.name for entry in ENTRIES.values() if entry.known is not None and entry.known.parts]
+        others = "" if self.entry.name in carried else f"; without the hubs there are {', '.join(carried)}"
+        return OSError(f"{text}; check the network, or take a copy with --from PATH{others}")
 
     def _advance(self, done: int) -> None:
         if done > self.done:
