@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from qwen2.config import ModelConfig
 from qwen2.model import Qwen2, packed_attend
+from qwen2.weights.describe import describe
 from qwen2.weights.export import to_gguf
 from qwen2.weights.model import load
 from tests.conftest import tiny_model
@@ -142,6 +145,18 @@ def test_config_and_folder_errors_name_the_file(folder: Path):
 def test_a_tokenizer_of_another_model_is_refused(folder: Path):
     edit_config(folder, vocab_size=500)
     assert refused(folder) == f"{folder}: the tokenizer has ids up to 511, the embedding only 500 rows"
+    with pytest.raises(ValueError, match=r"the tokenizer has ids up to 511, the embedding only 500 rows$"):
+        describe(folder)
+
+
+def test_a_gguf_with_more_tokens_than_rows_is_refused_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "short.gguf"
+    to_gguf(tiny_model(), path)
+    from_gguf = ModelConfig.from_gguf
+    monkeypatch.setattr(ModelConfig, "from_gguf", lambda *given: replace(from_gguf(*given), vocab=500))
+    with pytest.raises(ValueError, match=r"short\.gguf: the tokenizer has ids up to 511, the embedding only 500 rows$") as shown:
+        describe(path)
+    assert refused(path) == str(shown.value)
 
 
 def test_a_shard_that_the_index_names_is_missing_or_elsewhere(folder: Path):
