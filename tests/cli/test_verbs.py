@@ -11,8 +11,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from cyclopts.completion.detect import ShellDetectionError
 
 from qwen2.cli.app import VERBS, main, make_app, one_line, take_debug
 from qwen2.cli.pull import ensure
@@ -75,8 +77,7 @@ def test_pull_list_cp_rm(capsys: Out) -> None:
 
 def test_quiet_says_nothing_on_the_way(capsys: Out) -> None:
     code, out, err = run(capsys, "pull", NAME, "--from", FILE, "--quiet")
-    assert (code, err) == (0, "")
-    assert out.count("\n") == 1
+    assert (code, err, out.count("\n")) == (0, "", 1)
 
 
 def test_a_licence_that_is_not_apache_is_shown(capsys: Out) -> None:
@@ -270,6 +271,8 @@ def test_completion_in_a_file_leaves_the_startup_file_alone(tmp_path: Path, monk
     assert not (tmp_path / ".bashrc").exists()
     assert main(["--install-completion", "--shell", "bash"]) == 0
     assert (tmp_path / ".bashrc").exists()
+    monkeypatch.setattr("cyclopts.completion.detect.detect_shell", Mock(side_effect=ShellDetectionError))
+    assert main(["--install-completion"]) == 1
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -72,6 +72,12 @@ def _completion_command(app: App) -> Callable[..., None]:
         output
             Write the script into this file, and leave the shell's startup file alone.
         """
+        from cyclopts.completion.detect import ShellDetectionError, detect_shell
+
+        try:
+            shell = detect_shell() if shell is None else shell  # type: ignore[assignment]
+        except ShellDetectionError:
+            raise ValueError("this shell is not known: name it with --shell bash, zsh or fish") from None
         place = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
         print(f"{place}: completion written; {'start a new shell' if output is None else 'source it from a startup file'} to have it")
 
