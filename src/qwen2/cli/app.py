@@ -95,8 +95,9 @@ def console() -> int:
     """The program `qwen2`: `main`, in a process that is its own."""
     if not take_debug(sys.argv[1:])[0]:
         sys.excepthook = report_unexpected
-    # torch's threads wait asleep for each other: spinning, they are ten times slower as soon as something else runs (docs/LOG.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's threads spin briefly, then sleep, while they wait for each other: spinning on, they starve as soon as
+    # something else runs (docs/LOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe gets UTF-8 on every system, a terminal what it can show
         sys.stdout.reconfigure(encoding=sys.stdout.encoding if sys.stdout.isatty() else "utf-8", errors="replace")
     return main()
