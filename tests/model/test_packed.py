@@ -18,7 +18,7 @@ def test_rows_equal_the_unpacked_matrix(name: str, dtype: torch.dtype):
     embedding = PackedEmbedding(torch.from_numpy(blocks), kind, (20, 512), dtype)
     rows = torch.tensor([3, 0, 19, 3])
     assert embedding(rows).dtype == dtype
-    assert torch.equal(embedding(rows), embedding.unpack()[rows])
+    assert torch.equal(embedding(rows), dict(embedding.unpack())["weight"][rows])
     assert embedding(rows).isfinite().all()
 
 
@@ -27,7 +27,7 @@ def test_a_large_lookup_in_inference_mode_leaves_torch_s_threads_alone(monkeypat
     kind = format_id("Q8_0")
     blocks = np.random.default_rng(0).integers(0, 60, FORMATS[kind].size(4 * 1024), dtype=np.uint8)
     embedding, rows = PackedEmbedding(torch.from_numpy(blocks), kind, (4, 1024), torch.float32), torch.tensor([1, 2] * 600)
-    whole, changes = embedding.unpack(), []
+    whole, changes = dict(embedding.unpack())["weight"], []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", changes.append)
     with torch.inference_mode():

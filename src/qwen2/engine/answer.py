@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qwen2.engine.request import Chunk, FinishReason, Output, Request, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from qwen2.engine.kv_cache import SequenceCache
+    from qwen2.engine.kv_cache import AnySequence
     from qwen2.engine.sampler import Sampler
     from qwen2.engine.stops import AnswerText
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Answer:
     """Sample `index` of a request, from admission to its end."""
 
-    def __init__(self, request: Request, index: int, cache: SequenceCache, sampler: Sampler, text: AnswerText) -> None:
+    def __init__(self, request: Request, index: int, cache: AnySequence, sampler: Sampler, text: AnswerText) -> None:
         self.request, self.index = request, index
         self.cache, self.sampler, self.text = cache, sampler, text
         self.tokens = list(request.prompt)  # prompt and answer

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwen2.engine.answer import Answer
-from qwen2.engine.kv_cache import KVCache, SequenceCache, token_bytes
+from qwen2.engine.kv_cache import AnySequence, KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner
 from qwen2.engine.sampler import make_sampler, sample, token_logprob
@@ -40,15 +40,15 @@ class Engine:
     that are kept take no more than an eighth of the weights' memory together, nor than one full window.
     """
 
-    def __init__(self, model: Model, window: int, max_batch: int = 16, chunk: int = 512) -> None:
+    def __init__(self, model: Model, window: int, max_batch: int = 16, chunk: int = 512, cache_bits: int = 16) -> None:
         tokenizer = model.tokenizer
         self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
         self.vocab = min(tokenizer.vocab_size, model.config.vocab)  # rows of the output head beyond it are padding, never sampled
         self.eos = frozenset(model.generation.eos) | frozenset(model.config.eos)
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
         self.widest = model.config.window
-        self.runner = Runner(model.network)
-        self.cache = KVCache(model.config, self.runner.dtype, self.runner.device, keep_bytes=self._spare_bytes(model))
+        self.runner = Runner(model.network, cache_bits)
+        self.cache = KVCache(self.runner.new_sequence, keep_bytes=self._spare_bytes(model))
         self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
@@ -57,8 +57,7 @@ class Engine:
 
     def _spare_bytes(self, model: Model) -> int:
         """What kept caches may take together: an eighth of the weights' memory, and no more than one full window."""
-        weights = sum(parameter.nbytes for parameter in model.network.parameters())
-        return min(weights // 8, self.window * token_bytes(model.config, self.runner.dtype))
+        return min(model.network.weight_bytes() // 8, self.window * self.runner.token_bytes)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -101,7 +100,7 @@ class Engine:
                     span.answer.request.error, span.answer.done = error, True
             start += span.count
 
-    def _answer(self, request: Request, index: int, cache: SequenceCache) -> Answer:
+    def _answer(self, request: Request, index: int, cache: AnySequence) -> Answer:
         sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index)
         return Answer(request, index, cache, sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop))
 
@@ -236,7 +235,7 @@ class Engine:
 
     def _abort_unbegun(self, request: Request, indices: Iterable[int]) -> None:
         for index in indices:
-            self._answer(request, index, SequenceCache(self.cache.config, self.runner.dtype, self.runner.device)).abort()
+            self._answer(request, index, self.cache.new()).abort()
 
     def check(self) -> None:
         """Every sequence is accounted for; RuntimeError names what is not."""

@@ -5,16 +5,15 @@ copies nothing. A finished sequence is kept for a while; a prompt that begins wi
 conversation never reads its history again. The one used last is always kept: its memory was in use a moment ago. Beside it stay
 up to `keep` in all, the least recently used going first, while all of them together hold at most `keep_bytes`.
 
-Left out: blocks shared between running sequences, preemption, storage in fewer bits. A paged cache replaces this file and
-attention.py; the rest of the engine only opens, forks, closes, and calls `attend`.
+Where the kernels run, a sequence is a list of blocks instead (blocks.py). Left out: preemption.
 """
 
 # L layers, K kv heads, d head size, T tokens of one sequence, n tokens of one step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Union
 
 import torch
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.config import ModelConfig
+    from qwen2.engine.blocks import BlockSequence
 
 LEAST_GROWTH = 64  # tokens; beyond that a quarter of what there is, so that growing costs little on the whole
 
@@ -79,22 +79,34 @@ class SequenceCache:
         copy.values = [values[:, :length].clone() for values in self.values]
         return copy
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held, whether used yet or not."""
-        return sum(t.nbytes for t in (*self.keys, *self.values))
+    def held(self) -> dict[int, int]:
+        """Memory by address, whether used yet or not."""
+        return {tensor.data_ptr(): tensor.nbytes for tensor in (*self.keys, *self.values) if tensor.nbytes}
+
+    def check(self) -> None:
+        """RuntimeError where the room is not what the tokens need."""
+        rooms = {tensor.shape[1] for tensor in (*self.keys, *self.values)}
+        if rooms != {self.capacity} or len(self) > self.capacity:
+            raise RuntimeError(f"a sequence of {len(self)} tokens has room for {self.capacity}, its tensors for {sorted(rooms)}")
+
+    def shares_wrongly(self, other: SequenceCache) -> bool:
+        """Whether memory belongs to both."""
+        return not self.held().keys().isdisjoint(other.held())
+
+
+AnySequence = Union[SequenceCache, "BlockSequence"]
 
 
 class KVCache:
-    """All sequences of one engine."""
+    """All sequences of one engine; `new` makes an empty one."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, keep_bytes: int, keep: int = 4) -> None:
-        self.config, self.dtype, self.device = config, dtype, device
+    def __init__(self, new: Callable[[], AnySequence], keep_bytes: int, keep: int = 4) -> None:
+        self.new = new
         self.keep, self.keep_bytes = keep, keep_bytes
-        self.live: list[SequenceCache] = []
-        self.kept: list[SequenceCache] = []  # finished, least recently used first
+        self.live: list[AnySequence] = []
+        self.kept: list[AnySequence] = []  # finished, least recently used first
 
-    def open(self, prompt: Sequence[int], reuse: bool = True) -> SequenceCache:
+    def open(self, prompt: Sequence[int], reuse: bool = True) -> AnySequence:
         """A cache for a prompt, holding the longest beginning that a kept sequence shares with it.
 
         The prompt's last token is always read anew, because its logits are wanted. A kept sequence that the prompt continues
@@ -102,7 +114,7 @@ class KVCache:
         """
         kept, shared = self._best(prompt) if reuse else (None, 0)
         if kept is None:
-            cache = SequenceCache(self.config, self.dtype, self.device)
+            cache = self.new()
         elif shared == len(kept):
             self.kept.remove(kept)
             cache = kept
@@ -114,7 +126,7 @@ class KVCache:
         self.live.append(cache)
         return cache
 
-    def _best(self, prompt: Sequence[int]) -> tuple[SequenceCache | None, int]:
+    def _best(self, prompt: Sequence[int]) -> tuple[AnySequence | None, int]:
         best, longest = None, 0
         for kept in self.kept:
             shared = min(common_prefix(kept.tokens, prompt), len(prompt) - 1)
@@ -122,13 +134,13 @@ class KVCache:
                 best, longest = kept, shared
         return best, longest
 
-    def fork(self, cache: SequenceCache) -> SequenceCache:
+    def fork(self, cache: AnySequence) -> AnySequence:
         """A second live sequence with the same beginning."""
         copy = cache.fork(len(cache))
         self.live.append(copy)
         return copy
 
-    def close(self, cache: SequenceCache, keep: bool = True) -> None:
+    def close(self, cache: AnySequence, keep: bool = True) -> None:
         """A sequence is done: keep it for prompts to come, or free it."""
         self.live.remove(cache)
         if not keep or len(cache) == 0:
@@ -139,8 +151,8 @@ class KVCache:
             kept.pop(0)
         self.kept = kept
 
-    def _too_much(self, kept: Sequence[SequenceCache]) -> bool:
-        return len(kept) > 1 and (len(kept) > self.keep or sum(cache.nbytes for cache in kept) > self.keep_bytes)
+    def _too_much(self, kept: Sequence[AnySequence]) -> bool:
+        return len(kept) > 1 and (len(kept) > self.keep or memory(kept) > self.keep_bytes)
 
     def clear(self) -> None:
         """Free every kept sequence."""
@@ -149,9 +161,9 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Memory of live and kept sequences."""
-        return sum(cache.nbytes for cache in (*self.live, *self.kept))
+        return memory((*self.live, *self.kept))
 
-    def check(self, in_use: Iterable[SequenceCache]) -> None:
+    def check(self, in_use: Iterable[AnySequence]) -> None:
         """Every sequence is live and owned once, or kept, never both, and holds what it says. Runs when the engine falls idle."""
         owned = [id(cache) for cache in in_use]
         if sorted(owned) != sorted(map(id, self.live)):
@@ -159,15 +171,18 @@ class KVCache:
         if {id(cache) for cache in self.kept} & set(owned):
             raise RuntimeError("a kept sequence is in use")
         if self._too_much(self.kept):
-            held = sum(cache.nbytes for cache in self.kept)
+            held = memory(self.kept)
             raise RuntimeError(f"{len(self.kept)} sequences of {held} bytes are kept, {self.keep} of {self.keep_bytes} bytes are allowed")
-        for cache in (*self.live, *self.kept):
-            rooms = {tensor.shape[1] for tensor in (*cache.keys, *cache.values)}
-            if rooms != {cache.capacity} or len(cache) > cache.capacity:
-                raise RuntimeError(f"a sequence of {len(cache)} tokens has room for {cache.capacity}, its tensors for {sorted(rooms)}")
-        storages = [tensor.data_ptr() for cache in (*self.live, *self.kept) if cache.capacity for tensor in (*cache.keys, *cache.values)]
-        if len(set(storages)) != len(storages):
-            raise RuntimeError("two sequences share memory")
+        everyone = [*self.live, *self.kept]
+        for index, cache in enumerate(everyone):
+            cache.check()
+            if any(cache.shares_wrongly(other) for other in everyone[:index]):  # type: ignore[arg-type]
+                raise RuntimeError("two sequences share memory")
+
+
+def memory(sequences: Iterable[AnySequence]) -> int:
+    """Bytes that these hold together, what several share counted once."""
+    return sum({address: size for sequence in sequences for address, size in sequence.held().items()}.values())
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

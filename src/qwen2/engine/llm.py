@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 
+from qwen2 import kernels
 from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
@@ -45,19 +46,24 @@ class LLM:
         threads: int | None = None,
         context: int | None = None,
         max_batch: int = 16,
+        cache_bits: int = 16,
+        isa: str | None = None,
     ) -> None:
         if threads is not None:
             _at_least_one("threads", threads)
             torch.set_num_threads(threads)
+        if isa is not None:
+            kernels.select_isa(isa)
+        kernels.set_threads(threads)
         if context is not None:
             _at_least_one("context", context)
         _at_least_one("max_batch", max_batch)
-        self.model = model if isinstance(model, Model) else load(model, dtype=dtype, device=device)
+        self.model = model if isinstance(model, Model) else load(model, dtype=dtype, device=device, packed=True)
         own = self.model.config.window
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
         self.window = own if context is None else context
-        self.engine = Engine(self.model, self.window, max_batch)
+        self.engine = Engine(self.model, self.window, max_batch, cache_bits=cache_bits)
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
 
     # --- text

@@ -7,11 +7,14 @@ Rows of logits are computed only where they are asked for, and handed on in floa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwen2.engine.attention import cached_attend
+from qwen2.engine.blocks import BlockLayout, BlockSequence
+from qwen2.engine.kernel_attention import kernel_attend
+from qwen2.engine.kv_cache import AnySequence, SequenceCache, token_bytes
 from qwen2.model.rope import Rope
 
 if TYPE_CHECKING:
@@ -24,15 +27,31 @@ if TYPE_CHECKING:
 class Runner:
     """The network, its rotation, and where they live."""
 
-    def __init__(self, network: Qwen2) -> None:
+    def __init__(self, network: Qwen2, cache_bits: int = 16) -> None:
         self.network = network
         self.dtype, self.device = network.dtype, network.device
         self.rope = Rope(network.config, self.device)
+        self.layout = BlockLayout(network.config, cache_bits) if network.packed else None  # the kernels' own cache
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory of one token's keys and values."""
+        return token_bytes(self.network.config, self.dtype) if self.layout is None else self.layout.token_bytes
+
+    def new_sequence(self) -> AnySequence:
+        """An empty cache of the kind that this network's attention reads."""
+        if self.layout is None:
+            return SequenceCache(self.network.config, self.dtype, self.device)
+        return BlockSequence(self.layout)
 
     def forward(self, batch: Batch) -> Tensor:
         """Read the batch's tokens, (N, D); their keys and values are in the caches, which the scheduler then advances."""
         tokens = torch.tensor([token for span in batch for token in span.tokens], device=self.device)  # (N,)
-        attend = cached_attend(self.rope, [(span.answer.cache, span.count) for span in batch], self.dtype, self.device)
+        spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
+        if self.layout is None:
+            attend = cached_attend(self.rope, spans, self.dtype, self.device)
+        else:
+            attend = kernel_attend(self.network.config, self.rope, spans)
         hidden: Tensor = self.network(tokens, attend)
         return hidden
 

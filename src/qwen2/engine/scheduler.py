@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen2.engine.answer import Answer
-from qwen2.engine.kv_cache import KVCache, SequenceCache
+from qwen2.engine.kv_cache import AnySequence, KVCache
 from qwen2.engine.request import Request
 
-MakeAnswer = Callable[[Request, int, SequenceCache], Answer]
+MakeAnswer = Callable[[Request, int, AnySequence], Answer]
 
 
 @dataclass(frozen=True)

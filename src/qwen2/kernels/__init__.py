@@ -1,7 +1,7 @@
-"""The native library and what it knows of this processor.
+"""The native library: which instruction sets this processor has, which set of kernels runs, and on how many threads.
 
-It holds the detection of instruction sets; the model runs in torch. Left out: a build at run time, and any search outside this
-folder. An installation without a compiler has no library: `library()` is then None and everything runs in torch.
+The operations are called through calls.py, matrices are packed by matrix.py. Left out: a build at run time, and any search outside
+this folder. An installation without a compiler has no library: `library()` is then None and everything runs in torch.
 
     python -c "from qwen2 import kernels; print(kernels.report())"
 """
@@ -9,12 +9,14 @@ folder. An installation without a compiler has no library: `library()` is then N
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
+SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
 FEATURES = (  # bit 0 first: the order of qwen2_feature in kernels.h
     "avx2",
@@ -54,9 +56,26 @@ def open_library(path: Path) -> ctypes.CDLL:
     found = int(native.qwen2_abi_version())
     if found != ABI_VERSION:
         raise OSError(f"{path}: ABI {found}, this package needs {ABI_VERSION}; rebuild it with: pip install --force-reinstall qwen2")
-    native.qwen2_cpu_features.restype = ctypes.c_uint64
-    native.qwen2_cpu_features.argtypes = []
+    declare(native)
     return native
+
+
+def declare(native: ctypes.CDLL) -> None:
+    """Types of the functions in kernels.h that take plain numbers; those that take structures are declared in calls.py."""
+    i32, i64, address = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+    for name, result, arguments in (
+        ("cpu_features", ctypes.c_uint64, []),
+        ("select_isa", ctypes.c_int, [ctypes.c_char_p]),
+        ("isa", ctypes.c_char_p, []),
+        ("lanes", ctypes.c_int, []),
+        ("threads", ctypes.c_int, []),
+        ("set_threads", None, [ctypes.c_int]),
+        ("packed_bytes", i64, [i32, i64, i64]),
+        ("pack", ctypes.c_int, [i32, i64, i64, address, i64, i64, address]),
+        ("cache_bytes", i64, [i32, i32]),
+    ):
+        function = getattr(native, f"qwen2_{name}")
+        function.restype, function.argtypes = result, arguments
 
 
 @lru_cache(maxsize=1)
@@ -75,9 +94,52 @@ def features() -> frozenset[str]:
     return frozenset(name for index, name in enumerate(FEATURES) if bits >> index & 1)
 
 
+def isa() -> str | None:
+    """The set of kernels in use, or None where there is no library or none of its sets fits this processor."""
+    native = library()
+    name = None if native is None else native.qwen2_isa()
+    return None if name is None else str(name.decode())
+
+
+def select_isa(name: str | None) -> None:
+    """Use this set of kernels, or the best one for None. To be called before a model is loaded: its weights are laid out for one set.
+
+    Raises ValueError where there is no such set, or this processor or installation cannot run it.
+    """
+    if name is not None and name not in SETS:
+        raise ValueError(f"isa {name!r}: must be one of {', '.join(SETS)}")
+    native = library()
+    if native is None:
+        if name is not None:
+            raise ValueError(f"isa {name!r}: this installation has no native library; reinstall it with a C++ compiler at hand")
+        return
+    if native.qwen2_select_isa(None if name is None else name.encode()) != 0 and name is not None:
+        raise ValueError(f"isa {name!r}: this processor cannot run it; it has {' '.join(sorted(features())) or 'none of the known sets'}")
+
+
+def physical_cores() -> int:
+    """The cores that this process may use, two threads of one core counted once."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in allowed:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii").strip())
+        except OSError:  # not Linux, or a container that hides it: every processor counts
+            siblings.add(str(cpu))
+    return max(1, len(siblings))
+
+
+def set_threads(count: int | None = None) -> None:
+    """Threads of the library's own pool, the calling one among them; by default as many as there are physical cores."""
+    native = library()
+    if native is not None:
+        native.qwen2_set_threads(physical_cores() if count is None else count)
+
+
 def report() -> str:
-    """For `qwen2 --version`: the processor's kind and instruction sets, and whether the library is there."""
+    """For `qwen2 --version`: the processor's kind and instruction sets, and which kernels run on it."""
     if library() is None:
         return f"{platform.machine()}, no native library in this installation"
     names = [name for name in FEATURES if name in features()]
-    return f"{platform.machine()} {' '.join(names)}\nnative library with ABI {ABI_VERSION}"
+    kernels = f"kernels for {isa()}" if isa() else "no kernels for this processor"
+    return f"{platform.machine()} {' '.join(names)}\nnative library with ABI {ABI_VERSION}, {kernels}"

@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 1
+#define QWEN2_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,6 +38,102 @@ QWEN2_API uint32_t qwen2_abi_version(void);
 
 // What this processor has and this operating system lets us use (vector registers saved at a task switch).
 QWEN2_API uint64_t qwen2_cpu_features(void);
+
+// The sets of kernels, by name: "avx512", "avx2", "neon". 0, or -1 where the name is not known, -2 where this processor or this
+// build lacks it. Matrices that were packed for another set's lanes cannot be used afterwards. NULL chooses the best there is.
+QWEN2_API int qwen2_select_isa(const char* name);
+QWEN2_API const char* qwen2_isa(void);  // the chosen set's name, or NULL where none fits this processor
+QWEN2_API int qwen2_lanes(void);        // rows that lie interleaved in a packed matrix, 0 where no set fits
+
+// Threads of the library's own pool, the caller among them; 1 to begin with.
+QWEN2_API int qwen2_threads(void);
+QWEN2_API void qwen2_set_threads(int count);
+
+// ---- matrices
+
+// A matrix of one GGUF format, (rows, columns), in the interleaved layout of the chosen set. `bias` may be NULL.
+typedef struct {
+    const void* packed;
+    const float* bias;  // (rows)
+    int64_t rows, columns;
+    int32_t type;       // ggml's number
+} qwen2_matrix;
+
+// Bytes of the packed form: as many as the blocks take, with the rows filled up to whole tiles. -1 for a type that has no kernel or
+// rows that are not whole blocks.
+QWEN2_API int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns);
+
+// Rows first .. first + count of a matrix (first a multiple of qwen2_lanes) from the file's blocks, lossless. All threads.
+QWEN2_API int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
+
+// The named rows in fp32: (count, columns).
+QWEN2_API int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out);
+
+// ---- products
+
+// Several matrices times the same tokens: outs[i] (n, rows of i) = x W' + bias, or += where `add` is not 0. x is normed first (RMSNorm)
+// where `norm` is not NULL. Quantized weights take x in int8, groups of 32; float weights take it as it is.
+typedef struct {
+    const float* x;          // (n, columns), rows x_stride floats apart
+    const float* norm;       // (columns) or NULL
+    const qwen2_matrix* const* matrices;
+    float* const* outs;
+    const int64_t* out_strides;
+    int64_t n, x_stride;
+    float eps;
+    int32_t count, add;
+} qwen2_product;
+QWEN2_API int qwen2_multiply(const qwen2_product* product);
+
+// The feed-forward part: x += down(silu(gate(norm(x))) * up(norm(x))).
+typedef struct {
+    float* x;                // (n, columns), rows x_stride floats apart
+    const float* norm;       // (columns)
+    const qwen2_matrix *gate, *up, *down;
+    int64_t n, x_stride;
+    float eps;
+} qwen2_feed_forward;
+QWEN2_API int qwen2_feed(const qwen2_feed_forward* part);
+
+// The same of a mixture-of-experts layer: the router's softmax over all experts, the largest `active` of them, and the shared expert
+// times sigmoid(shared_router(x)). `router_logits` (n, experts) is filled where it is not NULL.
+typedef struct {
+    float* x;                // (n, columns), rows x_stride floats apart
+    const float* norm;
+    const qwen2_matrix *router, *shared_router, *shared_gate, *shared_up, *shared_down;
+    const qwen2_matrix* const* gates;  // (experts) each
+    const qwen2_matrix* const* ups;
+    const qwen2_matrix* const* downs;
+    float* router_logits;
+    int64_t n, x_stride;
+    float eps;
+    int32_t experts, active, renormalise;
+} qwen2_mixture;
+QWEN2_API int qwen2_mix(const qwen2_mixture* part);
+
+// ---- attention over the cache
+
+// The cache of a sequence is a list of blocks, each of 64 consecutive tokens, all layers and heads of them. A layer's head in a
+// block is a piece of qwen2_cache_bytes(head_dim, bits) bytes; cache.h says how it is laid out.
+enum { QWEN2_CACHE_BLOCK = 64 };
+QWEN2_API int64_t qwen2_cache_bytes(int32_t head_dim, int32_t bits);  // bits 16 or 8; 0 for others
+
+typedef struct {
+    const float* qkv;            // (N, (H + 2K) * d): q, k and v of the step's tokens, not rotated
+    float* out;                  // (N, H * d)
+    const float* cos;            // (N, d / 2), with the rotary scaling's factor in it; pairs are (i, i + d / 2)
+    const float* sin;
+    const int32_t* counts;       // (S): new tokens of each sequence, at least one; their sum is N
+    const int32_t* histories;    // (S): tokens that the cache holds already
+    uint8_t* const* blocks;      // the sequences' blocks end to end, ceil((history + count) / 64) of each
+    int64_t qkv_stride, out_stride;  // floats from one token's row to the next
+    int64_t offset;              // bytes from a block's beginning to this layer's first head
+    int32_t sequences, heads, kv_heads, head_dim, bits;
+} qwen2_attention;
+
+// Rotates q and k, writes k and v to the cache, attends; the new tokens count to the cache for their later ones. 0, or -3 where
+// there is no memory, or -4 for a shape that is not supported.
+QWEN2_API int qwen2_attend(const qwen2_attention* step);
 
 #ifdef __cplusplus
 }

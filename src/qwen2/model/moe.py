@@ -20,7 +20,7 @@ from torch import nn
 from qwen2.model.linear import linear
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -37,20 +37,25 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x (N, D), chosen experts and their weights (N, A) -> the weighted sum of the experts' outputs (N, D)."""
-        by_expert = chosen.flatten().argsort(stable=True)  # (N * A,): places in `chosen`, sorted by expert
-        rows_by_expert = by_expert // chosen.shape[1]
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.down_proj)).tolist()
-        out = torch.zeros_like(x)
-        for expert, (rows, places) in enumerate(zip(rows_by_expert.split(counts), by_expert.split(counts), strict=True)):
-            if len(rows):
-                y = self.one(expert, x[rows]) * weights.flatten()[places, None]
-                out = out.index_add(0, rows, y)
-        return out
+        return by_expert(x, chosen, weights, len(self.down_proj), self.one)
 
     def one(self, expert: int, x: Tensor) -> Tensor:
         """One expert's SwiGLU on its rows (n, D) -> (n, D)."""
         gate, up = linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
         return linear(gated(gate, up), self.down_proj[expert])
+
+
+def by_expert(x: Tensor, chosen: Tensor, weights: Tensor, experts: int, one: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Sort the rows of x (N, D) by expert, let `one(expert, rows)` compute each group once, add the weighted results up (N, D)."""
+    order = chosen.flatten().argsort(stable=True)  # (N * A,): places in `chosen`, sorted by expert
+    rows_by_expert = order // chosen.shape[1]
+    counts = torch.bincount(chosen.flatten(), minlength=experts).tolist()
+    out = torch.zeros_like(x)
+    for expert, (rows, places) in enumerate(zip(rows_by_expert.split(counts), order.split(counts), strict=True)):
+        if len(rows):
+            y = one(expert, x[rows]) * weights.flatten()[places, None]
+            out = out.index_add(0, rows, y)
+    return out
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Weights that stay in their file's blocks: the embedding, of which a step needs a few rows only.
+"""Embeddings and experts whose weights stay packed.
 
-A vocabulary of 152,000 rows is a fifth of the smallest model; unpacked to float32 it would cost 544 MB that nothing reads. The rows
-of a step are unpacked when they are looked up, with the same values. What is left out: products with packed weights (kernels).
+A vocabulary of 152,000 rows is a fifth of the smallest model; unpacked to float32 it would cost 544 MB that nothing reads. Where the
+embedding is the output head too, it lies in the kernels' layout, otherwise it stays in its file, mapped; either way the rows of a
+step are unpacked when they are looked up, with the same values. Left out: the products themselves (quant/linear.py, fused.py).
 """
 
-# N tokens of a ragged batch, D hidden, V vocabulary
+# N tokens of a ragged batch, D hidden, V vocabulary, E experts, F expert feed-forward size
 
 from __future__ import annotations
 
@@ -13,10 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from qwen2.model.moe import by_expert, gated
 from qwen2.quant import dequantize, dequantize_rows
+from qwen2.quant.linear import PackedLinear, bands, multiply, unpack_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from torch import Tensor
+
+    from qwen2.kernels.matrix import Matrix
 
 
 class PackedEmbedding(nn.Module):
@@ -29,6 +36,39 @@ class PackedEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return dequantize_rows(self.blocks, self.ggml_type, self.shape[1], tokens, self.dtype)
 
-    def unpack(self) -> Tensor:
-        """The whole matrix (V, D)."""
-        return dequantize(self.blocks, self.ggml_type, self.shape, self.dtype)
+    def unpack(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole matrix (V, D), by its parameter's name."""
+        yield "weight", dequantize(self.blocks, self.ggml_type, self.shape, self.dtype)
+
+
+class TiedEmbedding(PackedLinear):
+    """An embedding (V, D) that is the output head too: looked up by `rows`, multiplied as a linear layer."""
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        return unpack_rows(self.matrix, tokens)
+
+
+class PackedExperts(nn.Module):
+    """The routed experts: for each its gate, up and down matrices."""
+
+    def __init__(self, experts: Sequence[tuple[Matrix, Matrix, Matrix]]) -> None:
+        super().__init__()
+        self.matrices = list(experts)
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x (N, D), chosen experts and their weights (N, A) -> the weighted sum of the experts' outputs (N, D)."""
+        return by_expert(x, chosen, weights, len(self.matrices), self.one)
+
+    def one(self, expert: int, x: Tensor) -> Tensor:
+        """One expert's SwiGLU on its rows (n, D) -> (n, D)."""
+        gate, up, down = self.matrices[expert]
+        return multiply(gated(multiply(x, gate), multiply(x, up)), down)
+
+    def packed_matrices(self) -> tuple[Matrix, ...]:
+        return tuple(matrix for expert in self.matrices for matrix in expert)
+
+    def unpack(self) -> Iterator[tuple[str, Tensor]]:
+        """The stacked parameters, by name."""
+        whole = [[torch.cat(list(bands(matrix))) for matrix in expert] for expert in self.matrices]
+        yield "gate_up_proj", torch.stack([torch.cat([gate, up]) for gate, up, _ in whole])
+        yield "down_proj", torch.stack([down for _, _, down in whole])

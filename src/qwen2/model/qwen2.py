@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products
 from qwen2.model.linear import Linear, linear
 from qwen2.model.moe import Experts, gated, route
-from qwen2.model.packed import PackedEmbedding
+from qwen2.model.packed import PackedEmbedding, PackedExperts, TiedEmbedding
+from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,9 +62,9 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden, kv_width, **factory)
         self.o_proj = Linear(config.hidden, config.hidden, bias=False, **factory)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return self.o_proj(attend(self.layer, q, k, v))  # (N, H*d) -> (N, D)
+    def forward(self, x: Tensor, norm: RMSNorm, attend: Attend) -> Tensor:
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in normed_products(x, norm, (self.q_proj, self.k_proj, self.v_proj)))
+        return added_product(x, attend(self.layer, q, k, v), self.o_proj)  # (N, H*d) -> (N, D)
 
 
 class MLP(nn.Module):
@@ -74,7 +76,10 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, ffn, bias=False, **factory)
         self.down_proj = Linear(ffn, hidden, bias=False, **factory)
 
-    def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None) -> Tensor:
+        return added_feed_forward(x, norm, self)
+
+    def plain(self, x: Tensor) -> Tensor:
         return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -90,12 +95,15 @@ class MoE(nn.Module):
         self.shared_expert = MLP(config.hidden, config.moe.shared_ffn, factory)
         self.shared_expert_gate = Linear(config.hidden, 1, bias=False, **factory)
 
-    def forward(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None) -> Tensor:
+        return added_mixture(x, norm, self, router_logits)
+
+    def plain(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
         logits = self.gate(x)  # (N, E)
         if router_logits is not None:
             router_logits.append(logits)
         weights, chosen = route(logits, self.moe)
-        shared = self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
+        shared = self.shared_expert_gate(x).sigmoid() * self.shared_expert.plain(x)
         return self.experts(x, chosen, weights.to(x.dtype)) + shared
 
 
@@ -110,8 +118,15 @@ class Layer(nn.Module):
         self.mlp = MoE(config, factory) if config.is_moe(layer) else MLP(config.hidden, config.ffn, factory)
 
     def forward(self, x: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), attend)
-        return x + self.mlp(self.post_attention_layernorm(x), router_logits)
+        x = self.self_attn(x, self.input_layernorm, attend)
+        return self.mlp(x, self.post_attention_layernorm, router_logits)
+
+
+class Embedding(nn.Embedding):
+    """torch's, left uninitialised: to draw its numbers without memory torch imports its compiler, which takes over a second."""
+
+    def __init__(self, vocab: int, hidden: int, factory: Factory) -> None:
+        super().__init__(vocab, hidden, _weight=torch.empty(vocab, hidden, **factory))
 
 
 class Decoder(nn.Module):
@@ -119,12 +134,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, factory: Factory) -> None:
         super().__init__()
-        self.embed_tokens: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab, config.hidden, **factory)
+        self.embed_tokens: nn.Embedding | PackedEmbedding | TiedEmbedding = Embedding(config.vocab, config.hidden, factory)
         self.layers = nn.ModuleList(Layer(config, layer, factory) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps, factory)
 
     def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
-        x = self.embed_tokens(tokens)  # (N, D)
+        embed = self.embed_tokens
+        x = embed.rows(tokens) if isinstance(embed, TiedEmbedding) else embed(tokens)  # (N, D)
         for layer in self.layers:
             x = layer(x, attend, router_logits)
         return self.norm(x)
@@ -150,8 +166,7 @@ class Qwen2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        assert isinstance(head.weight, torch.Tensor)  # an embedding that is kept packed is not tied
-        return linear(hidden, head.weight)
+        return head(hidden) if isinstance(head, PackedLinear) else linear(hidden, head.weight)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,14 +174,25 @@ class Qwen2(nn.Module):
         return self.model.norm.weight.dtype
 
     @property
+    def packed(self) -> bool:
+        """Whether the matrices are in the kernels' layout."""
+        return any(isinstance(module, PackedLinear) for module in self.modules())
+
+    def weight_bytes(self) -> int:
+        """Memory of all weights but those of an embedding that stays in its file."""
+        matrices = sum(matrix.nbytes for module in self.modules() for matrix in getattr(module, "packed_matrices", tuple)())
+        return matrices + sum(parameter.nbytes for parameter in self.parameters())
+
+    @property
     def device(self) -> torch.device:
         return self.model.norm.weight.device
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, an embedding that is kept packed unpacked when its turn comes."""
-        if isinstance(self.model.embed_tokens, PackedEmbedding):
-            yield "model.embed_tokens.weight", self.model.embed_tokens.unpack()
-        yield from self.named_parameters()
+        """Every parameter by name, what is kept packed unpacked to float32 when its turn comes."""
+        for path, module in self.named_modules():
+            if isinstance(module, (PackedEmbedding, PackedLinear, PackedExperts)):
+                yield from ((f"{path}.{name}", tensor) for name, tensor in module.unpack())
+            yield from ((f"{path}.{name}", parameter) for name, parameter in module.named_parameters(recurse=False))
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Qwen2:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
+from qwen2.weights.pack import Rows
 from qwen2.weights.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from torch import Tensor
 
     from qwen2.config import ModelConfig
@@ -32,6 +34,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 STACKED = re.compile(r"(?P<prefix>model\.layers\.\d+\.mlp\.experts)\.(?P<part>gate_up_proj|down_proj)")
 FLOATS = ("F32", "F16", "BF16")
+GGML_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
@@ -94,6 +97,25 @@ class SafetensorsSource:
             for place, part in zip(expert.chunk(len(matrices)), matrices, strict=True):
                 place.copy_(self._one(part, place.shape))
         return stacked
+
+    def rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> list[Rows]:
+        """The matrices behind a parameter in their stored type or in `dtype`; of experts each expert's, gate before up."""
+        parts = expert_parts(name, shape[0]) if len(shape) == 3 else None
+        if parts is None:
+            return [self._rows(name, shape, dtype)]
+        part_shape = torch.Size((shape[1] // len(parts[0]), shape[2]))
+        return [self._rows(part, part_shape, dtype) for matrices in parts for part in matrices]
+
+    def _rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> Rows:
+        tensor = self._one(name, shape)
+        wanted = tensor.dtype if dtype is None else dtype
+
+        def read(first: int, count: int) -> np.ndarray:
+            piece = tensor[first : first + count].to(wanted).contiguous()
+            array: np.ndarray = piece.view(torch.uint8).reshape(-1).numpy()
+            return array
+
+        return Rows(GGML_TYPES[wanted], shape[0], shape[1], read)
 
     def packed(self, name: str, dtype: torch.dtype) -> None:
         """Nothing is in blocks here."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.config import ModelConfig
+    from qwen2.weights.pack import Rows
 
 
 class Source(Protocol):
@@ -28,6 +29,8 @@ class Source(Protocol):
     def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
     def packed(self, name: str, dtype: torch.dtype) -> PackedEmbedding | None: ...
+
+    def rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> list[Rows]: ...
 
     def check_rest(self) -> None: ...
 

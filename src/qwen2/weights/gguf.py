@@ -104,6 +104,21 @@ class GGUFFile:
         self._read(info, 0, data.data)
         return data
 
+    def piece(self, name: str, start: int, size: int) -> np.ndarray:
+        """`size` bytes of this tensor from byte `start` on, in memory of their own. ValueError where it does not reach so far."""
+        import numpy as np
+
+        info = self.info(name)
+        if not 0 <= start <= start + size <= info.nbytes:
+            raise ValueError(f"{self.path}: tensor {name!r} has {info.nbytes} bytes, {start + size} are wanted")
+        data = np.empty(size, dtype=np.uint8)
+        self._read(info, start, data.data)
+        return data
+
+    def supported(self, name: str) -> Format:
+        """The format of a tensor; ValueError where it is one that is not supported."""
+        return self._supported(self.info(name))
+
     def mapped(self, name: str) -> np.ndarray:
         """This tensor's bytes as a view of the file: (nbytes,) uint8, read from disk when touched.
 

@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwen2.model import PackedEmbedding
-from qwen2.quant import FORMATS
+from qwen2.quant import FORMATS, dequantize, format_id, quantize
 from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
+from qwen2.weights.pack import Rows
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from qwen2.config import ModelConfig
     from qwen2.weights.gguf import GGUFFile
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+GGML_TYPES = {dtype: format_id(name) for name, dtype in PLAIN.items()}
 
 
 class GGUFSource:
@@ -64,6 +67,41 @@ class GGUFSource:
             return None
         self.unread.discard(part)
         return PackedEmbedding(torch.from_numpy(self.file.mapped(part)), info.type, (info.shape[0], info.shape[1]), dtype)
+
+    def rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> list[Rows]:
+        """The matrices behind a parameter, as their file's rows or widened to `dtype`; of experts each expert's, gate before up."""
+        parts = gguf_names(name, self.config)
+        self.unread.difference_update(parts)
+        if len(shape) == 2:
+            return [self._rows(parts[0], 0, shape[0], shape[1], dtype, self._order(name, shape[0]))]
+        experts, height = shape[0], shape[1] // len(parts)
+        return [self._rows(part, expert * height, height, shape[2], dtype, None) for expert in range(experts) for part in parts]
+
+    def _rows(self, part: str, start: int, rows: int, columns: int, dtype: torch.dtype | None, order: Tensor | None) -> Rows:
+        """`rows` rows of a tensor from its row `start` on; `order` puts a whole tensor's rows right."""
+        info, form = self.file.info(part), self.file.supported(part)
+        row_bytes = form.size(columns)
+
+        def read(first: int, count: int) -> np.ndarray:
+            if order is not None:
+                whole = self.file.raw(part).reshape(-1, row_bytes)
+                return whole[order[first : first + count].numpy()].reshape(-1)
+            return self.file.piece(part, (start + first) * row_bytes, count * row_bytes)
+
+        if dtype is None or PLAIN.get(form.name) == dtype:
+            return Rows(info.type, rows, columns, read)
+        to = GGML_TYPES[dtype]
+
+        def cast(first: int, count: int) -> np.ndarray:
+            return quantize(dequantize(read(first, count), info.type, (count, columns)), to)
+
+        return Rows(to, rows, columns, cast)
+
+    def _order(self, name: str, rows: int) -> Tensor | None:
+        """Where each row of a Llama's q or k lies in the file; None where the rows are in order."""
+        if not self.heads_permuted or not (".q_proj." in name or ".k_proj." in name):
+            return None
+        return unpermute(torch.arange(rows)[:, None], self.config.heads if ".q_proj." in name else self.config.kv_heads)[:, 0]
 
     def _whole(self, part: str, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         info = self.file.info(part)

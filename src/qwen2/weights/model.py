@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qwen2 import kernels
 from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.weights.checkpoint import SafetensorsSource
 from qwen2.weights.describe import check_vocabulary
-from qwen2.weights.fill import fill
+from qwen2.weights.fill import Source, fill
 from qwen2.weights.gguf import GGUFFile
 from qwen2.weights.gguf_sampling import generation_from_gguf
 from qwen2.weights.gguf_source import GGUFSource
 from qwen2.weights.json_object import read_json
+from qwen2.weights.pack import fill_packed
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
@@ -57,22 +59,25 @@ class Model:
         return self.network.device
 
 
-def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None) -> Model:
+def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None, packed: bool = False) -> Model:
     """Load a store name (`qwen2.5-coder:0.5b`), a Hugging Face folder or a GGUF file.
 
-    `dtype` "auto" computes in the file's own type; quantized files are widened to float32 on a CPU and bfloat16 elsewhere, and
-    float16 becomes float32 on a CPU. Raises ValueError or FileNotFoundError in one line that says what is wrong and where.
+    As parameters (`packed` false) `dtype` "auto" computes in the file's own type; quantized files are widened to float32 on a CPU
+    and bfloat16 elsewhere, and float16 becomes float32 on a CPU. Packed, for the kernels, matrices stay as the file has them, or
+    are stored as `dtype`, and everything else is float32; a device other than the CPU and an installation without kernels know no
+    packed weights. Raises ValueError or FileNotFoundError in one line that says what is wrong and where.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be auto, {', '.join(DTYPES)}")
     target = _device(device)
-    if dtype == "float16" and target.type == "cpu":
+    packed = packed and target.type == "cpu" and kernels.isa() is not None
+    if dtype == "float16" and target.type == "cpu" and not packed:
         raise ValueError("dtype 'float16' on a CPU: Qwen2's large key biases overflow it; use float32 or bfloat16")
     path, name, hold = Store(home).open(source)
     with ExitStack() as on_failure:
         if hold is not None:
             on_failure.push(hold)
-        model = _load_gguf(path, dtype, target) if path.is_file() else _load_folder(path, dtype, target)
+        model = _load_gguf(path, dtype, target, packed) if path.is_file() else _load_folder(path, dtype, target, packed)
         on_failure.pop_all()  # from here on the model has it
     model.name, model.hold = name, hold
     return model
@@ -88,7 +93,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
+def _load_gguf(path: Path, dtype: str, device: torch.device, packed: bool) -> Model:
     with GGUFFile.open(path) as file:
         shapes = {name: info.shape for name, info in file.tensors.items()}
         with _naming(path):
@@ -97,12 +102,11 @@ def _load_gguf(path: Path, dtype: str, device: torch.device) -> Model:
             generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
         check_vocabulary(path, tokenizer, config, generation)
         source = GGUFSource(file, config)
-        chosen = _compute_dtype(dtype, source.dtype(), device)
-        network = fill(config, source, chosen, device)
+        network = _network(config, source, dtype, source.dtype(), device, packed)
         return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, source.format())
 
 
-def _load_folder(path: Path, dtype: str, device: torch.device) -> Model:
+def _load_folder(path: Path, dtype: str, device: torch.device, packed: bool) -> Model:
     defaults = path / "generation_config.json"
     with _naming(path):
         values = read_json(path / "config.json")
@@ -112,9 +116,15 @@ def _load_folder(path: Path, dtype: str, device: torch.device) -> Model:
     tokenizer = Tokenizer.from_folder(path)
     check_vocabulary(path, tokenizer, config, generation)
     stored = source.dtype()
-    network = fill(config, source, _compute_dtype(dtype, stored, device), device)
+    network = _network(config, source, dtype, stored, device, packed)
     form = str(stored).removeprefix("torch.")
     return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, form)
+
+
+def _network(config: ModelConfig, source: Source, dtype: str, stored: torch.dtype | None, device: torch.device, packed: bool) -> Qwen2:
+    if packed:
+        return fill_packed(config, source, DTYPES.get(dtype))
+    return fill(config, source, _compute_dtype(dtype, stored, device), device)
 
 
 @contextmanager

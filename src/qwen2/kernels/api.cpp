@@ -1,0 +1,88 @@
+// The C interface: which set of kernels runs here, and the way into it.
+#include <cstring>
+
+#include "cache.h"
+#include "pool.h"
+#include "set.h"
+
+namespace {
+
+using qwen2::KernelSet;
+
+const KernelSet* const SETS[] = {  // the best first
+#if defined(__x86_64__) || defined(_M_X64)
+    &qwen2::AVX512_SET, &qwen2::AVX2_SET,
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    &qwen2::NEON_SET,
+#endif
+    nullptr,
+};
+
+bool fits(const KernelSet* set) { return (set->needs & ~qwen2_cpu_features()) == 0; }
+
+const KernelSet* best() {
+    for (const KernelSet* set : SETS)
+        if (set != nullptr && fits(set)) return set;
+    return nullptr;
+}
+
+const KernelSet*& chosen() {
+    static const KernelSet* set = best();
+    return set;
+}
+
+}  // namespace
+
+int qwen2_select_isa(const char* name) {
+    if (name == nullptr) {
+        chosen() = best();
+        return chosen() == nullptr ? -2 : 0;
+    }
+    for (const KernelSet* set : SETS) {
+        if (set == nullptr || std::strcmp(set->name, name) != 0) continue;
+        if (!fits(set)) return -2;
+        chosen() = set;
+        return 0;
+    }
+    return std::strcmp(name, "avx512") == 0 || std::strcmp(name, "avx2") == 0 || std::strcmp(name, "neon") == 0 ? -2 : -1;
+}
+
+const char* qwen2_isa(void) { return chosen() == nullptr ? nullptr : chosen()->name; }
+int qwen2_lanes(void) { return chosen() == nullptr ? 0 : chosen()->lanes; }
+
+int qwen2_threads(void) { return qwen2::threads(); }
+void qwen2_set_threads(int count) { qwen2::set_threads(count); }
+
+int64_t qwen2_cache_bytes(int32_t head_dim, int32_t bits) { return qwen2::cache_bytes(head_dim, bits); }
+
+int qwen2_attend(const qwen2_attention* step) {
+    qwen2::Turn turn;
+    return chosen()->attend(step);
+}
+
+int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns) { return chosen()->packed_bytes(type, rows, columns); }
+
+int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed) {
+    qwen2::Turn turn;
+    return chosen()->pack(type, rows, columns, blocks, first, count, packed);
+}
+
+int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
+    qwen2::Turn turn;
+    return chosen()->unpack_rows(matrix, rows, count, out);
+}
+
+int qwen2_multiply(const qwen2_product* product) {
+    qwen2::Turn turn;
+    return chosen()->multiply(product);
+}
+
+int qwen2_feed(const qwen2_feed_forward* part) {
+    qwen2::Turn turn;
+    return chosen()->feed(part);
+}
+
+int qwen2_mix(const qwen2_mixture* part) {
+    qwen2::Turn turn;
+    return chosen()->mix(part);
+}

@@ -1,0 +1,160 @@
+"""The structures of kernels.h, and calls that cost Python little: what stays the same from step to step is bound once.
+
+A bound call holds its C structure; running it fills in the addresses that change, a handful of attribute writes. Left out: who
+owns the memory behind the addresses. The caller keeps it alive.
+"""
+
+# n tokens of a step
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from qwen2 import kernels
+
+i32, i64, address = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class MatrixStruct(ctypes.Structure):
+    """qwen2_matrix"""
+
+    _fields_ = [("packed", address), ("bias", address), ("rows", i64), ("columns", i64), ("type", i32)]
+
+
+class ProductStruct(ctypes.Structure):
+    """qwen2_product"""
+
+    _fields_ = [
+        ("x", address), ("norm", address), ("matrices", address), ("outs", address), ("out_strides", address), ("n", i64), ("x_stride", i64),
+        ("eps", ctypes.c_float), ("count", i32), ("add", i32),
+    ]  # fmt: skip
+
+
+class FeedForwardStruct(ctypes.Structure):
+    """qwen2_feed_forward"""
+
+    _fields_ = [
+        ("x", address), ("norm", address), ("gate", address), ("up", address), ("down", address), ("n", i64), ("x_stride", i64),
+        ("eps", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class MixtureStruct(ctypes.Structure):
+    """qwen2_mixture"""
+
+    _fields_ = [
+        ("x", address), ("norm", address), ("router", address), ("shared_router", address), ("shared_gate", address), ("shared_up", address),
+        ("shared_down", address), ("gates", address), ("ups", address), ("downs", address), ("router_logits", address),
+        ("n", i64), ("x_stride", i64), ("eps", ctypes.c_float), ("experts", i32), ("active", i32), ("renormalise", i32),
+    ]  # fmt: skip
+
+
+class AttentionStruct(ctypes.Structure):
+    """qwen2_attention"""
+
+    _fields_ = [
+        ("qkv", address), ("out", address), ("cos", address), ("sin", address), ("counts", address), ("histories", address),
+        ("blocks", address), ("qkv_stride", i64), ("out_stride", i64), ("offset", i64),
+        ("sequences", i32), ("heads", i32), ("kv_heads", i32), ("head_dim", i32), ("bits", i32),
+    ]  # fmt: skip
+
+
+MEANINGS = {-3: "not enough memory for the step", -4: "matrices that do not fit each other, or a shape without a kernel"}
+
+
+def check(code: int) -> None:
+    """MemoryError or ValueError for what a kernel reports."""
+    if code == -3:
+        raise MemoryError(MEANINGS[code])
+    if code != 0:
+        raise ValueError(f"kernel: {MEANINGS.get(code, f'error {code}')}")
+
+
+def native() -> ctypes.CDLL:
+    """The library, which must be there."""
+    found = kernels.library()
+    assert found is not None, "kernels are called only where the library is there"
+    return found
+
+
+class BoundProduct:
+    """Several matrices times the same tokens; the outputs lie side by side in one row of `width` floats a token."""
+
+    def __init__(self, matrices: Sequence[MatrixStruct], norm: int | None = None, eps: float = 0.0, add: bool = False) -> None:
+        self.width = sum(matrix.rows for matrix in matrices)
+        self.columns = matrices[0].columns
+        self._function = native().qwen2_multiply
+        self._function.argtypes = [address]
+        self._matrices = (address * len(matrices))(*(ctypes.addressof(matrix) for matrix in matrices))
+        self._keep = list(matrices)
+        self._outs = (address * len(matrices))()
+        self._strides = (i64 * len(matrices))(*([self.width] * len(matrices)))
+        self._offsets = [4 * sum(matrix.rows for matrix in matrices[:i]) for i in range(len(matrices))]
+        self._struct = ProductStruct(
+            None, norm, ctypes.addressof(self._matrices), ctypes.addressof(self._outs), ctypes.addressof(self._strides), 0, self.columns,
+            eps, len(matrices), add,
+        )  # fmt: skip
+        self._place = ctypes.addressof(self._struct)
+
+    def __call__(self, x: int, n: int, out: int) -> None:
+        """x (n, columns) at one address -> out (n, width) at another, or added to it; both fp32 without gaps."""
+        struct = self._struct
+        struct.x, struct.n = x, n
+        for i, offset in enumerate(self._offsets):
+            self._outs[i] = out + offset
+        code = self._function(self._place)
+        if code:
+            check(code)
+
+
+class BoundFeedForward:
+    """x += down(silu(gate(norm(x))) * up(norm(x)))."""
+
+    def __init__(self, norm: int, eps: float, gate: MatrixStruct, up: MatrixStruct, down: MatrixStruct) -> None:
+        self._function = native().qwen2_feed
+        self._function.argtypes = [address]
+        self._keep = (gate, up, down)
+        self._struct = FeedForwardStruct(
+            None, norm, ctypes.addressof(gate), ctypes.addressof(up), ctypes.addressof(down), 0, gate.columns, eps
+        )
+        self._place = ctypes.addressof(self._struct)
+
+    def __call__(self, x: int, n: int) -> None:
+        """x (n, columns) fp32 without gaps, changed in place."""
+        self._struct.x, self._struct.n = x, n
+        code = self._function(self._place)
+        if code:
+            check(code)
+
+
+class BoundMixture:
+    """x += the chosen experts' and the shared expert's answers to norm(x)."""
+
+    def __init__(
+        self,
+        norm: int,
+        eps: float,
+        router: MatrixStruct,
+        shared_router: MatrixStruct,
+        shared: Sequence[MatrixStruct],
+        experts: Sequence[Sequence[MatrixStruct]],
+        active: int,
+        renormalise: bool,
+    ) -> None:
+        self._function = native().qwen2_mix
+        self._function.argtypes = [address]
+        stacks = [(address * len(experts))(*(ctypes.addressof(expert[part]) for expert in experts)) for part in range(3)]
+        self._keep = (router, shared_router, shared, experts, stacks)
+        self._struct = MixtureStruct(
+            None, norm, ctypes.addressof(router), ctypes.addressof(shared_router), *(ctypes.addressof(matrix) for matrix in shared),
+            *(ctypes.addressof(stack) for stack in stacks), None, 0, router.columns, eps, len(experts), active, renormalise,
+        )  # fmt: skip
+        self._place = ctypes.addressof(self._struct)
+
+    def __call__(self, x: int, n: int, router_logits: int | None) -> None:
+        """x (n, columns) fp32 without gaps, changed in place; the router's logits (n, experts) to an address where one is given."""
+        self._struct.x, self._struct.n, self._struct.router_logits = x, n, router_logits
+        code = self._function(self._place)
+        if code:
+            check(code)

@@ -1,0 +1,19 @@
+// The kernels for AVX2 with FMA and F16C. Nothing of the standard library's inline code may be used in what this file includes: the
+// linker would keep one copy of it, perhaps this one, for older processors.
+#define QWEN2_ISA avx2
+#include "simd_avx2.h"
+
+#include "micro_avx2.h"
+#include "moe.h"
+#include "attend.h"
+#include "set.h"
+
+namespace qwen2 {
+
+extern const KernelSet AVX2_SET = {
+    "avx2", QWEN2_AVX2 | QWEN2_FMA | QWEN2_F16C,
+    QWEN2_ISA::L, QWEN2_ISA::packed_bytes, QWEN2_ISA::pack, QWEN2_ISA::unpack_rows, QWEN2_ISA::multiply, QWEN2_ISA::feed, QWEN2_ISA::mix,
+    QWEN2_ISA::attend,
+};
+
+}  // namespace qwen2

@@ -1,0 +1,89 @@
+"""Weight matrices in the layout of the chosen set of kernels: packed without loss from a file's blocks, row by row readable again.
+
+Left out: where blocks come from (weights/) and what is computed with the result (calls.py).
+
+    matrix = Matrix.empty(12, 4864, 896); matrix.pack(blocks)      # ggml type 12 is Q4_K
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from qwen2 import kernels
+from qwen2.kernels.calls import MatrixStruct, address, check, i64, native
+
+ALIGNMENT = 64
+
+
+class Matrix:
+    """(rows, columns) of one ggml type. `packed` is flat uint8, aligned to 64 bytes; a mapped file may lie behind it."""
+
+    def __init__(self, ggml_type: int, rows: int, columns: int, packed: np.ndarray) -> None:
+        size = packed_bytes(ggml_type, rows, columns)
+        if packed.nbytes != size:
+            raise ValueError(f"a packed matrix ({rows}, {columns}) of ggml type {ggml_type} takes {size} bytes, not {packed.nbytes}")
+        assert packed.ctypes.data % ALIGNMENT == 0, "packed matrices begin at multiples of 64 bytes"
+        self.packed, self.isa = packed, kernels.isa()
+        self.struct = MatrixStruct(packed.ctypes.data, None, rows, columns, ggml_type)
+        self._bias: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, ggml_type: int, rows: int, columns: int) -> Matrix:
+        """Memory for a matrix that is then packed piece by piece. Raises ValueError for a type or a width without a kernel."""
+        return cls(ggml_type, rows, columns, aligned(packed_bytes(ggml_type, rows, columns)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.struct.rows, self.struct.columns
+
+    @property
+    def type(self) -> int:
+        """ggml's number of the format."""
+        return int(self.struct.type)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.packed.nbytes)
+
+    def pack(self, blocks: np.ndarray, first: int = 0) -> None:
+        """Put whole rows in place, from `first` on, which is a multiple of the lanes; all threads of the pool work."""
+        rows, columns = self.shape
+        row_bytes = self.nbytes // (-(-rows // lanes()) * lanes())
+        count, rest = divmod(blocks.nbytes, row_bytes) if row_bytes else (rows, 0)
+        if rest or first + count > rows or first % lanes():
+            raise ValueError(f"{blocks.nbytes} bytes from row {first} on are not whole rows of a matrix ({rows}, {columns})")
+        check(native().qwen2_pack(self.type, rows, columns, blocks.ctypes.data, first, count, self.packed.ctypes.data))
+
+    def set_bias(self, bias: np.ndarray) -> None:
+        """fp32 (rows,), added to every product."""
+        assert bias.dtype == np.float32 and bias.shape == (self.struct.rows,) and bias.flags.c_contiguous
+        self._bias = bias
+        self.struct.bias = bias.ctypes.data
+
+    def unpack(self, rows: np.ndarray, out: int) -> None:
+        """The numbers of some rows (int64), in fp32, to the address of (len(rows), columns). Row numbers are the caller's to check."""
+        function = native().qwen2_unpack_rows
+        function.argtypes = [address, address, i64, address]
+        check(function(ctypes.addressof(self.struct), rows.ctypes.data, len(rows), out))
+
+
+def lanes() -> int:
+    """Rows that lie interleaved, for the chosen set."""
+    return int(native().qwen2_lanes())
+
+
+def packed_bytes(ggml_type: int, rows: int, columns: int) -> int:
+    """Bytes of a packed matrix. ValueError where there is no kernel for the type, or a row is not whole blocks."""
+    size = int(native().qwen2_packed_bytes(ggml_type, rows, columns))
+    if size < 0:
+        raise ValueError(f"there is no kernel for rows of {columns} weights of ggml type {ggml_type}")
+    return size
+
+
+def aligned(size: int) -> np.ndarray:
+    """Flat uint8 memory that begins at a multiple of 64 bytes."""
+    memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]

@@ -1,0 +1,214 @@
+// The pool. A thread's stretch of a job is one 64-bit ticket: the job's number, the stretch's end and its next unclaimed tile. So a
+// worker that comes late can neither claim a tile of a job that is over nor run one with another job's function.
+#include "pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+#if defined(__linux__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace qwen2 {
+namespace {
+
+constexpr int TILE_BITS = 20, SLOTS = 8;
+constexpr uint64_t TILE_MASK = (1u << TILE_BITS) - 1;
+constexpr int SPINS = 40000;          // about 0.4 ms on the processors seen: longer than Python needs between two operations
+constexpr int SPINS_TO_YIELD = 20000;  // of a caller that waits for tiles of others
+
+void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+    __asm__ volatile("yield");
+#endif
+}
+
+struct Slot {
+    TileFunction function = nullptr;
+    void* context = nullptr;
+    alignas(64) std::atomic<int> done{0};
+};
+
+struct Ticket {
+    alignas(64) std::atomic<uint64_t> value{0};
+};
+
+struct Block {  // aligned memory that only grows
+    void* raw = nullptr;
+    size_t bytes = 0;
+    void* get(size_t wanted) {
+        if (wanted > bytes) {
+            std::free(raw);
+            raw = std::malloc(wanted + 64);
+            bytes = raw == nullptr ? 0 : wanted;
+        }
+        if (raw == nullptr) return nullptr;
+        return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(raw) + 63) / 64 * 64);
+    }
+};
+
+class Pool {
+  public:
+    void run(TileFunction function, void* context, int tiles) {
+        if (tiles <= 0) return;
+        if (wanted_ == 1 || tiles == 1) {
+            for (int tile = 0; tile < tiles; tile++) function(context, tile, 0);
+            return;
+        }
+        start();
+        number_++;
+        Slot& slot = slots_[number_ % SLOTS];
+        slot.function = function;
+        slot.context = context;
+        slot.done.store(0, std::memory_order_relaxed);
+        for (int thread = wanted_ - 1; thread >= 0; thread--) {
+            const uint64_t from = static_cast<uint64_t>(tiles) * thread / wanted_, to = static_cast<uint64_t>(tiles) * (thread + 1) / wanted_;
+            tickets_[thread].value.store(number_ << (2 * TILE_BITS) | to << TILE_BITS | from, std::memory_order_seq_cst);
+        }
+        if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+            std::lock_guard<std::mutex> lock(sleep_);
+            wake_.notify_all();
+        }
+        work(0);
+        for (int spins = 0; slot.done.load(std::memory_order_acquire) < tiles; spins++) {
+            if (spins < SPINS_TO_YIELD) relax();
+            else std::this_thread::yield();
+        }
+    }
+
+    int wanted() const { return wanted_; }
+
+    void resize(int count) {
+        stop();
+        wanted_ = count;
+    }
+
+    void stop() {
+        if (workers_.empty()) return;
+        stopping_.store(true, std::memory_order_seq_cst);
+        {
+            std::lock_guard<std::mutex> lock(sleep_);
+            wake_.notify_all();
+        }
+        for (std::thread& worker : workers_) worker.join();
+        workers_.clear();
+        stopping_.store(false, std::memory_order_seq_cst);
+    }
+
+    // In the child of a fork the workers are gone: forget them, new ones start with the next job.
+    void forget() {
+        for (std::thread& worker : workers_) new (new char[sizeof(std::thread)]) std::thread(std::move(worker));
+        workers_.clear();
+        sleeping_.store(0);
+    }
+
+    std::mutex turn;
+    Block own[MAX_THREADS][USES];
+    Block shared[SHARED_USES];
+
+  private:
+    void start() {
+        while (static_cast<int>(workers_.size()) < wanted_ - 1) {
+            const int thread = static_cast<int>(workers_.size()) + 1;
+            try {
+                workers_.emplace_back([this, thread] { live(thread); });
+            } catch (const std::system_error&) {  // the system gives no more threads: those there are do the work
+                wanted_ = thread;
+            }
+        }
+    }
+
+    // Claims and runs tiles until none is left, of its own stretch first; whether it ran any.
+    bool work(int thread) {
+        bool worked = false;
+        for (int i = 0; i < wanted_; i++) worked |= work_on(tickets_[(thread + i) % wanted_].value, thread);
+        return worked;
+    }
+
+    bool work_on(std::atomic<uint64_t>& ticket, int thread) {
+        for (bool worked = false;; worked = true) {
+            if (exhausted(ticket.load(std::memory_order_acquire))) return worked;
+            const uint64_t claimed = ticket.fetch_add(1, std::memory_order_acq_rel);
+            if (exhausted(claimed)) return worked;
+            Slot& slot = slots_[(claimed >> (2 * TILE_BITS)) % SLOTS];  // stays as it is until this tile is done
+            slot.function(slot.context, static_cast<int>(claimed & TILE_MASK), thread);
+            slot.done.fetch_add(1, std::memory_order_acq_rel);
+        }
+    }
+
+    static bool exhausted(uint64_t ticket) { return (ticket & TILE_MASK) >= (ticket >> TILE_BITS & TILE_MASK); }
+
+    bool idle() const {
+        for (int thread = 0; thread < wanted_; thread++)
+            if (!exhausted(tickets_[thread].value.load(std::memory_order_seq_cst))) return false;
+        return !stopping_.load(std::memory_order_seq_cst);
+    }
+
+    void live(int thread) {
+        int spins = 0;
+        while (!stopping_.load(std::memory_order_relaxed)) {
+            if (work(thread)) {
+                spins = 0;
+            } else if (++spins < SPINS) {
+                relax();
+            } else {
+                std::unique_lock<std::mutex> lock(sleep_);
+                sleeping_.fetch_add(1, std::memory_order_seq_cst);
+                while (idle()) wake_.wait(lock);
+                sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+                spins = 0;
+            }
+        }
+    }
+
+    Ticket tickets_[MAX_THREADS];
+    alignas(64) std::atomic<int> sleeping_{0};
+    std::atomic<bool> stopping_{false};
+    Slot slots_[SLOTS];
+    uint64_t number_ = 0;
+    int wanted_ = 1;
+    std::vector<std::thread> workers_;
+    std::mutex sleep_;
+    std::condition_variable wake_;
+};
+
+Pool& pool() {
+    static Pool* const one = [] {
+        Pool* made = new Pool;  // never destroyed: a daemon thread may still be in an operation when the process ends
+#if defined(__linux__) || defined(__APPLE__)
+        pthread_atfork(nullptr, nullptr, [] { pool().forget(); });
+#endif
+        return made;
+    }();
+    return *one;
+}
+
+}  // namespace
+
+void run_tiles(TileFunction function, void* context, int tiles) { pool().run(function, context, tiles); }
+
+Turn::Turn() { pool().turn.lock(); }
+Turn::~Turn() { pool().turn.unlock(); }
+
+int threads() { return pool().wanted(); }
+
+void set_threads(int count) {
+    Turn turn;
+    pool().resize(count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count);
+}
+
+void* scratch(int thread, Use use, size_t bytes) { return pool().own[thread][use].get(bytes); }
+void* shared_scratch(Shared use, size_t bytes) { return pool().shared[use].get(bytes); }
+
+}  // namespace qwen2

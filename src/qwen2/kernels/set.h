@@ -1,0 +1,26 @@
+// The operations of one instruction set, as each isa_*.cpp exports them; api.cpp chooses a set when the library is first used.
+#ifndef QWEN2_SET_H
+#define QWEN2_SET_H
+
+#include "kernels.h"
+
+namespace qwen2 {
+
+struct KernelSet {
+    const char* name;
+    uint64_t needs;  // bits of qwen2_cpu_features
+    int lanes;       // rows that lie interleaved in a packed matrix
+    int64_t (*packed_bytes)(int32_t type, int64_t rows, int64_t columns);
+    int (*pack)(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
+    int (*unpack_rows)(const qwen2_matrix*, const int64_t* rows, int64_t count, float* out);
+    int (*multiply)(const qwen2_product*);
+    int (*feed)(const qwen2_feed_forward*);
+    int (*mix)(const qwen2_mixture*);
+    int (*attend)(const qwen2_attention*);
+};
+
+extern const KernelSet AVX512_SET, AVX2_SET, NEON_SET;
+
+}  // namespace qwen2
+
+#endif
