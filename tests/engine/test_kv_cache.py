@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2.config import tiny
-from qwen2.engine.kv_cache import KVCache, common_prefix, token_bytes
+from qwen2.engine.kv_cache import KVCache, SequenceCache, common_prefix, memory, token_bytes
 
 CONFIG = tiny()
 
@@ -17,7 +17,7 @@ TOKEN = token_bytes(CONFIG, torch.float32)
 
 
 def new_cache(keep_bytes=10**9, **values):
-    return KVCache(CONFIG, torch.float32, torch.device("cpu"), keep_bytes, **values)
+    return KVCache(lambda: SequenceCache(CONFIG, torch.float32, torch.device("cpu")), keep_bytes, **values)
 
 
 def read(cache, tokens):
@@ -50,7 +50,7 @@ def test_growing_keeps_what_was_written():
         read(cache, list(range(start, start + 37)))
     assert stored(cache) == cache.tokens == list(range(28 * 37))
     assert cache.capacity < 1.3 * len(cache) + 64  # memory grows with use
-    assert cache.nbytes == 2 * CONFIG.layers * CONFIG.kv_heads * cache.capacity * CONFIG.head_dim * 4
+    assert memory([cache]) == 2 * CONFIG.layers * CONFIG.kv_heads * cache.capacity * CONFIG.head_dim * 4
 
 
 def test_a_conversation_goes_on_in_the_same_memory():

@@ -33,9 +33,18 @@ def random_row(seed, vocab=VOCAB, scale=4.0):
     return torch.randn(vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+def adjusted(sampler, row):
+    """Penalties and bias applied to a copy."""
+    row = row.clone()
+    if sampler.history is None:
+        return sampler.biased(row)
+    with sampler.history.penalised(row):
+        return sampler.biased(row).clone()
+
+
 def distribution(sampler, row):
     """What the sampler would draw from, as a dense vector (V,)."""
-    logits, ids = candidates(sampler.adjusted(row) / sampler.temperature, sampler.cuts)
+    logits, ids = candidates(adjusted(sampler, row) / sampler.temperature, sampler.cuts)
     dense = torch.zeros(len(row), dtype=torch.float64)
     dense[torch.arange(len(row)) if ids is None else ids] = logits.double().softmax(-1)
     return dense

@@ -29,12 +29,6 @@ LINUX_ARM = {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf1
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
 
 
-def compile_library(folder: Path) -> Path:
-    target = folder / "library.so"
-    subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", str(SOURCE), "-o", str(target)], check=True)
-    return target
-
-
 def flags_of_this_machine() -> tuple[dict[str, str], set[str]]:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or platform.machine() not in ("x86_64", "aarch64"):
@@ -43,23 +37,22 @@ def flags_of_this_machine() -> tuple[dict[str, str], set[str]]:
     return (LINUX_X86 if platform.machine() == "x86_64" else LINUX_ARM), set(lines[0].split(":")[1].split())
 
 
-@needs_compiler
-def test_features_are_those_the_kernel_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_those_the_kernel_lists() -> None:
+    if kernels.library() is None:
+        pytest.skip("this installation has no native library")
     names, flags = flags_of_this_machine()
-    native = kernels.open_library(compile_library(tmp_path))
-    monkeypatch.setattr(kernels, "library", lambda: native)
     assert kernels.features() == {ours for ours, theirs in names.items() if theirs in flags}
 
 
 @needs_compiler
 def test_another_abi_is_refused(tmp_path: Path) -> None:
     header = tmp_path / "kernels.h"
-    header.write_text((SOURCE.parent / "kernels.h").read_text().replace("QWEN2_ABI_VERSION 1", "QWEN2_ABI_VERSION 7"))
+    header.write_text((SOURCE.parent / "kernels.h").read_text().replace(f"QWEN2_ABI_VERSION {kernels.ABI_VERSION}", "QWEN2_ABI_VERSION 7"))
     source = tmp_path / "features.cpp"
     source.write_text(SOURCE.read_text())
     library = tmp_path / "library.so"
     subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    with pytest.raises(OSError, match=r"library\.so: ABI 7, this package needs 1; rebuild it with: pip install --force-reinstall qwen2$"):
+    with pytest.raises(OSError, match=rf"library\.so: ABI 7, this package needs {kernels.ABI_VERSION}; rebuild it with: pip install --force-reinstall qwen2$"):
         kernels.open_library(library)
 
 
@@ -95,4 +88,23 @@ def test_an_installed_library_is_loaded() -> None:
     if path is None:
         pytest.skip("this installation has no native library")
     assert isinstance(kernels.library(), ctypes.CDLL)
-    assert kernels.report().endswith(f"native library with ABI {kernels.ABI_VERSION}")
+    assert f"native library with ABI {kernels.ABI_VERSION}, kernels for {kernels.isa()}" in kernels.report()
+
+
+def test_an_instruction_set_is_chosen_by_name_or_refused() -> None:
+    with pytest.raises(ValueError, match=r"^isa 'sse2': must be one of avx512, avx2, neon$"):
+        kernels.select_isa("sse2")
+    lacking = "neon" if platform.machine() == "x86_64" else "avx2"
+    with pytest.raises(ValueError, match=rf"^isa '{lacking}': this (processor cannot run it; it has|installation has no native library)"):
+        kernels.select_isa(lacking)
+    before = kernels.isa()
+    if before is not None:
+        kernels.select_isa(before)
+        assert kernels.isa() == before
+
+
+def test_without_a_library_no_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    kernels.select_isa(None)
+    with pytest.raises(ValueError, match=r"^isa 'avx2': this installation has no native library; reinstall it with a C\+\+ compiler at hand$"):
+        kernels.select_isa("avx2")

@@ -16,6 +16,7 @@ import torch
 
 from qwen2 import LLM
 from qwen2.weights.export import to_gguf
+from qwen2.weights.model import load
 from tests.golden.exports import CONFIGS, FORMS, export_model
 
 RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "llama_cpp.json").read_text(encoding="utf-8"))["exports"]
@@ -32,7 +33,7 @@ def test_llama_cpp_answers_our_file_as_we_do(name: str, form: str, tmp_path: Pat
         "the export writes other bytes than those llama.cpp answered: if that is meant, record anew (tests/golden/make_llama_cpp.py)"
     )
     prompt, answer = recorded["prompt_ids"], recorded["ids"]
-    logits = LLM(path, dtype="float32").logits(prompt + answer[:-1])[len(prompt) - 1 :]  # (steps, V)
+    logits = LLM(load(path, dtype="float32")).logits(prompt + answer[:-1])[len(prompt) - 1 :]  # (steps, V)
     best = torch.tensor([step["ids"] for step in recorded["top2"]])  # (steps, 2)
     theirs = torch.tensor([step["logits"] for step in recorded["top2"]])
     torch.testing.assert_close(logits.gather(1, best), theirs, rtol=0, atol=TOLERANCE[form])

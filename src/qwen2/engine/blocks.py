@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qwen2.kernels.calls import native
-from qwen2.kernels.matrix import aligned
+from qwen2.kernels.matrix import Arena
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BLOCK = 64  # tokens: QWEN2_CACHE_BLOCK of kernels.h
 CACHE_BITS = (16, 8)
+PIECE = 4 << 20  # bytes that blocks are cut from
 
 
 class BlockLayout:
@@ -33,6 +34,7 @@ class BlockLayout:
         self.bits = bits
         self.layer_bytes = config.kv_heads * int(native().qwen2_cache_bytes(config.head_dim, bits))
         self.block_bytes = config.layers * self.layer_bytes
+        self.arena = Arena(PIECE)
 
     @property
     def token_bytes(self) -> int:
@@ -55,7 +57,7 @@ class BlockSequence:
     def reserve(self, total: int) -> None:
         """Make room for `total` tokens."""
         while len(self.blocks) * BLOCK < total:
-            self._append(aligned(self.layout.block_bytes))
+            self._append(self.layout.arena.take(self.layout.block_bytes))
 
     def _append(self, block: np.ndarray) -> None:
         self.blocks.append(block)

@@ -59,9 +59,19 @@ class Engine:
         """What kept caches may take together: an eighth of the weights' memory, and no more than one full window."""
         return min(model.network.weight_bytes() // 8, self.window * self.runner.token_bytes)
 
-    @torch.inference_mode()
     def step(self) -> None:
-        """One turn, under the lock: choose who runs, run them together, give each its token."""
+        """One turn, under the lock, in inference mode; beside the kernels' threads torch has one, so that its own do not spin against them."""
+        threads = torch.get_num_threads()
+        if self.runner.layout is not None:
+            torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                self._step()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _step(self) -> None:
+        """Choose who runs, run them together, give each its token."""
         self._sweep()  # who was aborted since
         batch = self.scheduler.next_batch()  # sequences, and which tokens of each
         if not batch:

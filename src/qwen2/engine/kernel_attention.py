@@ -23,43 +23,43 @@ if TYPE_CHECKING:
 
     from qwen2.config import ModelConfig
     from qwen2.engine.blocks import BlockSequence
-    from qwen2.model.attention import Attend
     from qwen2.model.rope import Rope
 
 
-def kernel_attend(config: ModelConfig, rope: Rope, spans: Sequence[tuple[BlockSequence, int]]) -> Attend:
+class KernelAttend:
     """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens."""
-    for sequence, n in spans:
-        sequence.reserve(len(sequence) + n)
-    positions = torch.tensor([position for sequence, n in spans for position in range(len(sequence), len(sequence) + n)])
-    cos, sin = rope.tables(positions, torch.float32)  # (N, 1, d/2) each
-    counts = (i32 * len(spans))(*(n for _, n in spans))
-    histories = (i32 * len(spans))(*(len(sequence) for sequence, _ in spans))
-    used = [place for sequence, n in spans for place in sequence.addresses[: -(-(len(sequence) + n) // BLOCK)]]
-    blocks = (address * len(used))(*used)
-    H, K, d = config.heads, config.kv_heads, config.head_dim
-    layout = spans[0][0].layout
-    width = (H + 2 * K) * d
-    step = AttentionStruct(
-        None, None, cos.data_ptr(), sin.data_ptr(), ctypes.addressof(counts), ctypes.addressof(histories), ctypes.addressof(blocks),
-        width, H * d, 0, len(spans), H, K, d, layout.bits,
-    )  # fmt: skip
-    place, function = ctypes.addressof(step), native().qwen2_attend
-    function.argtypes = [address]
-    held = (cos, sin, counts, histories, blocks, step)  # alive as long as `attend` is
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert held[-1] is step
-        if not side_by_side(q, k, v, width):
+    def __init__(self, config: ModelConfig, rope: Rope, spans: Sequence[tuple[BlockSequence, int]]) -> None:
+        for sequence, n in spans:
+            sequence.reserve(len(sequence) + n)
+        cos, sin = rope.rows([(len(sequence), n) for sequence, n in spans])  # (N, d/2) each
+        counts = (i32 * len(spans))(*(n for _, n in spans))
+        histories = (i32 * len(spans))(*(len(sequence) for sequence, _ in spans))
+        used = [place for sequence, n in spans for place in sequence.addresses[: -(-(len(sequence) + n) // BLOCK)]]
+        blocks = (address * len(used))(*used)
+        H, K, d = config.heads, config.kv_heads, config.head_dim
+        layout = spans[0][0].layout
+        self.width, self.values, self.layer_bytes = (H + 2 * K) * d, H * d, layout.layer_bytes
+        self._struct = AttentionStruct(
+            None, None, cos.data_ptr(), sin.data_ptr(), ctypes.addressof(counts), ctypes.addressof(histories), ctypes.addressof(blocks),
+            self.width, self.values, 0, len(spans), H, K, d, layout.bits,
+        )  # fmt: skip
+        self._keep = (cos, sin, counts, histories, blocks)
+        self._place, self._function = ctypes.addressof(self._struct), native().qwen2_attend
+
+    def step(self, layer: int) -> int:
+        """Address of the step's structure for this layer; a whole layer in one native call takes it (model/fused.py)."""
+        self._struct.offset = layer * self.layer_bytes
+        return self._place
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (N, H, d), k and v (N, K, d), unrotated -> (N, H * d)."""
+        if not side_by_side(q, k, v, self.width):
             q = torch.cat([x.flatten(1) for x in (q, k, v)], dim=1)  # from layers that were computed one by one
-        out = torch.empty(len(v), H * d)
-        step.qkv, step.out, step.offset = q.data_ptr(), out.data_ptr(), layer * layout.layer_bytes
-        code = function(place)
-        if code:
-            check(code)
+        out = torch.empty(len(v), self.values)
+        self._struct.qkv, self._struct.out = q.data_ptr(), out.data_ptr()
+        check(self._function(self.step(layer)))
         return out
-
-    return attend
 
 
 def side_by_side(q: Tensor, k: Tensor, v: Tensor, width: int) -> bool:

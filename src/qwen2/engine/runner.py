@@ -13,7 +13,7 @@ import torch
 
 from qwen2.engine.attention import cached_attend
 from qwen2.engine.blocks import BlockLayout, BlockSequence
-from qwen2.engine.kernel_attention import kernel_attend
+from qwen2.engine.kernel_attention import KernelAttend
 from qwen2.engine.kv_cache import AnySequence, SequenceCache, token_bytes
 from qwen2.model.rope import Rope
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from qwen2.engine.scheduler import Batch
     from qwen2.model import Qwen2
+    from qwen2.model.attention import Attend
 
 
 class Runner:
@@ -49,9 +50,9 @@ class Runner:
         tokens = torch.tensor([token for span in batch for token in span.tokens], device=self.device)  # (N,)
         spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
         if self.layout is None:
-            attend = cached_attend(self.rope, spans, self.dtype, self.device)
+            attend: Attend = cached_attend(self.rope, spans, self.dtype, self.device)
         else:
-            attend = kernel_attend(self.network.config, self.rope, spans)
+            attend = KernelAttend(self.network.config, self.rope, spans)
         hidden: Tensor = self.network(tokens, attend)
         return hidden
 

@@ -15,13 +15,16 @@ Left out: constraints on the answer's form; they join the chain as one more tran
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from qwen2 import kernels
 from qwen2.engine.request import TokenLogprob
+from qwen2.kernels.calls import argmax_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,49 +51,54 @@ class Sampler:
 
     def __call__(self, row: Tensor) -> int:
         """row (V,) float32, left as it is -> a token id, which is remembered."""
-        token = self.choose(self.adjusted(row))
-        if self.history is not None:
-            self.history.add(token)
+        if self.history is None:
+            return self.choose(self.biased(row))
+        with self.history.penalised(row):
+            token = self.choose(self.biased(row))
+        self.history.add(token)
         return token
 
-    def adjusted(self, row: Tensor) -> Tensor:
-        """Penalties and bias applied."""
-        if self.history is not None:
-            row = self.history.penalise(row)
-        if self.bias is not None:
-            row = row.index_add(0, *self.bias)
-        return row
+    def biased(self, row: Tensor) -> Tensor:
+        """The logit bias added."""
+        return row if self.bias is None else row.index_add(0, *self.bias)
 
     def choose(self, row: Tensor) -> int:
         """Greedy, or a draw from what the cuts leave."""
         if self.greedy:
-            return int(row.argmax())
+            return largest(row[None])[0][0]
         logits, ids = candidates((row - row.amax()) / max(self.temperature, COLDEST), self.cuts)
         place = draw(logits, self.generator)
         return place if ids is None else int(ids[place])
 
 
 class History:
-    """Which tokens have been seen, kept on the device; a step costs one pass over the vocabulary."""
+    """Which tokens have been seen, and how often in the answer; a step costs as much as there are, not the vocabulary."""
 
     def __init__(self, params: ResolvedParams, prompt: Sequence[int], vocab: int, device: torch.device) -> None:
         self.repetition, self.presence, self.frequency = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
-        self.seen = torch.zeros(vocab, dtype=torch.bool, device=device)  # prompt and answer
-        self.seen[torch.tensor([t for t in prompt if t < vocab], dtype=torch.long, device=device)] = True
-        self.counts = torch.zeros(vocab, device=device)  # answer only
+        self.places = {token: place for place, token in enumerate(dict.fromkeys(t for t in prompt if t < vocab))}
+        self.seen = torch.tensor(list(self.places), dtype=torch.long, device=device)  # (S,), prompt and answer
+        self.counts = torch.zeros(len(self.places), device=device)  # (S,), answer only
 
     def add(self, token: int) -> None:
         """A token of the answer."""
-        self.seen[token] = True
-        self.counts[token] += 1
+        place = self.places.setdefault(token, len(self.places))
+        if place == len(self.seen):
+            self.seen = torch.cat([self.seen, self.seen.new_tensor([token])])
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(1)])
+        self.counts[place] += 1
 
-    def penalise(self, row: Tensor) -> Tensor:
-        """(V,) -> (V,): repetition divides positive and multiplies negative logits; the other two subtract."""
+    @contextmanager
+    def penalised(self, row: Tensor) -> Iterator[None]:
+        """Repetition divides positive and multiplies negative logits of row (V,), the other two subtract; afterwards it is as before."""
+        logits = before = row[self.seen]
         if self.repetition != 1:
-            row = torch.where(self.seen, torch.where(row > 0, row / self.repetition, row * self.repetition), row)
+            logits = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
         if self.presence != 0 or self.frequency != 0:
-            row = row - self.presence * (self.counts > 0) - self.frequency * self.counts
-        return row
+            logits = logits - self.presence * (self.counts > 0) - self.frequency * self.counts
+        row.index_copy_(0, self.seen, logits)
+        yield
+        row.index_copy_(0, self.seen, before)
 
 
 def make_sampler(params: ResolvedParams, prompt: Sequence[int], vocab: int, device: torch.device, index: int = 0) -> Sampler:
@@ -170,11 +178,18 @@ def token_logprob(row: Tensor, token: int, top: int, vocab: int) -> TokenLogprob
     return TokenLogprob(token, float(logprobs[token]), tuple(pairs))
 
 
+def largest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """Place and value of the largest logit of each row of (R, V); a NaN counts as the largest."""
+    if logits.is_cpu and logits.dtype == torch.float32 and logits.stride(-1) == 1 and kernels.isa() is not None:
+        return argmax_rows(logits.data_ptr(), len(logits), logits.shape[1], logits.stride(0))  # torch takes ten times as long
+    best = logits.argmax(-1)
+    return best.tolist(), logits.gather(-1, best[:, None]).squeeze(-1).tolist()
+
+
 def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | ArithmeticError]:
     """logits (R, V) float32 without padding rows -> a token id a row, or the error where a row is not finite."""
-    best = logits.argmax(-1)  # (R,); a NaN counts as the largest
-    peaks = logits.gather(-1, best[:, None]).squeeze(-1).tolist()
-    tokens: list[int | ArithmeticError] = list(best.tolist())
+    best, peaks = largest(logits)
+    tokens: list[int | ArithmeticError] = list(best)
     for row, (sampler, peak) in enumerate(zip(samplers, peaks, strict=True)):
         if not math.isfinite(peak):
             tokens[row] = FloatingPointError(f"logits are {peak}")

@@ -61,18 +61,29 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def declare(native: ctypes.CDLL) -> None:
-    """Types of the functions in kernels.h that take plain numbers; those that take structures are declared in calls.py."""
+    """The types of the functions in kernels.h; structures go by their address (calls.py)."""
     i32, i64, address = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+    code = ctypes.c_int
     for name, result, arguments in (
         ("cpu_features", ctypes.c_uint64, []),
-        ("select_isa", ctypes.c_int, [ctypes.c_char_p]),
+        ("select_isa", code, [ctypes.c_char_p]),
         ("isa", ctypes.c_char_p, []),
-        ("lanes", ctypes.c_int, []),
-        ("threads", ctypes.c_int, []),
+        ("lanes", code, []),
+        ("threads", code, []),
         ("set_threads", None, [ctypes.c_int]),
         ("packed_bytes", i64, [i32, i64, i64]),
-        ("pack", ctypes.c_int, [i32, i64, i64, address, i64, i64, address]),
+        ("pack", code, [i32, i64, i64, address, i64, i64, address]),
+        ("unpack_rows", code, [address, address, i64, address]),
+        ("unpack_blocks", code, [i32, i64, address, address, i64, address]),
+        ("multiply", code, [address]),
+        ("feed", code, [address]),
+        ("mix", code, [address]),
+        ("norm", code, [address, i64, i64, i64, address, ctypes.c_float, address]),
+        ("argmax", code, [address, i64, i64, i64, address, address]),
         ("cache_bytes", i64, [i32, i32]),
+        ("attend", code, [address]),
+        ("run_layer", code, [address, address, address, i64, address]),
+        ("run_layers", code, [address, i32, address, i64, address, i64]),
     ):
         function = getattr(native, f"qwen2_{name}")
         function.restype, function.argtypes = result, arguments

@@ -86,3 +86,32 @@ int qwen2_mix(const qwen2_mixture* part) {
     qwen2::Turn turn;
     return chosen()->mix(part);
 }
+
+int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out) {
+    qwen2::Turn turn;
+    return chosen()->norm(x, n, columns, x_stride, weight, eps, out);
+}
+
+int qwen2_argmax(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values) {
+    qwen2::Turn turn;
+    return chosen()->argmax(x, n, columns, x_stride, places, values);
+}
+
+int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits) {
+    qwen2::Turn turn;
+    return chosen()->run_layer(layer, attention, x, n, router_logits);
+}
+
+int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n) {
+    qwen2::Turn turn;
+    qwen2_attention step = *attention;
+    for (int32_t i = 0; i < count; i++, step.offset += layer_bytes) {
+        const int code = chosen()->run_layer(layers[i], &step, x, n, nullptr);
+        if (code) return code;
+    }
+    return 0;
+}
+
+int qwen2_unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out) {
+    return chosen()->unpack_blocks(type, columns, blocks, rows, count, out);
+}

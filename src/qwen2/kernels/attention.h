@@ -48,14 +48,28 @@ template <class Int> static inline I load_pairs(const Int* p);
 template <> inline I load_pairs<int16_t>(const int16_t* p) { return i_load(p); }
 template <> inline I load_pairs<int8_t>(const int8_t* p) { return i_widen_s8(p); }
 
+// What is fetched while something else is computed: the next piece of the cache, two lines with every pair of numbers, because more
+// at once would wait for the memory and few rows compute as fast as it delivers.
+struct Ahead {
+    const uint8_t *from, *to;
+
+    void fetch() {
+        if (from >= to) return;
+        prefetch_second(from), prefetch_second(from + 64);
+        from += 128;
+    }
+};
+
 // sums[r][v] = sum over pairs of a[r][pair] * b[pair][v], R rows by V vectors.
 template <class Int, int R, int V>
-static inline void pair_products(const int16_t* a, int64_t a_stride, const Int* b, int64_t b_stride, int64_t vector_stride, int64_t pairs, I (*sums)[V]) {
+static inline void pair_products(const int16_t* a, int64_t a_stride, const Int* b, int64_t b_stride, int64_t vector_stride, int64_t pairs, I (*sums)[V],
+                                 Ahead& ahead) {
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) sums[r][v] = i_zero();
 #pragma GCC unroll 4
     for (int64_t pair = 0; pair < pairs; pair++) {
         I vector[V];
+        ahead.fetch();
         for (int v = 0; v < V; v++) vector[v] = load_pairs<Int>(b + pair * b_stride + v * vector_stride);
         for (int r = 0; r < R; r++) {
             const I two = i_broadcast4(a + r * a_stride + 2 * pair);
@@ -66,13 +80,13 @@ static inline void pair_products(const int16_t* a, int64_t a_stride, const Int* 
 
 // Scores of R rows against the tile's 64 keys.
 template <class Int, int R>
-static void score_rows(const int16_t* q, const float* scales, const int64_t* rows, int64_t d, const Piece<Int>& piece, float* out) {
+static void score_rows(const int16_t* q, const float* scales, const int64_t* rows, int64_t d, const Piece<Int>& piece, float* out, Ahead& ahead) {
     alignas(64) int16_t gathered[R][MAX_DIM];
     for (int r = 0; r < R; r++) __builtin_memcpy(gathered[r], q + rows[r] * d, static_cast<size_t>(d) * 2);
     for (int key = 0; key < BLOCK; key += VECTORS * L) {
         I sums[R][VECTORS];
         const Int* k = piece.keys + key / 16 * d * 16 + key % 16 * 2;
-        pair_products<Int, R, VECTORS>(gathered[0], MAX_DIM, k, 32, L == 16 ? d * 16 : 2 * L, d / 2, sums);
+        pair_products<Int, R, VECTORS>(gathered[0], MAX_DIM, k, 32, L == 16 ? d * 16 : 2 * L, d / 2, sums, ahead);
         for (int r = 0; r < R; r++)
             for (int v = 0; v < VECTORS; v++) {
                 const F scale = f_mul(f_load(piece.key_scales + key + v * L), f_set(scales[rows[r]]));
@@ -110,9 +124,9 @@ static inline void weigh(const float* value_scales, int visible, float* scores, 
 
 // values = values * kept + weights times the tile's values, R rows.
 template <class Int, int R, int V>
-static inline void add_values_of(const Room& room, int64_t row, int64_t dim, int64_t d, const Piece<Int>& piece) {
+static inline void add_values_of(const Room& room, int64_t row, int64_t dim, int64_t d, const Piece<Int>& piece, Ahead& ahead) {
     I sums[R][V];
-    pair_products<Int, R, V>(room.weights + row * BLOCK, BLOCK, piece.values + 2 * dim, 2 * d, 2 * L, BLOCK / 2, sums);
+    pair_products<Int, R, V>(room.weights + row * BLOCK, BLOCK, piece.values + 2 * dim, 2 * d, 2 * L, BLOCK / 2, sums, ahead);
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) {
             float* place = room.span.values + (row + r) * d + dim + v * L;
@@ -122,33 +136,34 @@ static inline void add_values_of(const Room& room, int64_t row, int64_t dim, int
 }
 
 template <class Int, int R>
-static void add_values(const Room& room, int64_t row, int64_t d, const Piece<Int>& piece) {
+static void add_values(const Room& room, int64_t row, int64_t d, const Piece<Int>& piece, Ahead& ahead) {
     int64_t dim = 0;
-    for (; dim + VECTORS * L <= d; dim += VECTORS * L) add_values_of<Int, R, VECTORS>(room, row, dim, d, piece);
-    for (; dim < d; dim += L) add_values_of<Int, R, 1>(room, row, dim, d, piece);
+    for (; dim + VECTORS * L <= d; dim += VECTORS * L) add_values_of<Int, R, VECTORS>(room, row, dim, d, piece, ahead);
+    for (; dim < d; dim += L) add_values_of<Int, R, 1>(room, row, dim, d, piece, ahead);
 }
 
 template <class Int, int R>
-static void rows_of_tile(int64_t left, const Queries& queries, const int64_t* rows, int64_t row, int64_t d, const Piece<Int>& piece, const Room& room, bool scores) {
+static void rows_of_tile(int64_t left, const Queries& queries, const int64_t* rows, int64_t row, int64_t d, const Piece<Int>& piece, const Room& room, bool scores, Ahead& ahead) {
     if (left >= R) {
-        if (scores) score_rows<Int, R>(queries.q, queries.scales, rows + row, d, piece, room.scores + row * BLOCK);
-        else add_values<Int, R>(room, row, d, piece);
+        if (scores) score_rows<Int, R>(queries.q, queries.scales, rows + row, d, piece, room.scores + row * BLOCK, ahead);
+        else add_values<Int, R>(room, row, d, piece, ahead);
     } else if constexpr (R > 1) {
-        rows_of_tile<Int, R - 1>(left, queries, rows, row, d, piece, room, scores);
+        rows_of_tile<Int, R - 1>(left, queries, rows, row, d, piece, room, scores, ahead);
     }
 }
 
-// A tile of keys against all rows of an item whose tokens reach it.
+// A tile of keys against all rows of an item whose tokens reach it; `next` is the piece that comes after it, or null.
 template <class Int>
-static void attend_tile(const Queries& queries, const int64_t* rows, int64_t first, int64_t count, int group, int64_t position, int64_t tile,
+static void attend_tile(const uint8_t* next, int64_t bytes, const Queries& queries, const int64_t* rows, int64_t first, int64_t count, int group, int64_t position, int64_t tile,
                         int64_t d, const Piece<Int>& piece, const Room& room) {
-    for (int64_t row = first; row < count; row += ROW_TILE) rows_of_tile<Int, ROW_TILE>(count - row, queries, rows, row, d, piece, room, true);
+    Ahead ahead = {next, next == nullptr ? nullptr : next + bytes};
+    for (int64_t row = first; row < count; row += ROW_TILE) rows_of_tile<Int, ROW_TILE>(count - row, queries, rows, row, d, piece, room, true, ahead);
     for (int64_t row = first; row < count; row++) {
         const int64_t visible = position + row / group - tile + 1;
         weigh(piece.value_scales, visible < BLOCK ? static_cast<int>(visible) : BLOCK, room.scores + row * BLOCK, room.span.highest + row,
               room.span.sum + row, room.weights + row * BLOCK, room.kept + row, room.factor + row);
     }
-    for (int64_t row = first; row < count; row += ROW_TILE) rows_of_tile<Int, ROW_TILE>(count - row, queries, rows, row, d, piece, room, false);
+    for (int64_t row = first; row < count; row += ROW_TILE) rows_of_tile<Int, ROW_TILE>(count - row, queries, rows, row, d, piece, room, false, ahead);
 }
 
 // Adds a span's state of one row to that of the spans before it.
@@ -180,8 +195,10 @@ static void attend_item(const qwen2_attention& a, const Queries& queries, const 
         for (int64_t i = 0; i < count * d; i++) room.span.values[i] = 0.0f;
         for (int64_t tile = begin; tile < begin + SPAN && tile <= last; tile += BLOCK) {
             const int64_t first = tile > item.position ? (tile - item.position) * group : 0;
-            const Piece<Int> piece(a.blocks[item.block + tile / BLOCK] + a.offset + item.kv_head * bytes, d);
-            attend_tile<Int>(queries, rows, first, count, group, item.position, tile, d, piece, room);
+            const int64_t head = a.offset + item.kv_head * bytes, block = item.block + tile / BLOCK;
+            const Piece<Int> piece(a.blocks[block] + head, d);
+            const bool ahead = tile + BLOCK <= last && tile + BLOCK < (item.span + item.spans) * SPAN;
+            attend_tile<Int>(ahead ? a.blocks[block + 1] + head : nullptr, bytes, queries, rows, first, count, group, item.position, tile, d, piece, room);
         }
         if (item.partial >= 0) {
             for (int64_t row = 0; row < count; row++) {

@@ -60,6 +60,12 @@ class AttentionStruct(ctypes.Structure):
     ]  # fmt: skip
 
 
+class LayerStruct(ctypes.Structure):
+    """qwen2_layer"""
+
+    _fields_ = [("qkv", address), ("output", address), ("feed", address), ("mixture", address)]
+
+
 MEANINGS = {-3: "not enough memory for the step", -4: "matrices that do not fit each other, or a shape without a kernel"}
 
 
@@ -69,6 +75,18 @@ def check(code: int) -> None:
         raise MemoryError(MEANINGS[code])
     if code != 0:
         raise ValueError(f"kernel: {MEANINGS.get(code, f'error {code}')}")
+
+
+def norm_rows(x: int, n: int, columns: int, weight: int, eps: float, out: int) -> None:
+    """RMSNorm of x (n, columns) without gaps -> out (n, columns), all addresses of fp32: the bits that fused calls compute."""
+    check(native().qwen2_norm(x, n, columns, columns, weight, eps, out))
+
+
+def argmax_rows(x: int, n: int, columns: int, stride: int) -> tuple[list[int], list[float]]:
+    """Place and value of the largest of each row of x (n, columns) fp32, rows `stride` apart; a NaN counts as the largest."""
+    places, values = (i64 * n)(), (ctypes.c_float * n)()
+    check(native().qwen2_argmax(x, n, columns, stride, ctypes.addressof(places), ctypes.addressof(values)))
+    return list(places), list(values)
 
 
 def native() -> ctypes.CDLL:
@@ -85,7 +103,6 @@ class BoundProduct:
         self.width = sum(matrix.rows for matrix in matrices)
         self.columns = matrices[0].columns
         self._function = native().qwen2_multiply
-        self._function.argtypes = [address]
         self._matrices = (address * len(matrices))(*(ctypes.addressof(matrix) for matrix in matrices))
         self._keep = list(matrices)
         self._outs = (address * len(matrices))()
@@ -95,7 +112,7 @@ class BoundProduct:
             None, norm, ctypes.addressof(self._matrices), ctypes.addressof(self._outs), ctypes.addressof(self._strides), 0, self.columns,
             eps, len(matrices), add,
         )  # fmt: skip
-        self._place = ctypes.addressof(self._struct)
+        self.place = ctypes.addressof(self._struct)
 
     def __call__(self, x: int, n: int, out: int) -> None:
         """x (n, columns) at one address -> out (n, width) at another, or added to it; both fp32 without gaps."""
@@ -103,7 +120,7 @@ class BoundProduct:
         struct.x, struct.n = x, n
         for i, offset in enumerate(self._offsets):
             self._outs[i] = out + offset
-        code = self._function(self._place)
+        code = self._function(self.place)
         if code:
             check(code)
 
@@ -113,17 +130,16 @@ class BoundFeedForward:
 
     def __init__(self, norm: int, eps: float, gate: MatrixStruct, up: MatrixStruct, down: MatrixStruct) -> None:
         self._function = native().qwen2_feed
-        self._function.argtypes = [address]
         self._keep = (gate, up, down)
         self._struct = FeedForwardStruct(
             None, norm, ctypes.addressof(gate), ctypes.addressof(up), ctypes.addressof(down), 0, gate.columns, eps
         )
-        self._place = ctypes.addressof(self._struct)
+        self.place = ctypes.addressof(self._struct)
 
     def __call__(self, x: int, n: int) -> None:
         """x (n, columns) fp32 without gaps, changed in place."""
         self._struct.x, self._struct.n = x, n
-        code = self._function(self._place)
+        code = self._function(self.place)
         if code:
             check(code)
 
@@ -143,18 +159,50 @@ class BoundMixture:
         renormalise: bool,
     ) -> None:
         self._function = native().qwen2_mix
-        self._function.argtypes = [address]
         stacks = [(address * len(experts))(*(ctypes.addressof(expert[part]) for expert in experts)) for part in range(3)]
         self._keep = (router, shared_router, shared, experts, stacks)
         self._struct = MixtureStruct(
             None, norm, ctypes.addressof(router), ctypes.addressof(shared_router), *(ctypes.addressof(matrix) for matrix in shared),
             *(ctypes.addressof(stack) for stack in stacks), None, 0, router.columns, eps, len(experts), active, renormalise,
         )  # fmt: skip
-        self._place = ctypes.addressof(self._struct)
+        self.place = ctypes.addressof(self._struct)
 
     def __call__(self, x: int, n: int, router_logits: int | None) -> None:
         """x (n, columns) fp32 without gaps, changed in place; the router's logits (n, experts) to an address where one is given."""
         self._struct.x, self._struct.n, self._struct.router_logits = x, n, router_logits
-        code = self._function(self._place)
+        code = self._function(self.place)
+        if code:
+            check(code)
+
+
+class BoundLayer:
+    """A whole layer in one call: the parts as bound above, and attention of a step."""
+
+    def __init__(self, qkv: BoundProduct, output: BoundProduct, part: BoundFeedForward | BoundMixture) -> None:
+        self._function = native().qwen2_run_layer
+        self._keep = (qkv, output, part)
+        dense = isinstance(part, BoundFeedForward)
+        self._struct = LayerStruct(qkv.place, output.place, part.place if dense else None, None if dense else part.place)
+        self.place = ctypes.addressof(self._struct)
+
+    def __call__(self, x: int, n: int, attention: int, router_logits: int | None) -> None:
+        """x (n, D) fp32 without gaps, changed in place."""
+        code = self._function(self.place, attention, x, n, router_logits)
+        if code:
+            check(code)
+
+
+class BoundLayers:
+    """All layers of a network in one call; `layer_bytes` lie between the caches of two layers."""
+
+    def __init__(self, layers: Sequence[BoundLayer]) -> None:
+        self._function = native().qwen2_run_layers
+        self._keep = list(layers)
+        self._layers = (address * len(layers))(*(layer.place for layer in layers))
+        self._place = ctypes.addressof(self._layers)
+
+    def __call__(self, x: int, n: int, attention: int, layer_bytes: int) -> None:
+        """x (n, D) fp32 without gaps, changed in place; `attention` is the step of the first layer."""
+        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n)
         if code:
             check(code)

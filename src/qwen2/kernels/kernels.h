@@ -69,6 +69,9 @@ QWEN2_API int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void
 // The named rows in fp32: (count, columns).
 QWEN2_API int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out);
 
+// Named rows of a matrix as it lies in a file, (rows, columns) in blocks: (count, columns) in fp32.
+QWEN2_API int qwen2_unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out);
+
 // ---- products
 
 // Several matrices times the same tokens: outs[i] (n, rows of i) = x W' + bias, or += where `add` is not 0. x is normed first (RMSNorm)
@@ -111,6 +114,12 @@ typedef struct {
 } qwen2_mixture;
 QWEN2_API int qwen2_mix(const qwen2_mixture* part);
 
+// RMSNorm alone, the same bits as inside the operations above: out (n, columns) without gaps.
+QWEN2_API int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out);
+
+// The largest number of each row and its place, the first of equals; a NaN counts as the largest.
+QWEN2_API int qwen2_argmax(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values);
+
 // ---- attention over the cache
 
 // The cache of a sequence is a list of blocks, each of 64 consecutive tokens, all layers and heads of them. A layer's head in a
@@ -134,6 +143,20 @@ typedef struct {
 // Rotates q and k, writes k and v to the cache, attends; the new tokens count to the cache for their later ones. 0, or -3 where
 // there is no memory, or -4 for a shape that is not supported.
 QWEN2_API int qwen2_attend(const qwen2_attention* step);
+
+// ---- a layer
+
+// qkv, attention, the output product added, then the feed-forward part or the mixture (the other is NULL), for x (n, D) without gaps.
+// The parts' own x, n and outputs are not looked at; `attention` carries the step, its offset this layer's.
+typedef struct {
+    const qwen2_product *qkv, *output;
+    const qwen2_feed_forward* feed;
+    const qwen2_mixture* mixture;
+} qwen2_layer;
+QWEN2_API int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits);
+
+// Several layers one after the other; the attention's offset is the first one's, and grows by `layer_bytes`.
+QWEN2_API int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n);
 
 #ifdef __cplusplus
 }

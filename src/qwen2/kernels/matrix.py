@@ -2,19 +2,22 @@
 
 Left out: where blocks come from (weights/) and what is computed with the result (calls.py).
 
-    matrix = Matrix.empty(12, 4864, 896); matrix.pack(blocks)      # ggml type 12 is Q4_K
+    matrix = Matrix.empty(12, 4864, 1024, Arena(PIECE)); matrix.pack(blocks)      # ggml type 12 is Q4_K
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 import numpy as np
 
 from qwen2 import kernels
-from qwen2.kernels.calls import MatrixStruct, address, check, i64, native
+from qwen2.kernels.calls import MatrixStruct, check, native
 
 ALIGNMENT = 64
+LARGE_PAGE = 2 << 20
+PIECE = 64 << 20  # of an arena for weights
 
 
 class Matrix:
@@ -30,9 +33,9 @@ class Matrix:
         self._bias: np.ndarray | None = None
 
     @classmethod
-    def empty(cls, ggml_type: int, rows: int, columns: int) -> Matrix:
+    def empty(cls, ggml_type: int, rows: int, columns: int, arena: Arena) -> Matrix:
         """Memory for a matrix that is then packed piece by piece. Raises ValueError for a type or a width without a kernel."""
-        return cls(ggml_type, rows, columns, aligned(packed_bytes(ggml_type, rows, columns)))
+        return cls(ggml_type, rows, columns, arena.take(packed_bytes(ggml_type, rows, columns)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,9 +67,7 @@ class Matrix:
 
     def unpack(self, rows: np.ndarray, out: int) -> None:
         """The numbers of some rows (int64), in fp32, to the address of (len(rows), columns). Row numbers are the caller's to check."""
-        function = native().qwen2_unpack_rows
-        function.argtypes = [address, address, i64, address]
-        check(function(ctypes.addressof(self.struct), rows.ctypes.data, len(rows), out))
+        check(native().qwen2_unpack_rows(ctypes.addressof(self.struct), rows.ctypes.data, len(rows), out))
 
 
 def lanes() -> int:
@@ -82,8 +83,33 @@ def packed_bytes(ggml_type: int, rows: int, columns: int) -> int:
     return size
 
 
-def aligned(size: int) -> np.ndarray:
-    """Flat uint8 memory that begins at a multiple of 64 bytes."""
-    memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size]
+class Arena:
+    """Memory cut from large pieces that the system may back with large pages: reading a model in 4 KiB pages costs a fifth more.
+
+    A piece is given back when nothing that was cut from it is in use any more.
+    """
+
+    def __init__(self, piece: int) -> None:
+        self.piece = piece
+        self._rest = np.empty(0, dtype=np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """Flat uint8 memory that begins at a multiple of 64 bytes."""
+        step = -(-size // ALIGNMENT) * ALIGNMENT
+        if step > self._rest.nbytes:
+            self._rest = large_pages(max(step, self.piece))
+        taken, self._rest = self._rest[:size], self._rest[step:]
+        return taken
+
+
+def large_pages(size: int) -> np.ndarray:
+    """Fresh memory of at least this size, at a multiple of 2 MiB, for large pages where the system has them."""
+    length = -(-size // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; shared memory, the default, would stay in small pages
+        memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        memory = mmap.mmap(-1, length)
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    start = -whole.ctypes.data % LARGE_PAGE
+    return whole[start : start + -(-size // LARGE_PAGE) * LARGE_PAGE]

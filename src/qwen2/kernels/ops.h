@@ -9,8 +9,6 @@
 namespace qwen2 {
 namespace QWEN2_ISA {
 
-constexpr int NO_MEMORY = -3, NOT_SUPPORTED = -4;
-
 struct TypeKernels {
     Type type;
     int block, bytes;
@@ -76,6 +74,21 @@ static int unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t 
     return 0;
 }
 
+// From the file's layout: a block at a time becomes a tile of one row, which is then read as any tile.
+static int unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out) {
+    const TypeKernels* kernels = kernels_of(type);
+    if (kernels == nullptr || columns % kernels->block != 0) return NOT_SUPPORTED;
+    const int64_t row_bytes = columns / kernels->block * kernels->bytes;
+    alignas(64) uint8_t tile[256 * L];  // of one unit: at most 210 bytes a row
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t k = 0; k < columns; k += kernels->block) {
+            const uint8_t* block = static_cast<const uint8_t*>(blocks) + rows[i] * row_bytes + k / kernels->block * kernels->bytes;
+            kernels->pack(block, 0, 1, 1, tile);
+            kernels->unpack(tile, kernels->block, 0, out + i * columns + k);
+        }
+    return 0;
+}
+
 // ---- preparing the input
 
 // Norms and quantizes what the matrices need of x; `view` gets it. False where there is no memory.
@@ -108,10 +121,6 @@ static bool prepare(const float* x, int64_t n, int64_t columns, int64_t stride, 
 }
 
 // ---- products
-
-struct Failure {  // set by any thread, read when all are done
-    volatile bool happened = false;
-};
 
 // A panel's product, bias added, stored or added to `out`.
 static inline void finish(const float* y, int64_t n, const float* bias, int64_t rows, float* out, int64_t stride, bool add) {

@@ -25,6 +25,12 @@ void for_tiles(int tiles, Work&& work) {
     run_tiles([](void* context, int tile, int thread) { (*static_cast<Work*>(context))(tile, thread); }, &work, tiles);
 }
 
+constexpr int NO_MEMORY = -3, NOT_SUPPORTED = -4;  // what operations return, as kernels.h says
+
+struct Failure {  // set by any thread, read when all are done
+    volatile bool happened = false;
+};
+
 // One operation at a time: held from the first phase of an operation to its last.
 class Turn {
   public:

@@ -13,10 +13,14 @@ struct KernelSet {
     int64_t (*packed_bytes)(int32_t type, int64_t rows, int64_t columns);
     int (*pack)(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
     int (*unpack_rows)(const qwen2_matrix*, const int64_t* rows, int64_t count, float* out);
+    int (*unpack_blocks)(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out);
     int (*multiply)(const qwen2_product*);
     int (*feed)(const qwen2_feed_forward*);
     int (*mix)(const qwen2_mixture*);
+    int (*norm)(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out);
+    int (*argmax)(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values);
     int (*attend)(const qwen2_attention*);
+    int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits);
 };
 
 extern const KernelSet AVX512_SET, AVX2_SET, NEON_SET;

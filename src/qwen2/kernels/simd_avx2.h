@@ -99,6 +99,7 @@ static inline I i_widen_s8(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_lo
 static inline I dot_s16(I accumulator, I a, I b) { return i_add(accumulator, _mm256_madd_epi16(a, b)); }
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+static inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // not into the first cache
 
 }  // namespace QWEN2_ISA
 }  // namespace qwen2

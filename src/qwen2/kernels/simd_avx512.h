@@ -80,6 +80,7 @@ static inline I dot_s16(I accumulator, I a, I b) { return _mm512_dpwssd_epi32(ac
 static inline I dot_u8(I accumulator, I weights, I x) { return _mm512_dpbusd_epi32(accumulator, weights, x); }
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+static inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // not into the first cache
 
 }  // namespace QWEN2_ISA
 }  // namespace qwen2

@@ -1,8 +1,9 @@
-"""The steps that a layer consists of besides attention, each one native call where the weights are packed.
+"""A layer in few native calls where its weights are packed; the same step by step in torch where they are not.
 
 normed_products: several products of the normed input; added_product: a product added to the residual stream; added_feed_forward:
-norm, gate, up, SiLU and down added to it; added_mixture: the same of a mixture of experts. Where the weights are plain parameters, where a gradient is recorded, or where a layer
-has been replaced by another kind, the same is done step by step in torch. The native calls change the residual stream in place.
+norm, gate, up, SiLU and down added to it; added_mixture: the same of a mixture of experts; run_layers: all layers, where
+attention is the kernels' own too. Plain parameters, a recorded gradient, or a layer that was replaced by another kind take the steps one by one.
+Calls are bound once and kept by the layer's first product. The native ones change the residual stream in place.
 """
 
 # N tokens of a ragged batch, D hidden
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwen2.kernels.calls import BoundFeedForward, BoundMixture, BoundProduct
-from qwen2.model.packed import PackedExperts
+from qwen2.kernels.calls import BoundFeedForward, BoundLayer, BoundLayers, BoundMixture, BoundProduct
+from qwen2.model.packed import PackedExperts, PackedNorm
 from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qwen2.model.qwen2 import MLP, MoE, RMSNorm
+    from qwen2.model.attention import Attend
+    from qwen2.model.qwen2 import MLP, Decoder, Layer, MoE
 
 
 def packed(*layers: nn.Module) -> bool:
@@ -29,55 +31,108 @@ def packed(*layers: nn.Module) -> bool:
     return all(type(layer) is PackedLinear for layer in layers) and not torch.is_grad_enabled()
 
 
-def normed_products(x: Tensor, norm: RMSNorm, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """norm(x) (N, D) through each of the layers: (N, O) each, side by side in memory where it was one call."""
-    first = layers[0]
     if not packed(*layers):
         normed = norm(x)
         return tuple(layer(normed) for layer in layers)
-    assert isinstance(first, PackedLinear)
-    if first.fused is None:
-        first.fused = BoundProduct([layer.matrix.struct for layer in layers], norm.weight.data_ptr(), norm.eps)  # type: ignore[union-attr]
-    out = torch.empty(len(x), first.fused.width)
-    first.fused(x.data_ptr(), len(x), out.data_ptr())
-    return out.split([layer.out_features for layer in layers], dim=1)  # type: ignore[misc]
+    bound = bound_products(norm, layers)
+    out = torch.empty(len(x), bound.width)
+    bound(x.data_ptr(), len(x), out.data_ptr())
+    return out.split([layer.out_features for layer in layers], dim=1)  # type: ignore[misc, no-any-return]
 
 
 def added_product(x: Tensor, values: Tensor, layer: nn.Module) -> Tensor:
     """x (N, D) + layer(values)."""
     if not packed(layer):
         return x + layer(values)
-    assert isinstance(layer, PackedLinear)
+    bound_sum(layer)(values.data_ptr(), len(x), x.data_ptr())
+    return x
+
+
+def added_feed_forward(x: Tensor, norm: nn.Module, mlp: MLP) -> Tensor:
+    """x (N, D) + mlp(norm(x))."""
+    if not packed(mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        return x + mlp.plain(norm(x))
+    bound_feed_forward(norm, mlp)(x.data_ptr(), len(x))
+    return x
+
+
+def added_mixture(x: Tensor, norm: nn.Module, moe: MoE, router_logits: list[Tensor] | None) -> Tensor:
+    """x (N, D) + moe(norm(x)); `router_logits` receives (N, E) where it is given."""
+    if not packed(*_dense_layers(moe)):
+        return x + moe.plain(norm(x), router_logits)
+    logits = _room(router_logits, len(x), moe)
+    bound_mixture(norm, moe)(x.data_ptr(), len(x), None if logits is None else logits.data_ptr())
+    return x
+
+
+def run_layers(decoder: Decoder, x: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> bool:
+    """All layers in one native call, x (N, D) changed in place; False where they have to be run one by one.
+
+    That is where attention is not the kernels' own (engine/kernel_attention.py) or router logits are asked for.
+    """
+    step = getattr(attend, "step", None)
+    if step is None or router_logits is not None or torch.is_grad_enabled():
+        return False
+    if decoder.bound is None:
+        layers = [_bind(layer) for layer in decoder.layers]
+        decoder.bound = False if None in layers else BoundLayers(layers)
+    if decoder.bound is False:
+        return False
+    decoder.bound(x.data_ptr(), len(x), step(0), attend.layer_bytes)
+    return True
+
+
+def _bind(layer: Layer) -> BoundLayer | None:
+    attention, mlp = layer.self_attn, layer.mlp
+    mixed = isinstance(getattr(mlp, "experts", None), PackedExperts)
+    parts = _dense_layers(mlp) if mixed else [getattr(mlp, name, mlp) for name in ("gate_proj", "up_proj", "down_proj")]
+    products = (attention.q_proj, attention.k_proj, attention.v_proj)
+    if not packed(*products, attention.o_proj, *parts):
+        return None
+    norm = layer.post_attention_layernorm
+    part = bound_mixture(norm, mlp) if mixed else bound_feed_forward(norm, mlp)
+    return BoundLayer(bound_products(layer.input_layernorm, products), bound_sum(attention.o_proj), part)
+
+
+def _dense_layers(moe: MoE) -> list[nn.Module]:
+    shared = moe.shared_expert
+    return [moe.gate, moe.shared_expert_gate, shared.gate_proj, shared.up_proj, shared.down_proj]
+
+
+def _room(router_logits: list[Tensor] | None, n: int, moe: MoE) -> Tensor | None:
+    """Where a mixture's logits go: (N, E) at the end of the list, or nowhere."""
+    if router_logits is None or not hasattr(moe, "experts"):
+        return None
+    router_logits.append(torch.empty(n, moe.moe.experts))
+    return router_logits[-1]
+
+
+def bound_products(norm: PackedNorm, layers: Sequence[PackedLinear]) -> BoundProduct:
+    first = layers[0]
+    if first.fused is None:
+        first.fused = BoundProduct([layer.matrix.struct for layer in layers], norm.weight.data_ptr(), norm.eps)
+    return first.fused
+
+
+def bound_sum(layer: PackedLinear) -> BoundProduct:
     if layer.fused is None:
         layer.fused = BoundProduct([layer.matrix.struct], add=True)
-    layer.fused(values.data_ptr(), len(x), x.data_ptr())
-    return x
+    return layer.fused
 
 
-def added_feed_forward(x: Tensor, norm: RMSNorm, mlp: MLP) -> Tensor:
-    """x (N, D) + mlp(norm(x))."""
+def bound_feed_forward(norm: PackedNorm, mlp: MLP) -> BoundFeedForward:
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    if not packed(gate, up, down):
-        return x + mlp.plain(norm(x))
     if gate.fused is None:
         gate.fused = BoundFeedForward(norm.weight.data_ptr(), norm.eps, gate.matrix.struct, up.matrix.struct, down.matrix.struct)
-    gate.fused(x.data_ptr(), len(x))
-    return x
+    return gate.fused
 
 
-def added_mixture(x: Tensor, norm: RMSNorm, moe: MoE, router_logits: list[Tensor] | None) -> Tensor:
-    """x (N, D) + moe(norm(x)); `router_logits` receives (N, E) where it is given."""
-    shared, experts = moe.shared_expert, moe.experts
-    layers = [moe.gate, moe.shared_expert_gate, shared.gate_proj, shared.up_proj, shared.down_proj]
-    if not packed(*layers) or not isinstance(experts, PackedExperts):
-        return x + moe.plain(norm(x), router_logits)
+def bound_mixture(norm: PackedNorm, moe: MoE) -> BoundMixture:
     if moe.gate.fused is None:
-        router, shared_router, *triple = [layer.matrix.struct for layer in layers]
-        each = [[matrix.struct for matrix in expert] for expert in experts.matrices]
+        router, shared_router, *shared = [layer.matrix.struct for layer in _dense_layers(moe)]
+        experts = [[matrix.struct for matrix in expert] for expert in moe.experts.matrices]
         settings = (moe.moe.active, moe.moe.norm_topk)
-        moe.gate.fused = BoundMixture(norm.weight.data_ptr(), norm.eps, router, shared_router, triple, each, *settings)
-    logits = None if router_logits is None else torch.empty(len(x), moe.moe.experts)
-    moe.gate.fused(x.data_ptr(), len(x), None if logits is None else logits.data_ptr())
-    if router_logits is not None and logits is not None:
-        router_logits.append(logits)
-    return x
+        moe.gate.fused = BoundMixture(norm.weight.data_ptr(), norm.eps, router, shared_router, shared, experts, *settings)
+    return moe.gate.fused

@@ -1,4 +1,4 @@
-"""Embeddings and experts whose weights stay packed.
+"""Embeddings and experts whose weights stay packed, and the norm that goes with them.
 
 A vocabulary of 152,000 rows is a fifth of the smallest model; unpacked to float32 it would cost 544 MB that nothing reads. Where the
 embedding is the output head too, it lies in the kernels' layout, otherwise it stays in its file, mapped; either way the rows of a
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from qwen2 import kernels
+from qwen2.kernels.calls import check, native, norm_rows
 from qwen2.model.moe import by_expert, gated
 from qwen2.quant import dequantize, dequantize_rows
-from qwen2.quant.linear import PackedLinear, bands, multiply, unpack_rows
+from qwen2.quant.linear import PackedLinear, bands, check_rows, multiply, unpack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +36,17 @@ class PackedEmbedding(nn.Module):
         self.blocks, self.ggml_type, self.shape, self.dtype = blocks, ggml_type, shape, dtype
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if self.dtype == torch.float32 and kernels.isa() is not None:
+            return self._native_rows(tokens)
         return dequantize_rows(self.blocks, self.ggml_type, self.shape[1], tokens, self.dtype)
+
+    def _native_rows(self, tokens: Tensor) -> Tensor:
+        count, columns = self.shape
+        check_rows(tokens, count)
+        out = torch.empty(len(tokens), columns)
+        rows = tokens.contiguous()
+        check(native().qwen2_unpack_blocks(self.ggml_type, columns, self.blocks.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr()))
+        return out
 
     def unpack(self) -> Iterator[tuple[str, Tensor]]:
         """The whole matrix (V, D), by its parameter's name."""
@@ -72,3 +84,21 @@ class PackedExperts(nn.Module):
         whole = [[torch.cat(list(bands(matrix))) for matrix in expert] for expert in self.matrices]
         yield "gate_up_proj", torch.stack([torch.cat([gate, up]) for gate, up, _ in whole])
         yield "down_proj", torch.stack([down for _, _, down in whole])
+
+
+class PackedNorm(nn.Module):
+    """RMSNorm of a packed network: the kernels' bits, so that a layer computed step by step equals a fused one."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            normed: Tensor = nn.functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+            return normed
+        x = x.float().contiguous()
+        out = torch.empty_like(x)
+        norm_rows(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], self.weight.data_ptr(), self.eps, out.data_ptr())
+        return out

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products
+from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, run_layers
 from qwen2.model.linear import Linear, linear
 from qwen2.model.moe import Experts, gated, route
 from qwen2.model.packed import PackedEmbedding, PackedExperts, TiedEmbedding
@@ -137,12 +137,14 @@ class Decoder(nn.Module):
         self.embed_tokens: nn.Embedding | PackedEmbedding | TiedEmbedding = Embedding(config.vocab, config.hidden, factory)
         self.layers = nn.ModuleList(Layer(config, layer, factory) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps, factory)
+        self.bound: Any = None  # the native call that layers of packed weights are
 
     def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
         embed = self.embed_tokens
         x = embed.rows(tokens) if isinstance(embed, TiedEmbedding) else embed(tokens)  # (N, D)
-        for layer in self.layers:
-            x = layer(x, attend, router_logits)
+        if not run_layers(self, x, attend, router_logits):  # the loop below in one native call
+            for layer in self.layers:
+                x = layer(x, attend, router_logits)
         return self.norm(x)
 
 

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from qwen2.config import ModelConfig, RopeScaling
+
+KEPT_AHEAD = 4096  # positions for which rotations are computed before they are needed
 
 
 class Rope:
@@ -31,11 +35,25 @@ class Rope:
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         self.inv_freq, self.scale = inv_frequencies(config)
         self.inv_freq = self.inv_freq.to(device)
+        empty = torch.empty(0, len(self.inv_freq))
+        self._kept: tuple[Tensor, Tensor] = (empty, empty)  # cos and sin of the positions from 0 on, as far as they were needed
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin for `positions` (N,), each (N, 1, d/2), ready to broadcast over heads."""
         angles = positions[:, None, None].to(torch.float32) * self.inv_freq  # (N, 1, d/2)
         return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+
+    def rows(self, spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """cos and sin in float32 for runs of positions (start, count) end to end, each (N, d/2); of one run a view, nothing is computed twice."""
+        last = max(start + count for start, count in spans)
+        if last > len(self._kept[0]):
+            cos, sin = self.tables(torch.arange(max(last, min(2 * last, last + KEPT_AHEAD)), device=self.inv_freq.device), torch.float32)
+            self._kept = cos[:, 0], sin[:, 0]
+        cos, sin = self._kept
+        if len(spans) == 1:
+            (start, count) = spans[0]
+            return cos[start : start + count], sin[start : start + count]
+        return tuple(torch.cat([table[start : start + count] for start, count in spans]) for table in (cos, sin))  # type: ignore[return-value]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

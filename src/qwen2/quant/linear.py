@@ -105,8 +105,15 @@ def bands(matrix: Matrix) -> Iterator[Tensor]:
 def unpack_rows(matrix: Matrix, rows: Tensor) -> Tensor:
     """Some rows (n,) of a packed matrix in fp32: (n, I), bit-equal to `dequantize`. Raises IndexError for a row it does not have."""
     count, columns = matrix.shape
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
-        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a matrix that has {count}")
+    check_rows(rows, count)
     out = torch.empty(len(rows), columns)
     matrix.unpack(np.ascontiguousarray(rows.numpy(), dtype=np.int64), out.data_ptr())
     return out
+
+
+def check_rows(rows: Tensor, count: int) -> None:
+    """IndexError where one of the row numbers (n,) int64 is none of a matrix of `count` rows."""
+    if len(rows):
+        least, most = (int(value) for value in rows.aminmax())
+        if least < 0 or most >= count:
+            raise IndexError(f"rows {least} to {most} of a matrix that has {count}")

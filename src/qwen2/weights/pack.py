@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qwen2.kernels.matrix import Matrix, lanes
+from qwen2.kernels.matrix import PIECE as ARENA_PIECE
+from qwen2.kernels.matrix import Arena, Matrix, lanes
 from qwen2.model import Qwen2
-from qwen2.model.packed import PackedExperts, TiedEmbedding
+from qwen2.model.packed import PackedExperts, PackedNorm, TiedEmbedding
+from qwen2.model.qwen2 import RMSNorm
 from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ class Rows:
     read: Callable[[int, int], np.ndarray]
 
 
-def pack(rows: Rows) -> Matrix:
+def pack(rows: Rows, arena: Arena) -> Matrix:
     """Read and pack a matrix."""
-    matrix = Matrix.empty(rows.ggml_type, rows.rows, rows.columns)
+    matrix = Matrix.empty(rows.ggml_type, rows.rows, rows.columns, arena)
     step = max(1, PIECE * rows.rows // max(1, matrix.nbytes) // lanes()) * lanes()
     for first in range(0, rows.rows, step):
         matrix.pack(rows.read(first, min(step, rows.rows - first)), first)
@@ -53,7 +55,7 @@ def fill_packed(config: ModelConfig, source: Source, dtype: torch.dtype | None) 
     """A network for the CPU whose matrices are packed; `dtype` stores them in that type instead of the file's."""
     network = Qwen2(config, dtype=torch.float32, device="meta")
     biased = not source.may_lack_biases or any(source.has(name) for name, _ in network.named_parameters() if name.endswith(".bias"))
-    cpu = torch.device("cpu")
+    cpu, arena = torch.device("cpu"), Arena(ARENA_PIECE)
 
     def vector(name: str, shape: torch.Size) -> Tensor:
         if name.endswith(".bias") and not biased:
@@ -67,16 +69,15 @@ def fill_packed(config: ModelConfig, source: Source, dtype: torch.dtype | None) 
         if isinstance(module, nn.Linear):
             (rows,) = source.rows(f"{path}.weight", module.weight.shape, dtype)
             bias = None if module.bias is None else vector(f"{path}.bias", module.bias.shape)
-            setattr(parent, leaf, PackedLinear(pack(rows), bias))
+            setattr(parent, leaf, PackedLinear(pack(rows, arena), bias))
         elif isinstance(module, nn.Embedding):
             (rows,) = source.rows(f"{path}.weight", module.weight.shape, dtype) if embedding is None else (None,)
-            setattr(parent, leaf, embedding if rows is None else TiedEmbedding(pack(rows)))
+            setattr(parent, leaf, embedding if rows is None else TiedEmbedding(pack(rows, arena)))
         elif path.endswith(".experts"):
-            stacks = [[pack(rows) for rows in source.rows(f"{path}.{name}", p.shape, dtype)] for name, p in module.named_parameters()]
+            stacks = [[pack(rows, arena) for rows in source.rows(f"{path}.{name}", p.shape, dtype)] for name, p in module.named_parameters()]
             gate_up, down = stacks
             setattr(parent, leaf, PackedExperts(list(zip(gate_up[0::2], gate_up[1::2], down, strict=True))))
-        else:
-            for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(vector(f"{path}.{name}", parameter.shape), requires_grad=False))
+        elif isinstance(module, RMSNorm):
+            setattr(parent, leaf, PackedNorm(vector(f"{path}.weight", module.weight.shape), module.eps))
     source.check_rest()
     return network.eval()

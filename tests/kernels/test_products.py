@@ -1,0 +1,161 @@
+"""Products of packed matrices against fp64: every format, every instruction set of this processor, odd shapes, hostile numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qwen2 import kernels
+from qwen2.kernels.matrix import packed_bytes
+from qwen2.quant import FORMATS
+from tests.kernels.conftest import BY_NAME, dense, multiply, pack, random_blocks
+
+NAMES = list(BY_NAME)
+relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def as_int8(x: np.ndarray) -> np.ndarray:
+    """What the kernels make of activations: groups of 32, integers up to 127 times a scale; in fp64."""
+    groups = x.reshape(len(x), -1, 32)
+    highest = np.abs(groups).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), highest, out=np.zeros_like(highest), where=highest > 0)
+    return (np.rint(groups * inverse).astype(np.float64) * (highest * np.float32(1 / 127))).reshape(x.shape)
+
+
+def oracle(name: str, blocks: np.ndarray, rows: int, columns: int, x: np.ndarray) -> np.ndarray:
+    seen = x.astype(np.float64) if FORMATS[BY_NAME[name]].block == 1 else as_int8(x)
+    return seen @ dense(name, blocks, rows, columns).T
+
+
+def close(found: np.ndarray, expected: np.ndarray, weights: np.ndarray, x: np.ndarray) -> bool:
+    """Within what adding up in fp32 may lose: a fraction of the sum of magnitudes."""
+    bound = np.abs(x).astype(np.float64) @ np.abs(weights).T
+    return bool((np.abs(found - expected) <= 2e-6 * bound + 1e-30).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@relaxed
+@given(
+    rows=st.integers(1, 83), units=st.integers(1, 5), n=st.integers(1, 40), seed=st.integers(0, 10**6), scale=st.sampled_from([1e-4, 0.1, 300.0])
+)
+def test_products_equal_fp64(isa: str, name: str, rows: int, units: int, n: int, seed: int, scale: float):
+    form = FORMATS[BY_NAME[name]]
+    columns = units * form.block if form.block > 1 else 13 * units
+    blocks = random_blocks(name, rows, columns, seed, scale)
+    x = np.random.default_rng(seed).standard_normal((n, columns)).astype(np.float32)
+    found = multiply([pack(name, blocks, rows, columns)], x)
+    weights = dense(name, blocks, rows, columns)
+    assert close(found, oracle(name, blocks, rows, columns, x), weights, x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_has_the_same_bits_in_any_company(isa: str, name: str):
+    """Alone, among 2 to 70 rows, and for any number of threads: the promise that batches and split prompts rest on."""
+    form, rows = FORMATS[BY_NAME[name]], 67
+    columns = 768 if form.block > 1 else 700  # 24 groups: a chunk and a half of those that are expanded together
+    matrix = pack(name, random_blocks(name, rows, columns, 1), rows, columns)
+    x = np.random.default_rng(2).standard_normal((70, columns)).astype(np.float32)
+    kernels.set_threads(1)
+    alone = np.concatenate([multiply([matrix], x[i : i + 1]) for i in range(len(x))])
+    for threads in (1, 2, 3):
+        kernels.set_threads(threads)
+        for n in (2, 3, 4, 5, 7, 8, 9, 16, 24, 25, 26, 31, 48, 70):
+            assert np.array_equal(multiply([matrix], x[:n]), alone[:n]), (threads, n)
+            assert np.array_equal(multiply([matrix], x[-n:]), alone[-n:]), (threads, n)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_come_back_to_the_bit(isa: str, name: str):
+    columns, rows = (512, 37) if FORMATS[BY_NAME[name]].block > 1 else (45, 37)
+    blocks = random_blocks(name, rows, columns, 3)
+    matrix = pack(name, blocks, rows, columns)
+    order = np.random.default_rng(0).integers(0, rows, 50)
+    out = np.empty((50, columns), np.float32)
+    matrix.unpack(order, out.ctypes.data)
+    assert np.array_equal(out.astype(np.float64), dense(name, blocks, rows, columns)[order])
+
+
+def test_a_packed_matrix_takes_no_more_bytes_than_its_blocks(isa: str):
+    for name in NAMES:
+        form = FORMATS[BY_NAME[name]]
+        assert packed_bytes(BY_NAME[name], 64, 512) == form.size(64 * 512)
+
+
+def test_several_matrices_of_different_formats_share_one_input(isa: str):
+    x = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32)
+    names, rows = ("Q5_0", "Q8_0", "F32", "Q4_K"), (40, 7, 33, 16)
+    blocks = [random_blocks(name, r, 256, i) for i, (name, r) in enumerate(zip(names, rows, strict=True))]
+    matrices = [pack(name, b, r, 256) for name, b, r in zip(names, blocks, rows, strict=True)]
+    together = multiply(matrices, x)
+    assert np.array_equal(together, np.concatenate([multiply([matrix], x) for matrix in matrices], axis=1))
+    start = np.ones_like(together)
+    assert np.array_equal(multiply(matrices, x, add_to=start), start + together)
+
+
+def test_norm_bias_and_sum_are_part_of_the_product(isa: str):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((5, 96)).astype(np.float32), rng.standard_normal(96).astype(np.float32)
+    blocks = random_blocks("F32", 20, 96, 0)
+    matrix, bias = pack("F32", blocks, 20, 96), rng.standard_normal(20).astype(np.float32)
+    matrix.set_bias(bias)
+    wide = x.astype(np.float64)
+    normed = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight
+    expected = normed @ dense("F32", blocks, 20, 96).T + bias
+    assert np.allclose(multiply([matrix], x, norm=weight), expected, rtol=1e-5, atol=1e-5)
+    assert np.allclose(multiply([matrix], x, norm=weight, add_to=np.full((5, 20), 2, np.float32)), expected + 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [1, 40])
+def test_what_is_not_a_number_never_becomes_one(isa: str, name: str, bad: float, n: int):
+    """The outputs of a row that holds NaN or infinity are not finite, and no other row notices."""
+    columns = 256 if FORMATS[BY_NAME[name]].block > 1 else 40
+    matrix = pack(name, random_blocks(name, 32, columns, 0), 32, columns)
+    x = np.random.default_rng(0).standard_normal((n, columns)).astype(np.float32)
+    clean = multiply([matrix], x)
+    x[n // 2, 17] = bad
+    found = multiply([matrix], x)
+    assert not np.isfinite(found[n // 2]).any()
+    assert np.array_equal(np.delete(found, n // 2, 0), np.delete(clean, n // 2, 0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [1e-42, 1e-36, 1e-30, 1e30])
+def test_extreme_activations(isa: str, name: str, size: float):
+    columns = 256 if FORMATS[BY_NAME[name]].block > 1 else 40
+    blocks = random_blocks(name, 16, columns, 0)
+    x = (np.random.default_rng(0).standard_normal((2, columns)) * size).astype(np.float32)
+    found = multiply([pack(name, blocks, 16, columns)], x).astype(np.float64)
+    weights = dense(name, blocks, 16, columns)
+    exact = x.astype(np.float64) @ weights.T
+    assert np.isfinite(found).all()
+    nothing = 1e-35 * np.abs(weights).sum(1).max()  # a group whose largest number is below 1e-35 counts as zeros
+    assert np.abs(found - exact).max() <= 0.02 * np.abs(exact).max() + nothing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_and_nothing(isa: str, name: str):
+    columns = 256 if FORMATS[BY_NAME[name]].block > 1 else 40
+    matrix = pack(name, random_blocks(name, 16, columns, 0), 16, columns)
+    assert not multiply([matrix], np.zeros((3, columns), np.float32)).any()
+    assert multiply([matrix], np.zeros((0, columns), np.float32)).shape == (0, 16)
+
+
+def test_what_does_not_fit_is_refused(isa: str):
+    with pytest.raises(ValueError, match=r"^there is no kernel for rows of 48 weights of ggml type 2$"):
+        packed_bytes(2, 16, 48)
+    with pytest.raises(ValueError, match=r"^there is no kernel for rows of 256 weights of ggml type 16$"):
+        packed_bytes(16, 16, 256)
+    blocks = random_blocks("Q4_0", 16, 64, 0)
+    for cut in (blocks[:-1], blocks[:-36], np.concatenate([blocks, blocks])):
+        if cut.nbytes % 36:
+            with pytest.raises(ValueError, match=r"are not whole rows of a matrix \(16, 64\)$"):
+                pack("Q4_0", cut, 16, 64)
+    with pytest.raises(ValueError, match=r"^1152 bytes from row 0 on are not whole rows of a matrix \(16, 64\)$"):
+        pack("Q4_0", np.concatenate([blocks, blocks]), 16, 64)
+    a, b = pack("Q4_0", blocks, 16, 64), pack("Q4_0", random_blocks("Q4_0", 16, 32, 0), 16, 32)
+    with pytest.raises(ValueError, match=r"^kernel: matrices that do not fit each other"):
+        multiply([a, b], np.zeros((1, 64), np.float32))
