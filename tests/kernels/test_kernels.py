@@ -52,7 +52,10 @@ def test_another_abi_is_refused(tmp_path: Path) -> None:
     source.write_text(SOURCE.read_text())
     library = tmp_path / "library.so"
     subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    with pytest.raises(OSError, match=rf"library\.so: ABI 7, this package needs {kernels.ABI_VERSION}; rebuild it with: pip install --force-reinstall qwen2$"):
+    with pytest.raises(
+        OSError,
+        match=rf"library\.so: ABI 7, this package needs {kernels.ABI_VERSION}; rebuild it with: pip install --force-reinstall qwen2$",
+    ):
         kernels.open_library(library)
 
 
@@ -106,5 +109,7 @@ def test_an_instruction_set_is_chosen_by_name_or_refused() -> None:
 def test_without_a_library_no_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "library", lambda: None)
     kernels.select_isa(None)
-    with pytest.raises(ValueError, match=r"^isa 'avx2': this installation has no native library; reinstall it with a C\+\+ compiler at hand$"):
+    with pytest.raises(
+        ValueError, match=r"^isa 'avx2': this installation has no native library; reinstall it with a C\+\+ compiler at hand$"
+    ):
         kernels.select_isa("avx2")

@@ -38,7 +38,11 @@ def close(found: np.ndarray, expected: np.ndarray, weights: np.ndarray, x: np.nd
 @pytest.mark.parametrize("name", NAMES)
 @relaxed
 @given(
-    rows=st.integers(1, 83), units=st.integers(1, 5), n=st.integers(1, 40), seed=st.integers(0, 10**6), scale=st.sampled_from([1e-4, 0.1, 300.0])
+    rows=st.integers(1, 83),
+    units=st.integers(1, 5),
+    n=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([1e-4, 0.1, 300.0]),
 )
 def test_products_equal_fp64(isa: str, name: str, rows: int, units: int, n: int, seed: int, scale: float):
     form = FORMATS[BY_NAME[name]]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen2 import kernels
+from qwen2 import LLM, kernels
 from qwen2.config import ModelConfig
 from qwen2.model import Qwen2, packed_attend
-from qwen2.weights.export import to_hf_folder
-from qwen2.weights.model import load
+from qwen2.model.linear import Linear
+from qwen2.weights.export import to_gguf, to_hf_folder
+from qwen2.weights.model import load, say_fallback
 from tests.conftest import tiny_model
 
 pytestmark = pytest.mark.skipif(kernels.isa() is None, reason="this installation has no kernels for this processor")
@@ -45,3 +46,53 @@ def test_every_parameter_comes_back(folder: Path):
     plain, packed = dict(load(folder).network.tensors()), dict(load(folder, packed=True).network.tensors())
     assert plain.keys() == packed.keys()
     assert all(torch.equal(plain[name], packed[name]) for name in plain)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_products_without_kernels_are_those_of_the_kernels(name: str):
+    """The torch fallback, weights widened and input rounded to int8: 1e-4 of the largest output."""
+    from tests.kernels.conftest import dense, multiply, pack, random_blocks
+
+    blocks = random_blocks(name, 48, 512, 0)
+    layer = Linear(512, 48, bias=False)
+    layer.weight = torch.nn.Parameter(torch.from_numpy(dense(name, blocks, 48, 512)).float())
+    layer.int8_input = True
+    x = torch.randn(9, 512, generator=torch.Generator().manual_seed(0))
+    x[3] = 0
+    with torch.inference_mode():
+        fallback = layer(x)
+    native = torch.from_numpy(multiply([pack(name, blocks, 48, 512)], x.numpy()))
+    torch.testing.assert_close(fallback, native, rtol=0, atol=1e-4 * float(native.abs().max()))
+
+
+def test_without_kernels_a_quantized_file_is_said_to_run_in_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    to_gguf(tiny_model(), tmp_path / "model.gguf", "Q8_0")
+    native = LLM(tmp_path / "model.gguf").logits(list(range(40)))
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    say_fallback.cache_clear()
+    fallback = LLM(tmp_path / "model.gguf")
+    again = LLM(tmp_path / "model.gguf")
+    told = "qwen2: this installation has no native library: computing in torch, several times slower and with weights widened to float32\n"
+    assert capsys.readouterr().err == told  # once
+    assert not fallback.model.network.packed
+    assert not again.model.network.packed
+    logits = fallback.logits(list(range(40)))
+    assert (logits - native).abs().max() < 0.02 * native.abs().max()  # a rounding to int8 may fall the other way
+
+
+def test_gradients_flow_through_packed_weights(folder: Path):
+    """dX = dY W: the input's gradient through every layer, against the plain network's; nothing is rounded to int8."""
+    plain, packed = load(folder).network, load(folder, packed=True).network
+    gradients = []
+    for network in (plain, packed):
+        x = torch.randn(7, network.config.hidden, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        y = x
+        attend = packed_attend(network.config, torch.arange(7), [7])
+        for layer in network.model.layers:
+            y = layer(y, attend, None)
+        network.logits(network.model.norm(y)).square().mean().backward()
+        gradients.append(x.grad)
+    assert gradients[0] is not None
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -37,6 +37,8 @@ def run(
     dtype: str = "auto",
     threads: int | None = None,
     context: int | None = None,
+    cache_bits: Literal[16, 8] = 16,
+    isa: Literal["avx512", "avx2", "neon"] | None = None,
     plain: Switch = False,
     verbose: Switch = False,
     sampling: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
@@ -56,9 +58,13 @@ def run(
     dtype
         What to compute in: auto (the file's own type), float32, bfloat16 or float16.
     threads
-        CPU threads; left out, as many as there are cores.
+        CPU threads; left out, as many as there are physical cores.
     context
         A window shorter than the model's own.
+    cache_bits
+        Bits of the keys and values that are kept of what was read; 8 halve the memory and cost a little accuracy. CPU only.
+    isa
+        The kernels' instruction set; left out, the best that this processor has.
     plain
         Show the text as the model wrote it, not as rendered Markdown.
     verbose
@@ -71,7 +77,7 @@ def run(
     check_model(model, words)
     prompt = join_prompt(given)
     ensure(model)
-    llm, load_seconds = load_model(model, device, dtype, threads, context)
+    llm, load_seconds = load_model(model, device, dtype, threads, context, cache_bits, isa)
     if prompt is not None:
         return answer_once(llm, prompt, system, params, plain, verbose, load_seconds)
     talk(llm, system, params, plain, verbose, load_seconds)
@@ -124,7 +130,9 @@ def check_model(model: str, words: Sequence[str]) -> None:
         raise
 
 
-def load_model(model: str, device: str, dtype: str, threads: int | None, context: int | None) -> tuple[LLM, float]:
+def load_model(
+    model: str, device: str, dtype: str, threads: int | None, context: int | None, cache_bits: int, isa: str | None
+) -> tuple[LLM, float]:
     """The model, and the seconds that it took."""
     from qwen2.cli.answer import working
 
@@ -132,7 +140,7 @@ def load_model(model: str, device: str, dtype: str, threads: int | None, context
     with working(f"loading {model}"):
         from qwen2.engine.llm import LLM
 
-        llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context)
+        llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context, cache_bits=cache_bits, isa=isa)
     return llm, time.perf_counter() - start
 
 

@@ -26,11 +26,9 @@ PIECE = 4 << 20  # bytes that blocks are cut from
 
 
 class BlockLayout:
-    """Sizes of one model's cache. Raises ValueError for bits other than 16 and 8."""
+    """Sizes of one model's cache, and the memory that its blocks are cut from."""
 
     def __init__(self, config: ModelConfig, bits: int) -> None:
-        if bits not in CACHE_BITS:
-            raise ValueError(f"cache_bits {bits!r}: must be 16 or 8")
         self.bits = bits
         self.layer_bytes = config.kv_heads * int(native().qwen2_cache_bytes(config.head_dim, bits))
         self.block_bytes = config.layers * self.layer_bytes
@@ -94,6 +92,8 @@ class BlockSequence:
         theirs = {address: i for i, address in enumerate(other.addresses)}
         for i, address in enumerate(self.addresses):
             j = theirs.get(address)
-            if j is not None and (j != i or self.tokens[: (i + 1) * BLOCK] != other.tokens[: (i + 1) * BLOCK] or len(self) < (i + 1) * BLOCK):
+            if j is not None and (
+                j != i or self.tokens[: (i + 1) * BLOCK] != other.tokens[: (i + 1) * BLOCK] or len(self) < (i + 1) * BLOCK
+            ):
                 return True
         return False

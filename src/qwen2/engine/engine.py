@@ -60,7 +60,7 @@ class Engine:
         return min(model.network.weight_bytes() // 8, self.window * self.runner.token_bytes)
 
     def step(self) -> None:
-        """One turn, under the lock, in inference mode; beside the kernels' threads torch has one, so that its own do not spin against them."""
+        """One turn, under the lock; beside the kernels' threads torch has one, so that its own do not spin against them."""
         threads = torch.get_num_threads()
         if self.runner.layout is not None:
             torch.set_num_threads(1)

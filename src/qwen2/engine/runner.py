@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen2.engine.attention import cached_attend
-from qwen2.engine.blocks import BlockLayout, BlockSequence
+from qwen2.engine.blocks import CACHE_BITS, BlockLayout, BlockSequence
 from qwen2.engine.kernel_attention import KernelAttend
 from qwen2.engine.kv_cache import AnySequence, SequenceCache, token_bytes
 from qwen2.model.rope import Rope
@@ -32,6 +32,10 @@ class Runner:
         self.network = network
         self.dtype, self.device = network.dtype, network.device
         self.rope = Rope(network.config, self.device)
+        if cache_bits not in CACHE_BITS:
+            raise ValueError(f"cache_bits {cache_bits!r}: must be 16 or 8")
+        if cache_bits == 8 and not network.packed:
+            raise ValueError("cache_bits 8: only the kernels keep a cache of 8 bits, and this model is not computed with them here")
         self.layout = BlockLayout(network.config, cache_bits) if network.packed else None  # the kernels' own cache
 
     @property

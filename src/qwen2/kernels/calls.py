@@ -26,7 +26,8 @@ class ProductStruct(ctypes.Structure):
     """qwen2_product"""
 
     _fields_ = [
-        ("x", address), ("norm", address), ("matrices", address), ("outs", address), ("out_strides", address), ("n", i64), ("x_stride", i64),
+        ("x", address), ("norm", address), ("matrices", address), ("outs", address), ("out_strides", address),
+        ("n", i64), ("x_stride", i64),
         ("eps", ctypes.c_float), ("count", i32), ("add", i32),
     ]  # fmt: skip
 
@@ -44,8 +45,9 @@ class MixtureStruct(ctypes.Structure):
     """qwen2_mixture"""
 
     _fields_ = [
-        ("x", address), ("norm", address), ("router", address), ("shared_router", address), ("shared_gate", address), ("shared_up", address),
-        ("shared_down", address), ("gates", address), ("ups", address), ("downs", address), ("router_logits", address),
+        ("x", address), ("norm", address), ("router", address), ("shared_router", address), ("shared_gate", address),
+        ("shared_up", address), ("shared_down", address), ("gates", address), ("ups", address), ("downs", address),
+        ("router_logits", address),
         ("n", i64), ("x_stride", i64), ("eps", ctypes.c_float), ("experts", i32), ("active", i32), ("renormalise", i32),
     ]  # fmt: skip
 

@@ -61,7 +61,9 @@ class Matrix:
 
     def set_bias(self, bias: np.ndarray) -> None:
         """fp32 (rows,), added to every product."""
-        assert bias.dtype == np.float32 and bias.shape == (self.struct.rows,) and bias.flags.c_contiguous
+        assert bias.dtype == np.float32, f"a bias is fp32, not {bias.dtype}"
+        assert bias.shape == (self.struct.rows,), f"a bias has one number a row, not {bias.shape}"
+        assert bias.flags.c_contiguous, "a bias lies without gaps"
         self._bias = bias
         self.struct.bias = bias.ctypes.data
 

@@ -2,7 +2,8 @@
 
 normed_products: several products of the normed input; added_product: a product added to the residual stream; added_feed_forward:
 norm, gate, up, SiLU and down added to it; added_mixture: the same of a mixture of experts; run_layers: all layers, where
-attention is the kernels' own too. Plain parameters, a recorded gradient, or a layer that was replaced by another kind take the steps one by one.
+attention is the kernels' own too. Plain parameters, a recorded gradient, or a layer that was replaced by another kind take the
+steps one by one.
 Calls are bound once and kept by the layer's first product. The native ones change the residual stream in place.
 """
 
@@ -11,19 +12,18 @@ Calls are bound once and kept by the layer's first product. The native ones chan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwen2.kernels.calls import BoundFeedForward, BoundLayer, BoundLayers, BoundMixture, BoundProduct
-from qwen2.model.packed import PackedExperts, PackedNorm
+from qwen2.model.packed import PackedExperts
 from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qwen2.model.attention import Attend
-    from qwen2.model.qwen2 import MLP, Decoder, Layer, MoE
+    from qwen2.model.qwen2 import MLP, Decoder, MoE
 
 
 def packed(*layers: nn.Module) -> bool:
@@ -39,7 +39,8 @@ def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> 
     bound = bound_products(norm, layers)
     out = torch.empty(len(x), bound.width)
     bound(x.data_ptr(), len(x), out.data_ptr())
-    return out.split([layer.out_features for layer in layers], dim=1)  # type: ignore[misc, no-any-return]
+    widths: list[Any] = [layer.out_features for layer in layers]
+    return out.split(widths, dim=1)
 
 
 def added_product(x: Tensor, values: Tensor, layer: nn.Module) -> Tensor:
@@ -67,7 +68,7 @@ def added_mixture(x: Tensor, norm: nn.Module, moe: MoE, router_logits: list[Tens
     return x
 
 
-def run_layers(decoder: Decoder, x: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> bool:
+def run_layers(decoder: Decoder, x: Tensor, attend: Any, router_logits: list[Tensor] | None) -> bool:
     """All layers in one native call, x (N, D) changed in place; False where they have to be run one by one.
 
     That is where attention is not the kernels' own (engine/kernel_attention.py) or router logits are asked for.
@@ -77,14 +78,15 @@ def run_layers(decoder: Decoder, x: Tensor, attend: Attend, router_logits: list[
         return False
     if decoder.bound is None:
         layers = [_bind(layer) for layer in decoder.layers]
-        decoder.bound = False if None in layers else BoundLayers(layers)
+        every = [layer for layer in layers if layer is not None]
+        decoder.bound = BoundLayers(every) if len(every) == len(layers) else False
     if decoder.bound is False:
         return False
     decoder.bound(x.data_ptr(), len(x), step(0), attend.layer_bytes)
     return True
 
 
-def _bind(layer: Layer) -> BoundLayer | None:
+def _bind(layer: Any) -> BoundLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
     mixed = isinstance(getattr(mlp, "experts", None), PackedExperts)
     parts = _dense_layers(mlp) if mixed else [getattr(mlp, name, mlp) for name in ("gate_proj", "up_proj", "down_proj")]
@@ -96,12 +98,12 @@ def _bind(layer: Layer) -> BoundLayer | None:
     return BoundLayer(bound_products(layer.input_layernorm, products), bound_sum(attention.o_proj), part)
 
 
-def _dense_layers(moe: MoE) -> list[nn.Module]:
+def _dense_layers(moe: Any) -> list[Any]:
     shared = moe.shared_expert
     return [moe.gate, moe.shared_expert_gate, shared.gate_proj, shared.up_proj, shared.down_proj]
 
 
-def _room(router_logits: list[Tensor] | None, n: int, moe: MoE) -> Tensor | None:
+def _room(router_logits: list[Tensor] | None, n: int, moe: Any) -> Tensor | None:
     """Where a mixture's logits go: (N, E) at the end of the list, or nowhere."""
     if router_logits is None or not hasattr(moe, "experts"):
         return None
@@ -109,30 +111,34 @@ def _room(router_logits: list[Tensor] | None, n: int, moe: MoE) -> Tensor | None
     return router_logits[-1]
 
 
-def bound_products(norm: PackedNorm, layers: Sequence[PackedLinear]) -> BoundProduct:
-    first = layers[0]
+def bound_products(norm: Any, layers: Sequence[Any]) -> BoundProduct:
+    first = layers[0]  # modules may have been replaced since the decoder was built: their types are not the annotated ones
     if first.fused is None:
         first.fused = BoundProduct([layer.matrix.struct for layer in layers], norm.weight.data_ptr(), norm.eps)
-    return first.fused
+    bound: BoundProduct = first.fused
+    return bound
 
 
-def bound_sum(layer: PackedLinear) -> BoundProduct:
+def bound_sum(layer: Any) -> BoundProduct:
     if layer.fused is None:
         layer.fused = BoundProduct([layer.matrix.struct], add=True)
-    return layer.fused
+    bound: BoundProduct = layer.fused
+    return bound
 
 
-def bound_feed_forward(norm: PackedNorm, mlp: MLP) -> BoundFeedForward:
+def bound_feed_forward(norm: Any, mlp: Any) -> BoundFeedForward:
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
     if gate.fused is None:
         gate.fused = BoundFeedForward(norm.weight.data_ptr(), norm.eps, gate.matrix.struct, up.matrix.struct, down.matrix.struct)
-    return gate.fused
+    bound: BoundFeedForward = gate.fused
+    return bound
 
 
-def bound_mixture(norm: PackedNorm, moe: MoE) -> BoundMixture:
+def bound_mixture(norm: Any, moe: Any) -> BoundMixture:
     if moe.gate.fused is None:
         router, shared_router, *shared = [layer.matrix.struct for layer in _dense_layers(moe)]
         experts = [[matrix.struct for matrix in expert] for expert in moe.experts.matrices]
         settings = (moe.moe.active, moe.moe.norm_topk)
         moe.gate.fused = BoundMixture(norm.weight.data_ptr(), norm.eps, router, shared_router, shared, experts, *settings)
-    return moe.gate.fused
+    bound: BoundMixture = moe.gate.fused
+    return bound

@@ -6,7 +6,8 @@ oneDNN, which torch carries too, does none of this; and for up to four rows of n
 output rows is faster still. Measured with two threads on a Zen 5, weights (4864, 896): 512 rows 447 GFLOP/s instead of 194;
 16 rows 22 GB/s instead of 11; one row 39 GB/s instead of 17. With both libraries held to AVX2 the order is the same.
 
-The oneDNN product has no gradient: where one is recorded, torch's own is used. What is left out: quantized weights (the kernels).
+The oneDNN product has no gradient: where one is recorded, torch's own is used. Where there are no kernels for this processor, weights
+that a file holds in blocks are widened, and `as_int8` rounds their input as the kernels do, so that both give the same results.
 """
 
 # N rows, I input width, O output width, S bands
@@ -59,8 +60,20 @@ def in_bands(x: Tensor, weight: Tensor) -> Tensor:
     return out.flatten(0, 1).t().contiguous()
 
 
+def as_int8(x: Tensor) -> Tensor:
+    """x (..., I) rounded to int8 in groups of 32 with a scale each, and back: what the kernels multiply weights in blocks with."""
+    groups = x.unflatten(-1, (-1, 32))
+    highest = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.where(highest < 1e-35, 0.0, 127 / highest)  # a group of next to nothing counts as zeros
+    return ((groups * inverse).round() * (highest * (1 / 127))).flatten(-2)
+
+
 class Linear(nn.Linear):
-    """A linear layer whose product is `linear`."""
+    """A linear layer whose product is `linear`; `int8_input` rounds the input where no gradient is recorded."""
+
+    int8_input = False
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.int8_input and not torch.is_grad_enabled():
+            input = as_int8(input)
         return linear(input, self.weight, self.bias)

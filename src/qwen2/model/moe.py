@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qwen2.model.linear import linear
+from qwen2.model.linear import as_int8, linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class Experts(nn.Module):
-    """The routed experts, stacked: gate and up as (E, 2F, D), down as (E, D, F)."""
+    """The routed experts, stacked: gate and up as (E, 2F, D), down as (E, D, F). `int8_input` as in `Linear`."""
+
+    int8_input = False
 
     def __init__(self, hidden: int, moe: MoEConfig, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         super().__init__()
@@ -41,8 +43,9 @@ class Experts(nn.Module):
 
     def one(self, expert: int, x: Tensor) -> Tensor:
         """One expert's SwiGLU on its rows (n, D) -> (n, D)."""
-        gate, up = linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        return linear(gated(gate, up), self.down_proj[expert])
+        rounded = as_int8 if self.int8_input and not torch.is_grad_enabled() else lambda x: x
+        gate, up = linear(rounded(x), self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return linear(rounded(gated(gate, up)), self.down_proj[expert])
 
 
 def by_expert(x: Tensor, chosen: Tensor, weights: Tensor, experts: int, one: Callable[[int, Tensor], Tensor]) -> Tensor:

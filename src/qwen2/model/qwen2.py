@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, run_layers
-from qwen2.model.linear import Linear, linear
+from qwen2.model.linear import Linear, as_int8, linear
 from qwen2.model.moe import Experts, gated, route
 from qwen2.model.packed import PackedEmbedding, PackedExperts, TiedEmbedding
 from qwen2.quant.linear import PackedLinear
@@ -123,7 +123,12 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """torch's, left uninitialised: to draw its numbers without memory torch imports its compiler, which takes over a second."""
+    """torch's, left uninitialised: to draw its numbers without memory torch imports its compiler, which takes over a second.
+
+    `int8_input` as in `Linear`, where it is the output head too.
+    """
+
+    int8_input = False
 
     def __init__(self, vocab: int, hidden: int, factory: Factory) -> None:
         super().__init__(vocab, hidden, _weight=torch.empty(vocab, hidden, **factory))
@@ -168,7 +173,9 @@ class Qwen2(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return head(hidden) if isinstance(head, PackedLinear) else linear(hidden, head.weight)
+        if isinstance(head, Embedding):
+            return linear(as_int8(hidden) if head.int8_input and not torch.is_grad_enabled() else hidden, head.weight)
+        return head(hidden)
 
     @property
     def dtype(self) -> torch.dtype:

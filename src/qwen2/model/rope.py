@@ -44,7 +44,7 @@ class Rope:
         return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
 
     def rows(self, spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """cos and sin in float32 for runs of positions (start, count) end to end, each (N, d/2); of one run a view, nothing is computed twice."""
+        """cos and sin in float32 for runs of positions (start, count) end to end, each (N, d/2); of a single run a view."""
         last = max(start + count for start, count in spans)
         if last > len(self._kept[0]):
             cos, sin = self.tables(torch.arange(max(last, min(2 * last, last + KEPT_AHEAD)), device=self.inv_freq.device), torch.float32)

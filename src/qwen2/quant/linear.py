@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            y: Tensor = FrozenProduct.apply(x, self.matrix)  # type: ignore[no-untyped-call]
+            y: Tensor = FrozenProduct.apply(x, self.matrix)
             return y if self.bias is None else y + self.bias
         return run(self.product, x)
 
@@ -70,7 +70,7 @@ def run(product: BoundProduct, x: Tensor) -> Tensor:
 def multiply(x: Tensor, matrix: Matrix) -> Tensor:
     """x (..., I) by a packed matrix (O, I), differentiable in x."""
     if torch.is_grad_enabled():
-        y: Tensor = FrozenProduct.apply(x, matrix)  # type: ignore[no-untyped-call]
+        y: Tensor = FrozenProduct.apply(x, matrix)
         return y
     return run(BoundProduct([matrix.struct]), x)
 

@@ -87,6 +87,10 @@ class SafetensorsSource:
         parts = expert_parts(name, self.config.moe.experts) if self.config.moe else None
         return name in self.files or (parts is not None and parts[0][0] in self.files)
 
+    def in_blocks(self, name: str) -> bool:
+        """Nothing is in blocks here."""
+        return False
+
     def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The parameter `name` as (shape) of `dtype` on `device`."""
         parts = expert_parts(name, shape[0])

@@ -28,6 +28,8 @@ class Source(Protocol):
 
     def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
+    def in_blocks(self, name: str) -> bool: ...
+
     def packed(self, name: str, dtype: torch.dtype) -> PackedEmbedding | None: ...
 
     def rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> list[Rows]: ...
@@ -35,10 +37,11 @@ class Source(Protocol):
     def check_rest(self) -> None: ...
 
 
-def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Qwen2:
+def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device, int8_inputs: bool = False) -> Qwen2:
     """A network whose parameters all come from `source`; those of a Llama that has no q/k/v biases are zero.
 
-    On a CPU an embedding in blocks that is not also the output head stays packed.
+    On a CPU an embedding in blocks that is not also the output head stays packed. `int8_inputs` rounds what weights in blocks are
+    multiplied with, as the kernels would.
     """
     network = Qwen2(config, dtype=dtype, device="meta")
     parameters = dict(network.named_parameters())
@@ -53,6 +56,9 @@ def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.
             tensor = torch.zeros(parameter.shape, dtype=dtype, device=device)
         else:
             tensor = source.load(name, parameter.shape, dtype, device)
-        setattr(network.get_submodule(module_name), leaf, torch.nn.Parameter(tensor, requires_grad=False))
+        module = network.get_submodule(module_name)
+        setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+        if int8_inputs and leaf != "bias" and hasattr(module, "int8_input"):
+            module.int8_input = source.in_blocks(name)  # type: ignore[assignment]
     source.check_rest()
     return network.eval()

@@ -47,6 +47,10 @@ class GGUFSource:
     def has(self, name: str) -> bool:
         return all(part in self.file.tensors for part in gguf_names(name, self.config))
 
+    def in_blocks(self, name: str) -> bool:
+        """Whether this parameter is stored in a block format."""
+        return all(FORMATS[info.type].block > 1 for part in gguf_names(name, self.config) if (info := self.file.info(part)).type in FORMATS)
+
     def load(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The parameter `name` as (shape) of `dtype` on `device`."""
         parts = gguf_names(name, self.config)
@@ -85,7 +89,8 @@ class GGUFSource:
         def read(first: int, count: int) -> np.ndarray:
             if order is not None:
                 whole = self.file.raw(part).reshape(-1, row_bytes)
-                return whole[order[first : first + count].numpy()].reshape(-1)
+                chosen: np.ndarray = whole[order[first : first + count].numpy()]
+                return chosen.reshape(-1)
             return self.file.piece(part, (start + first) * row_bytes, count * row_bytes)
 
         if dtype is None or PLAIN.get(form.name) == dtype:

@@ -8,8 +8,10 @@ What is left out: downloading (store.py) and running (engine/).
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +66,17 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
 
     As parameters (`packed` false) `dtype` "auto" computes in the file's own type; quantized files are widened to float32 on a CPU
     and bfloat16 elsewhere, and float16 becomes float32 on a CPU. Packed, for the kernels, matrices stay as the file has them, or
-    are stored as `dtype`, and everything else is float32; a device other than the CPU and an installation without kernels know no
-    packed weights. Raises ValueError or FileNotFoundError in one line that says what is wrong and where.
+    are stored as `dtype`, and everything else is float32; only a CPU has packed weights, and where it has no kernels the weights
+    are widened and computed with in torch, which is said once. Raises ValueError or FileNotFoundError in one line that says what
+    is wrong and where.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be auto, {', '.join(DTYPES)}")
     target = _device(device)
-    packed = packed and target.type == "cpu" and kernels.isa() is not None
-    if dtype == "float16" and target.type == "cpu" and not packed:
+    packed = packed and target.type == "cpu"
+    if packed and kernels.isa() is None:
+        say_fallback()
+    if dtype == "float16" and target.type == "cpu" and not (packed and kernels.isa() is not None):
         raise ValueError("dtype 'float16' on a CPU: Qwen2's large key biases overflow it; use float32 or bfloat16")
     path, name, hold = Store(home).open(source)
     with ExitStack() as on_failure:
@@ -122,9 +127,16 @@ def _load_folder(path: Path, dtype: str, device: torch.device, packed: bool) -> 
 
 
 def _network(config: ModelConfig, source: Source, dtype: str, stored: torch.dtype | None, device: torch.device, packed: bool) -> Qwen2:
-    if packed:
+    if packed and kernels.isa() is not None:
         return fill_packed(config, source, DTYPES.get(dtype))
-    return fill(config, source, _compute_dtype(dtype, stored, device), device)
+    return fill(config, source, _compute_dtype(dtype, stored, device), device, int8_inputs=packed and dtype == "auto")
+
+
+@lru_cache(maxsize=1)
+def say_fallback() -> None:
+    """Once a process: that torch does what the kernels would."""
+    why = "this installation has no native library" if kernels.library() is None else "there are no kernels for this processor"
+    print(f"qwen2: {why}: computing in torch, several times slower and with weights widened to float32", file=sys.stderr)
 
 
 @contextmanager

@@ -71,10 +71,16 @@ def fill_packed(config: ModelConfig, source: Source, dtype: torch.dtype | None) 
             bias = None if module.bias is None else vector(f"{path}.bias", module.bias.shape)
             setattr(parent, leaf, PackedLinear(pack(rows, arena), bias))
         elif isinstance(module, nn.Embedding):
-            (rows,) = source.rows(f"{path}.weight", module.weight.shape, dtype) if embedding is None else (None,)
-            setattr(parent, leaf, embedding if rows is None else TiedEmbedding(pack(rows, arena)))
+            tied = embedding is None
+            setattr(
+                parent,
+                leaf,
+                TiedEmbedding(pack(source.rows(f"{path}.weight", module.weight.shape, dtype)[0], arena)) if tied else embedding,
+            )
         elif path.endswith(".experts"):
-            stacks = [[pack(rows, arena) for rows in source.rows(f"{path}.{name}", p.shape, dtype)] for name, p in module.named_parameters()]
+            stacks = [
+                [pack(rows, arena) for rows in source.rows(f"{path}.{name}", p.shape, dtype)] for name, p in module.named_parameters()
+            ]
             gate_up, down = stacks
             setattr(parent, leaf, PackedExperts(list(zip(gate_up[0::2], gate_up[1::2], down, strict=True))))
         elif isinstance(module, RMSNorm):
