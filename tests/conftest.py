@@ -15,6 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from qwen2 import kernels
 from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, RopeScaling, tiny
 from qwen2.model import Qwen2
 from qwen2.tokenizer import ChatTemplate, Parts, Tokenizer
@@ -37,6 +38,18 @@ SHAPES = {
 
 
 REAL = {"coder", "smollm", "qwen_tokenizer"}  # fixtures that download a real model
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native", metavar="LIBRARY", help="test this build of the native library, such as one with sanitizers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--native")
+    if given:
+        path = Path(given).resolve(strict=True)
+        kernels.library_path = lambda: path
+        kernels.library.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
