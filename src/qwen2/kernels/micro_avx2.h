@@ -60,7 +60,7 @@ static inline void expand_to(const uint8_t* quants, uint8_t* out) {
     }
 }
 
-template <class Fmt> constexpr int tokens_of() { return Fmt::BITS >= 8 ? 4 : 4; }  // of a full micro-kernel
+template <class Fmt> constexpr int tokens_of() { return Fmt::BITS == 5 || Fmt::BITS == 6 ? 3 : 4; }  // of a full micro-kernel: 16 registers
 
 // P tiles times T tokens, steps FROM .. FROM + COUNT of a group: exact sums.
 template <class Fmt, int P, int T, int FROM, int COUNT>
