@@ -25,13 +25,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qwen2 import LLM, SamplingParams
+from qwen2.weights.model import load
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT, ANSWER = 512, 64
 PEAK = """
 import json, resource, sys
 from qwen2 import LLM, SamplingParams
-llm = LLM(sys.argv[1], dtype="float32", threads=int(sys.argv[2]))
+from qwen2.weights.model import load
+llm = LLM(load(sys.argv[1], dtype="float32"), threads=int(sys.argv[2]))
 weights = llm.model.config.parameters() * 4
 llm.generate([list(range(1000, 1512))], SamplingParams(temperature=0, max_tokens=64, ignore_eos=True))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -110,7 +112,7 @@ def main() -> None:
     start = first_token(args.model, args.threads)
     command = [sys.executable, "-c", PEAK, args.model, str(args.threads)]
     memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    llm = LLM(args.model, dtype="float32", threads=args.threads)
+    llm = LLM(load(args.model, dtype="float32"), threads=args.threads)
     peer = reference(llm)
     generator = torch.Generator().manual_seed(0)
     rounds = []
