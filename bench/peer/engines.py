@@ -51,7 +51,9 @@ class Ours:
         output = self.llm.generate([ids], self._params(tokens + 1), progress=False)[0]
         seconds = time.perf_counter() - start
         if output.usage.cached_tokens or len(output.token_ids) != tokens + 1:
-            raise RuntimeError(f"{output.usage.cached_tokens} tokens came from a cache, {len(output.token_ids)} of {tokens + 1} were written")
+            raise RuntimeError(
+                f"{output.usage.cached_tokens} tokens came from a cache, {len(output.token_ids)} of {tokens + 1} were written"
+            )
         self.llm.engine.cache.clear()
         return seconds - output.timings.decode_seconds, output.timings.decode_seconds
 

@@ -1,0 +1,66 @@
+"""The machine a figure was taken on: the processor's name and flags, its load, and how fast two threads read memory.
+
+The ceiling is the best of many sums over a buffer far larger than the caches, by torch, in a process of its own. Left out: the
+arithmetic ceiling, which `qwen2 bench` measures.
+
+    python bench/peer/machine.py 2
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FLAGS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
+CEILING = """
+import sys, time, torch
+torch.set_num_threads(int(sys.argv[1]))
+buffer = torch.ones(2**28)
+best = 0.0
+for _ in range(12):
+    start = time.perf_counter()
+    buffer.sum()
+    best = max(best, buffer.nbytes / (time.perf_counter() - start))
+print(best)
+"""
+
+
+def processor() -> dict[str, object]:
+    """Name, flags that matter and the number of cores, as Linux tells them; what Python knows elsewhere."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
+    has = set(flags[1].split()) if flags else set()
+    kind = "avx512" if "avx512f" in has else "avx2" if "avx2" in has else platform.machine()
+    return {
+        "name": name[1] if name else platform.processor(),
+        "flags": [flag for flag in FLAGS if flag in has],
+        "cores": os.cpu_count(),
+        "kind": kind,
+        "load": round(os.getloadavg()[0], 2),  # of the last minute: above a few tenths something else ran
+    }
+
+
+def read_ceiling(threads: int) -> float:
+    """Bytes per second."""
+    command = [sys.executable, "-c", CEILING, str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Processor time a process has used so far; None where the system does not tell."""
+    path = Path(f"/proc/{pid}/stat")
+    if not path.exists():
+        return None
+    fields = path.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    print(json.dumps({**processor(), "read_bytes_per_second": read_ceiling(int(sys.argv[1]))}, indent=1))

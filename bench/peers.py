@@ -1,0 +1,315 @@
+"""Ours beside llama.cpp, transformers, CTranslate2 and OpenVINO: one run, the same file, alternating, medians of several rounds.
+
+Each engine lives in a process of its own, and one works at a time; every measurement has a fresh random prompt, the same for all, so
+that no cache helps. Load and peak memory come from processes started for them: load to the first token with the interpreter and the
+imports done, then a prompt of 512 and 64 tokens. llama.cpp runs with flash attention on and off, the better one counts. An engine
+that cannot read the file (transformers, CTranslate2) runs the same weights, widened or converted. What is left out: quality
+(quality.py), and our own speed by length, depth and format (`qwen2 bench`).
+
+    python bench/peers.py --llama-cpp VENV/bin/python                          # table, picture and raw figures into bench/results/
+    python bench/peers.py --quick --peers ours,llama.cpp --llama-cpp VENV/bin/python
+    python bench/peers.py --isa avx2 --llama-cpp VENV_OF_AN_AVX2_BUILD/bin/python
+
+VENV has llama-cpp-python installed from source: CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python;
+for --isa avx2: CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON". CTranslate2's folder:
+qwen2 export MODEL HF; ct2-transformers-converter --model HF --quantization int8 --output_dir FOLDER.
+OpenVINO reads GGUF files of type Q8_0 and Q4_0, or a folder that optimum-intel wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from peer.machine import cpu_seconds, processor, read_ceiling
+from peer.report import document, medians, picture, table
+
+from qwen2.config import ModelConfig
+from qwen2.weights.gguf_header import read_header
+from qwen2.weights.store import Store
+
+HERE = Path(__file__).parent
+KINDS = ("prefill", "decode", "streams", "load", "peak")
+COLUMNS = ("ours", "llama.cpp", "transformers-fp32", "transformers-bf16", "ctranslate2", "openvino")
+VARIANTS = {"llama.cpp": ("fa", "nofa")}
+STREAM_PROMPT = 32
+AVX2_ONLY = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"}
+
+
+class Worker:
+    """An engine's process. SystemExit with its one line when it cannot start or fails."""
+
+    def __init__(self, column: str, engine: str, python: str, options: dict[str, Any], environment: dict[str, str]) -> None:
+        self.column = column
+        command = [python, str(HERE / "peer" / "worker.py"), engine, json.dumps(options)]
+        self.log = tempfile.TemporaryFile("w+")
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, **environment}
+            )
+        except OSError as error:
+            raise SystemExit(f"{column}: cannot run {python}: {error.strerror}") from None
+        self._answer()
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {}
+        if not line or "error" in answer:
+            self.log.seek(0)
+            said = self.log.read().strip().splitlines() or ["it said nothing"]
+            raise SystemExit(answer.get("error", f"{self.column}: the worker ended: {said[-1]}"))
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Bench:
+    """The workers, the prompts and the samples of one run."""
+
+    def __init__(self, args: argparse.Namespace, model: dict[str, Any]) -> None:
+        self.args, self.model = args, model
+        self.generator = random.Random(args.seed)
+        self.samples: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+        self.workers: dict[str, Worker] = {}
+        self.about: dict[str, Any] = {}
+        self.idle_share = 0.0
+
+    def ids(self, length: int) -> list[int]:
+        """Random ids of plain text: no control tokens, no single bytes."""
+        return [self.generator.randrange(1000, min(100_000, self.model["vocab"] - 1000)) for _ in range(length)]
+
+    def start(self, column: str) -> Worker:
+        args = self.args
+        options: dict[str, Any] = {"model": self.model["path"], "threads": args.threads, "isa": args.isa, "context": self.model["context"]}
+        environment = dict(AVX2_ONLY) if args.isa == "avx2" else {}
+        engine, python = column, sys.executable
+        if column == "ours":
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent / "src"), os.environ.get("PYTHONPATH")]))
+        elif column == "llama.cpp":
+            python, folder = interpreter(args.llama_cpp)
+            environment |= {"LLAMA_CPP_LIB_PATH": str(folder)} if folder else {}
+        elif column.startswith("transformers"):
+            engine, options["folder"] = "transformers", args.hf
+            options["dtype"] = "float32" if column.endswith("fp32") else "bfloat16"
+        else:
+            python, options["folder"] = getattr(args, column)
+            options["compute"] = "int8"
+        return Worker(column, engine, python, options, environment)
+
+    def cold(self, column: str) -> None:
+        """Load and peak memory, in a process of its own."""
+        worker, variant = self.start(column), VARIANTS.get(column, ("",))[0]
+        seconds = worker.ask("load", ids=self.ids(8), variant=variant)["seconds"]
+        worker.ask("measure", ids=self.ids(self.args.lengths[0]), tokens=self.args.tokens, variant=variant)
+        samples = self.samples[column][variant]
+        if "load" in self.args.only:
+            samples["load"].append(seconds)
+        if "peak" in self.args.only:
+            samples["peak"].append(worker.ask("peak")["bytes"])
+        worker.close()
+
+    def warm(self, columns: list[str]) -> None:
+        """Workers that stay, each measured once for nothing."""
+        for column in columns:
+            self.workers[column] = self.start(column)
+            self.workers[column].ask("load", ids=self.ids(8), variant=VARIANTS.get(column, ("",))[0])
+            for variant in VARIANTS.get(column, ("",)):
+                self.workers[column].ask("measure", ids=self.ids(64), tokens=4, variant=variant)
+            self.about[column] = self.workers[column].ask("about")
+
+    def ask(self, column: str, do: str, **fields: Any) -> dict[str, Any]:
+        """One measurement; the others' processor time meanwhile shows whether they sleep."""
+        others = [worker.process.pid for name, worker in self.workers.items() if name != column]
+        before, start = [cpu_seconds(pid) for pid in others], time.perf_counter()
+        answer = self.workers[column].ask(do, **fields)
+        passed = time.perf_counter() - start
+        for pid, used in zip(others, before, strict=True):
+            now = cpu_seconds(pid)
+            if used is not None and now is not None and passed > 1:  # the system counts in hundredths of a second
+                self.idle_share = max(self.idle_share, (now - used) / passed)
+        return answer
+
+    def turn(self, number: int) -> None:
+        """One round: every engine on the same prompts; who begins changes."""
+        columns = list(self.workers)
+        columns = columns[number % len(columns) :] + columns[: number % len(columns)]
+        short, *long = self.args.lengths
+        plans = [("decode", [self.ids(1)]), ("prefill", [self.ids(short)]), *(("both", [self.ids(length)]) for length in long)]
+        plans.append(("streams", [self.ids(STREAM_PROMPT) for _ in range(self.args.streams)]))
+        for plan, prompts in plans:
+            if not ({"prefill", "decode"} if plan == "both" else {plan}) & set(self.args.only):
+                continue
+            for column in columns:
+                for variant in VARIANTS.get(column, ("",)):
+                    self._measure(column, variant, plan, prompts)
+
+    def _measure(self, column: str, variant: str, plan: str, prompts: list[list[int]]) -> None:
+        samples, length, tokens = self.samples[column][variant], len(prompts[0]), self.args.tokens
+        if plan == "streams":
+            answer = self.ask(column, "streams", prompts=prompts, tokens=tokens, variant=variant)
+            samples[f"streams {len(prompts)}"].append(answer["tokens"] / answer["seconds"])
+            return
+        answer = self.ask(column, "measure", ids=prompts[0], tokens=0 if plan == "prefill" else tokens, variant=variant)
+        if plan != "decode" and "prefill" in self.args.only:
+            samples[f"prefill {length}"].append(length / answer["prefill"])
+        if plan != "prefill" and "decode" in self.args.only:
+            samples[f"decode {length if plan == 'both' else 0}"].append(tokens / answer["decode"])
+
+
+def interpreter(given: str) -> tuple[str, Path | None]:
+    """The Python that has llama_cpp and, where a build folder was given, the folder of its libraries."""
+    path = Path(given)
+    if not path.is_dir():
+        return given, None
+    folder = next(
+        (p.parent.resolve() for p in (path / "bin" / "libllama.so", path / "libllama.so", path / "bin" / "libllama.dylib") if p.exists()),
+        None,
+    )
+    if folder is None:
+        raise SystemExit(
+            f"--llama-cpp {given}: no libllama in it; give a Python that has llama_cpp, or a build folder with bin/libllama.so"
+        )
+    return sys.executable, folder
+
+
+def describe(name: str, context: int) -> dict[str, Any]:
+    """What the figures need of a model: path, vocabulary, bytes read for a token and for a cached position (fp16)."""
+    path, shown = Store().resolve(name)
+    if path.suffix != ".gguf":
+        raise ValueError(f"{name}: a GGUF file is needed, this is {path}")
+    header = read_header(path)
+    config = ModelConfig.from_gguf(header.metadata, {name: tensor.shape for name, tensor in header.tensors.items()})
+    tied = "output.weight" not in header.tensors
+    weights = sum(t.nbytes for t in header.tensors.values() if tied or t.name != "token_embd.weight")
+    return {
+        "name": shown,
+        "file": path.name,
+        "path": str(path),
+        "vocab": config.vocab,
+        "context": context,
+        "weight_bytes": None if config.moe else weights,  # of a mixture of experts a token reads a part
+        "cache_bytes": config.cache_bytes_per_token(),
+    }
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The columns to run. SystemExit for one that is not known or whose flag is missing."""
+    given = {"llama.cpp": args.llama_cpp, "ctranslate2": args.ctranslate2, "openvino": args.openvino}
+    if args.peers is None:
+        return [column for column in COLUMNS if given.get(column, "here")]
+    for column in args.peers:
+        if column not in COLUMNS:
+            raise SystemExit(f"--peers {column}: unknown; there are {', '.join(COLUMNS)}")
+        if not given.get(column, "here"):
+            raise SystemExit(f"--peers {column}: say where it is by --{column.replace('.', '-')}")
+    return list(args.peers)
+
+
+def comma(text: str) -> list[str]:
+    return text.split(",")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="qwen2.5-coder:0.5b", help="a name or a GGUF file")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", type=comma, default=list(KINDS), help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--peers", type=comma, help=f"some of {','.join(COLUMNS)}; left out: all whose place is given")
+    parser.add_argument("--llama-cpp", metavar="PATH", help="a Python that has llama_cpp, or a build folder of llama.cpp")
+    parser.add_argument("--ctranslate2", nargs=2, metavar=("PYTHON", "FOLDER"))
+    parser.add_argument("--openvino", nargs=2, metavar=("PYTHON", "FOLDER_OR_GGUF"))
+    parser.add_argument("--hf", metavar="FOLDER", help="the model as qwen2 export wrote it; left out: exported for the run")
+    parser.add_argument("--isa", choices=("avx2", "avx512"), help="hold every engine to it (llama.cpp must be built so)")
+    parser.add_argument("--quick", action="store_true", help="short prompts, one round: whether all works, no figures to keep")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="left out: bench/results/ for a full run, nowhere for a part of one")
+    args = parser.parse_args()
+    unknown = [kind for kind in args.only if kind not in KINDS]
+    if unknown:
+        parser.error(f"--only {unknown[0]}: unknown; there are {', '.join(KINDS)}")
+    if args.rounds < 1 or args.threads < 1:
+        parser.error("--rounds and --threads: at least 1")
+    whole = not args.quick and args.peers is None and set(args.only) == set(KINDS)
+    args.lengths, args.tokens, args.streams = ((128, 256), 16, 16) if args.quick else ((512, 4096), 64, 16)
+    args.rounds = 1 if args.quick else args.rounds
+    args.out = HERE / "results" if args.out is None and whole else args.out
+    return args
+
+
+def measured(args: argparse.Namespace, columns: list[str]) -> dict[str, Any]:
+    """The whole run, as it goes into the raw JSON."""
+    cpu, command = processor(), shlex.join(["python", "bench/peers.py", *sys.argv[1:]])
+    bench = Bench(args, describe(args.model, args.lengths[-1] + args.tokens + 64))
+    ceiling = read_ceiling(args.threads)
+    for number in range(min(3, args.rounds) if {"load", "peak"} & set(args.only) else 0):
+        for column in columns:
+            print(f"cold {number + 1}: {column}", file=sys.stderr)
+            bench.cold(column)
+    if {"prefill", "decode", "streams"} & set(args.only):
+        bench.warm(columns)
+        for number in range(args.rounds):
+            bench.turn(number)
+            print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
+            print("\n".join(table(medians(bench.samples))), file=sys.stderr)
+    for worker in bench.workers.values():
+        worker.close()
+    about = {column: bench.about.get(column, {"versions": {}, "notes": "not asked"}) for column in columns}
+    shared = {"date": time.strftime("%Y-%m-%d"), "command": command, "threads": args.threads, "rounds": args.rounds, "isa": args.isa}
+    model = {key: value for key, value in bench.model.items() if key != "path"}
+    return {
+        **shared,
+        "machine": cpu,
+        "model": model,
+        "read_ceiling": max(ceiling, read_ceiling(args.threads)),
+        "idle_share": bench.idle_share,
+        "about": about,
+        "samples": bench.samples,
+    }
+
+
+def main() -> None:
+    args = arguments()
+    columns = chosen(args)
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.hf is None and any(column.startswith("transformers") for column in columns):
+            args.hf = str(Path(scratch) / "hf")
+            subprocess.run([sys.executable, "-m", "qwen2", "export", args.model, args.hf], check=True, stdout=subprocess.DEVNULL)
+        try:
+            run = measured(args, columns)
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(str(error)) from None
+    text = document(run)
+    print(text)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        kind = args.isa if args.isa is not None else run["machine"]["kind"]
+        suffix = "" if args.model == "qwen2.5-coder:0.5b" else "_" + Path(run["model"]["file"]).stem.lower()
+        stem = args.out / f"peers_{kind}{suffix}"
+        stem.with_name(stem.name + ".md").write_text(text)
+        stem.with_name(stem.name + ".json").write_text(json.dumps(run, indent=1) + "\n")
+        picture(run, stem.with_name(stem.name + ".png"))
+
+
+if __name__ == "__main__":
+    main()
