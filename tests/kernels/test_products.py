@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qwen2 import kernels
 from qwen2.kernels.matrix import packed_bytes
 from qwen2.quant import FORMATS
-from tests.kernels.conftest import BY_NAME, dense, multiply, pack, random_blocks
+from tests.kernels.conftest import BY_NAME, HERE, dense, multiply, pack, random_blocks
 
 NAMES = list(BY_NAME)
 relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -163,3 +163,19 @@ def test_what_does_not_fit_is_refused(isa: str):
     a, b = pack("Q4_0", blocks, 16, 64), pack("Q4_0", random_blocks("Q4_0", 16, 32, 0), 16, 32)
     with pytest.raises(ValueError, match=r"^kernel: matrices that do not fit each other"):
         multiply([a, b], np.zeros((1, 64), np.float32))
+
+
+@pytest.mark.skipif(len(HERE) < 2, reason="this processor has one set of kernels")
+def test_weights_packed_for_another_instruction_set_are_refused():
+    """Never computed with: the rows would be mixed up."""
+    matrix = pack("Q4_0", random_blocks("Q4_0", 16, 64, 0), 16, 64)
+    try:
+        kernels.select_isa(HERE[1])
+        for use in (
+            lambda: multiply([matrix], np.zeros((1, 64), np.float32)),
+            lambda: matrix.unpack(np.zeros(1, np.int64), matrix.packed.ctypes.data),
+        ):
+            with pytest.raises(ValueError, match="packed for another instruction set"):
+                use()
+    finally:
+        kernels.select_isa(None)

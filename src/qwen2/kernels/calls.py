@@ -9,6 +9,7 @@ owns the memory behind the addresses. The caller keeps it alive.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 
 from qwen2 import kernels
@@ -19,7 +20,7 @@ i32, i64, address = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 class MatrixStruct(ctypes.Structure):
     """qwen2_matrix"""
 
-    _fields_ = [("packed", address), ("bias", address), ("rows", i64), ("columns", i64), ("type", i32)]
+    _fields_ = [("packed", address), ("bias", address), ("rows", i64), ("columns", i64), ("type", i32), ("lanes", i32)]
 
 
 class ProductStruct(ctypes.Structure):
@@ -68,7 +69,10 @@ class LayerStruct(ctypes.Structure):
     _fields_ = [("qkv", address), ("output", address), ("feed", address), ("mixture", address)]
 
 
-MEANINGS = {-3: "not enough memory for the step", -4: "matrices that do not fit each other, or a shape without a kernel"}
+MEANINGS = {
+    -3: "not enough memory for the step",
+    -4: "matrices that do not fit each other or were packed for another instruction set, or a shape without a kernel",
+}
 
 
 def check(code: int) -> None:
@@ -105,6 +109,7 @@ class BoundProduct:
         self.width = sum(matrix.rows for matrix in matrices)
         self.columns = matrices[0].columns
         self._function = native().qwen2_multiply
+        self._lock = threading.Lock()
         self._matrices = (address * len(matrices))(*(ctypes.addressof(matrix) for matrix in matrices))
         self._keep = list(matrices)
         self._outs = (address * len(matrices))()
@@ -119,10 +124,11 @@ class BoundProduct:
     def __call__(self, x: int, n: int, out: int) -> None:
         """x (n, columns) at one address -> out (n, width) at another, or added to it; both fp32 without gaps."""
         struct = self._struct
-        struct.x, struct.n = x, n
-        for i, offset in enumerate(self._offsets):
-            self._outs[i] = out + offset
-        code = self._function(self.place)
+        with self._lock:  # threads may share a network
+            struct.x, struct.n = x, n
+            for i, offset in enumerate(self._offsets):
+                self._outs[i] = out + offset
+            code = self._function(self.place)
         if code:
             check(code)
 
@@ -132,6 +138,7 @@ class BoundFeedForward:
 
     def __init__(self, norm: int, eps: float, gate: MatrixStruct, up: MatrixStruct, down: MatrixStruct) -> None:
         self._function = native().qwen2_feed
+        self._lock = threading.Lock()
         self._keep = (gate, up, down)
         self._struct = FeedForwardStruct(
             None, norm, ctypes.addressof(gate), ctypes.addressof(up), ctypes.addressof(down), 0, gate.columns, eps
@@ -140,8 +147,9 @@ class BoundFeedForward:
 
     def __call__(self, x: int, n: int) -> None:
         """x (n, columns) fp32 without gaps, changed in place."""
-        self._struct.x, self._struct.n = x, n
-        code = self._function(self.place)
+        with self._lock:
+            self._struct.x, self._struct.n = x, n
+            code = self._function(self.place)
         if code:
             check(code)
 
@@ -161,6 +169,7 @@ class BoundMixture:
         renormalise: bool,
     ) -> None:
         self._function = native().qwen2_mix
+        self._lock = threading.Lock()
         stacks = [(address * len(experts))(*(ctypes.addressof(expert[part]) for expert in experts)) for part in range(3)]
         self._keep = (router, shared_router, shared, experts, stacks)
         self._struct = MixtureStruct(
@@ -171,8 +180,9 @@ class BoundMixture:
 
     def __call__(self, x: int, n: int, router_logits: int | None) -> None:
         """x (n, columns) fp32 without gaps, changed in place; the router's logits (n, experts) to an address where one is given."""
-        self._struct.x, self._struct.n, self._struct.router_logits = x, n, router_logits
-        code = self._function(self.place)
+        with self._lock:
+            self._struct.x, self._struct.n, self._struct.router_logits = x, n, router_logits
+            code = self._function(self.place)
         if code:
             check(code)
 

@@ -57,6 +57,7 @@ typedef struct {
     const float* bias;  // (rows)
     int64_t rows, columns;
     int32_t type;       // ggml's number
+    int32_t lanes;      // qwen2_lanes() when it was packed: another set refuses it
 } qwen2_matrix;
 
 // Bytes of the packed form: as many as the blocks take, with the rows filled up to whole tiles. -1 for a type that has no kernel or

@@ -12,7 +12,6 @@ import mmap
 
 import numpy as np
 
-from qwen2 import kernels
 from qwen2.kernels.calls import MatrixStruct, check, native
 
 ALIGNMENT = 64
@@ -28,8 +27,8 @@ class Matrix:
         if packed.nbytes != size:
             raise ValueError(f"a packed matrix ({rows}, {columns}) of ggml type {ggml_type} takes {size} bytes, not {packed.nbytes}")
         assert packed.ctypes.data % ALIGNMENT == 0, "packed matrices begin at multiples of 64 bytes"
-        self.packed, self.isa = packed, kernels.isa()
-        self.struct = MatrixStruct(packed.ctypes.data, None, rows, columns, ggml_type)
+        self.packed = packed
+        self.struct = MatrixStruct(packed.ctypes.data, None, rows, columns, ggml_type, lanes())
         self._bias: np.ndarray | None = None
 
     @classmethod

@@ -65,7 +65,7 @@ static int pack(int32_t type, int64_t rows, int64_t columns, const void* blocks,
 
 static int unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
     const TypeKernels* kernels = kernels_of(matrix->type);
-    if (kernels == nullptr) return NOT_SUPPORTED;
+    if (kernels == nullptr || matrix->lanes != L) return NOT_SUPPORTED;
     constexpr int ROWS_A_CLAIM = 8;
     for_tiles(static_cast<int>((count + ROWS_A_CLAIM - 1) / ROWS_A_CLAIM), [&](int claim, int) {
         for (int64_t i = static_cast<int64_t>(claim) * ROWS_A_CLAIM; i < (claim + 1) * ROWS_A_CLAIM && i < count; i++)
@@ -166,7 +166,7 @@ static int multiply_prepared(const Activations& x, int64_t n, const qwen2_produc
     return failure.happened ? NO_MEMORY : 0;
 }
 
-static bool fit(const qwen2_matrix* m, int64_t columns) { return kernels_of(m->type) != nullptr && m->columns == columns; }
+static bool fit(const qwen2_matrix* m, int64_t columns) { return kernels_of(m->type) != nullptr && m->columns == columns && m->lanes == L; }
 static bool takes_int8(const qwen2_matrix* m) { return kernels_of(m->type)->quantized; }
 
 static int multiply(const qwen2_product* p) {
