@@ -10,10 +10,10 @@ that cannot read the file (transformers, CTranslate2) runs the same weights, wid
     python bench/peers.py --quick --peers ours,llama.cpp --llama-cpp VENV/bin/python
     python bench/peers.py --isa avx2 --llama-cpp VENV_OF_AN_AVX2_BUILD/bin/python
 
-VENV has llama-cpp-python installed from source: CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python;
-for --isa avx2: CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON". CTranslate2's folder:
-qwen2 export MODEL HF; ct2-transformers-converter --model HF --quantization int8 --output_dir FOLDER.
-OpenVINO reads GGUF files of type Q8_0 and Q4_0, or a folder that optimum-intel wrote.
+VENV has llama-cpp-python built from source, with CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python;
+for --isa avx2 CMAKE_ARGS is "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON".
+CTranslate2's folder: qwen2 export MODEL HF; ct2-transformers-converter --model HF --quantization int8 --output_dir FOLDER.
+OpenVINO reads GGUF files of type Q8_0 and Q4_0 (no Q5_0, so no Q4_K_M of the 0.5B), or a folder that optimum-intel wrote.
 """
 
 from __future__ import annotations
@@ -32,55 +32,18 @@ from pathlib import Path
 from typing import Any
 
 from peer.machine import cpu_seconds, processor, read_ceiling
+from peer.process import HERE, Worker, interpreter
 from peer.report import document, medians, picture, table
 
 from qwen2.config import ModelConfig
 from qwen2.weights.gguf_header import read_header
 from qwen2.weights.store import Store
 
-HERE = Path(__file__).parent
 KINDS = ("prefill", "decode", "streams", "load", "peak")
 COLUMNS = ("ours", "llama.cpp", "transformers-fp32", "transformers-bf16", "ctranslate2", "openvino")
 VARIANTS = {"llama.cpp": ("fa", "nofa")}
 STREAM_PROMPT = 32
 AVX2_ONLY = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"}
-
-
-class Worker:
-    """An engine's process. SystemExit with its one line when it cannot start or fails."""
-
-    def __init__(self, column: str, engine: str, python: str, options: dict[str, Any], environment: dict[str, str]) -> None:
-        self.column = column
-        command = [python, str(HERE / "peer" / "worker.py"), engine, json.dumps(options)]
-        self.log = tempfile.TemporaryFile("w+")
-        try:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, **environment}
-            )
-        except OSError as error:
-            raise SystemExit(f"{column}: cannot run {python}: {error.strerror}") from None
-        self._answer()
-
-    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {}
-        if not line or "error" in answer:
-            self.log.seek(0)
-            said = self.log.read().strip().splitlines() or ["it said nothing"]
-            raise SystemExit(answer.get("error", f"{self.column}: the worker ended: {said[-1]}"))
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 class Bench:
@@ -104,7 +67,7 @@ class Bench:
         environment = dict(AVX2_ONLY) if args.isa == "avx2" else {}
         engine, python = column, sys.executable
         if column == "ours":
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent / "src"), os.environ.get("PYTHONPATH")]))
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH")]))
         elif column == "llama.cpp":
             python, folder = interpreter(args.llama_cpp)
             environment |= {"LLAMA_CPP_LIB_PATH": str(folder)} if folder else {}
@@ -176,22 +139,6 @@ class Bench:
             samples[f"decode {length if plan == 'both' else 0}"].append(tokens / answer["decode"])
 
 
-def interpreter(given: str) -> tuple[str, Path | None]:
-    """The Python that has llama_cpp and, where a build folder was given, the folder of its libraries."""
-    path = Path(given)
-    if not path.is_dir():
-        return given, None
-    folder = next(
-        (p.parent.resolve() for p in (path / "bin" / "libllama.so", path / "libllama.so", path / "bin" / "libllama.dylib") if p.exists()),
-        None,
-    )
-    if folder is None:
-        raise SystemExit(
-            f"--llama-cpp {given}: no libllama in it; give a Python that has llama_cpp, or a build folder with bin/libllama.so"
-        )
-    return sys.executable, folder
-
-
 def describe(name: str, context: int) -> dict[str, Any]:
     """What the figures need of a model: path, vocabulary, bytes read for a token and for a cached position (fp16)."""
     path, shown = Store().resolve(name)
@@ -253,7 +200,7 @@ def arguments() -> argparse.Namespace:
     whole = not args.quick and args.peers is None and set(args.only) == set(KINDS)
     args.lengths, args.tokens, args.streams = ((128, 256), 16, 16) if args.quick else ((512, 4096), 64, 16)
     args.rounds = 1 if args.quick else args.rounds
-    args.out = HERE / "results" if args.out is None and whole else args.out
+    args.out = HERE.parent / "results" if args.out is None and whole else args.out
     return args
 
 

@@ -1,9 +1,9 @@
 """llama.cpp by its C interface, called through llama_cpp (llama-cpp-python): what llama-bench does, on ids that we choose.
 
 Contexts differ in flash attention (variants "fa" and "nofa") and in the number of sequences; batch and micro-batch are 512, the cache
-is fp16, and logits are computed for the last token of a prompt only. `logits` is for bench/quality.py.
+is fp16, and logits are computed for the last token of a prompt only. `write_logits` is for bench/quality.py.
 
-Read by worker.py and quality_worker.py, in an interpreter that has llama_cpp.
+Read by worker.py, in an interpreter that has llama_cpp.
 """
 
 from __future__ import annotations
@@ -89,6 +89,16 @@ class LlamaCpp:
             self.decode(context, [(token, position, 0, True)])
             (token,) = self.chosen(context, 1)
         return read - start, time.perf_counter() - read
+
+    def write_logits(self, ids: list[int], path: str, variant: str) -> int:
+        """The logits after every token as rows of float32 into a file; returns their length."""
+        context = self.context(variant)
+        with open(path, "wb") as file:
+            for at in range(0, len(ids), BATCH):
+                piece = ids[at : at + BATCH]
+                self.decode(context, [(token, at + i, 0, True) for i, token in enumerate(piece)])
+                file.write(self.logits(context, len(piece)).data)
+        return int(self.vocab)
 
     def streams(self, prompts: list[list[int]], tokens: int, variant: str) -> tuple[int, float]:
         context = self.context(variant, len(prompts))

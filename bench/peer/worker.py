@@ -38,6 +38,8 @@ def answer(engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
         case "streams":
             tokens, seconds = engine.streams(command["prompts"], command["tokens"], command["variant"])
             return {"tokens": tokens, "seconds": seconds}
+        case "logits":  # of every token, into a file: only llama.cpp's engine can, for quality.py
+            return {"columns": engine.write_logits(command["ids"], command["path"], command["variant"])}  # type: ignore[attr-defined]
         case "peak":
             return {"bytes": peak_rss()}
         case "about":
