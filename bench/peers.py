@@ -72,8 +72,8 @@ class Bench:
             python, folder = interpreter(args.llama_cpp)
             environment |= {"LLAMA_CPP_LIB_PATH": str(folder)} if folder else {}
         elif column.startswith("transformers"):
-            engine, options["folder"] = "transformers", args.hf
-            options["dtype"] = "float32" if column.endswith("fp32") else "bfloat16"
+            engine, options["dtype"] = "transformers", "float32" if column.endswith("fp32") else "bfloat16"
+            options["folder"] = str(args.hf / column)
         else:
             python, options["folder"] = getattr(args, column)
             options["compute"] = "int8"
@@ -186,7 +186,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llama-cpp", metavar="PATH", help="a Python that has llama_cpp, or a build folder of llama.cpp")
     parser.add_argument("--ctranslate2", nargs=2, metavar=("PYTHON", "FOLDER"))
     parser.add_argument("--openvino", nargs=2, metavar=("PYTHON", "FOLDER_OR_GGUF"))
-    parser.add_argument("--hf", metavar="FOLDER", help="the model as qwen2 export wrote it; left out: exported for the run")
+    parser.add_argument("--hf", type=Path, metavar="FOLDER", help="keeps the exports that transformers reads; left out: made anew")
     parser.add_argument("--isa", choices=("avx2", "avx512"), help="hold every engine to it (llama.cpp must be built so)")
     parser.add_argument("--quick", action="store_true", help="short prompts, one round: whether all works, no figures to keep")
     parser.add_argument("--seed", type=int, default=0)
@@ -239,9 +239,11 @@ def main() -> None:
     args = arguments()
     columns = chosen(args)
     with tempfile.TemporaryDirectory() as scratch:
-        if args.hf is None and any(column.startswith("transformers") for column in columns):
-            args.hf = str(Path(scratch) / "hf")
-            subprocess.run([sys.executable, "-m", "qwen2", "export", args.model, args.hf], check=True, stdout=subprocess.DEVNULL)
+        args.hf = Path(scratch) if args.hf is None else args.hf
+        for column, form in (("transformers-fp32", "f32"), ("transformers-bf16", "bf16")):
+            if column in columns and not (args.hf / column).exists():
+                export = [sys.executable, "-m", "qwen2", "export", args.model, str(args.hf / column), "--to", form]
+                subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
         try:
             run = measured(args, columns)
         except (ValueError, FileNotFoundError) as error:

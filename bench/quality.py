@@ -89,7 +89,7 @@ def theirs(worker: Worker, ids: list[int], folder: Path, vocabulary: int) -> Ten
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Perplexity, KL and agreement of each engine."""
     ours = LLM(args.model, threads=args.threads, isa=args.isa)
-    vocabulary = ours.tokenizer.vocab_size if hasattr(ours.tokenizer, "vocab_size") else ours.model.config.vocab
+    vocabulary = ours.model.config.vocab
     witness = LLM(load(args.model, dtype="float32"), threads=args.threads)
     text = default_text(3 * args.tokens + 20_000, 4 * args.tokens) if args.text is None else args.text.read_text(encoding="utf-8")
     listed = windows(ours, text, args.tokens, args.window)
