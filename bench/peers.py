@@ -240,10 +240,12 @@ def main() -> None:
     columns = chosen(args)
     with tempfile.TemporaryDirectory() as scratch:
         args.hf = Path(scratch) if args.hf is None else args.hf
+        args.hf.mkdir(parents=True, exist_ok=True)
         for column, form in (("transformers-fp32", "f32"), ("transformers-bf16", "bf16")):
             if column in columns and not (args.hf / column).exists():
                 export = [sys.executable, "-m", "qwen2", "export", args.model, str(args.hf / column), "--to", form]
-                subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
+                if subprocess.run(export, stdout=subprocess.DEVNULL).returncode:
+                    raise SystemExit(f"{column}: the export failed")
         try:
             run = measured(args, columns)
         except (ValueError, FileNotFoundError) as error:
