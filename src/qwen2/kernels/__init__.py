@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
 FEATURES = (  # bit 0 first: the order of qwen2_feature in kernels.h
@@ -82,6 +82,9 @@ def declare(native: ctypes.CDLL) -> None:
         ("argmax", code, [address, i64, i64, i64, address, address]),
         ("cache_bytes", i64, [i32, i32]),
         ("attend", code, [address]),
+        ("search_scales", code, [address]),
+        ("read", code, [address, i64]),
+        ("multiply_bytes", i64, [i64]),
         ("run_layer", code, [address, address, address, i64, address]),
         ("run_layers", code, [address, i32, address, i64, address, i64]),
     ):

@@ -97,6 +97,21 @@ int qwen2_argmax(const float* x, int64_t n, int64_t columns, int64_t x_stride, i
     return chosen()->argmax(x, n, columns, x_stride, places, values);
 }
 
+int qwen2_search_scales(const qwen2_search* search) {
+    qwen2::Turn turn;
+    return chosen()->search(search);
+}
+
+int qwen2_read(const void* memory, int64_t bytes) {
+    qwen2::Turn turn;
+    return chosen()->read(memory, bytes);
+}
+
+int64_t qwen2_multiply_bytes(int64_t rounds) {
+    qwen2::Turn turn;
+    return chosen()->multiply_bytes(rounds);
+}
+
 int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits) {
     qwen2::Turn turn;
     return chosen()->run_layer(layer, attention, x, n, router_logits);

@@ -83,6 +83,21 @@ def check(code: int) -> None:
         raise ValueError(f"kernel: {MEANINGS.get(code, f'error {code}')}")
 
 
+class SearchStruct(ctypes.Structure):
+    """qwen2_search"""
+
+    _fields_ = [
+        ("x", address), ("weights", address), ("trials", address), ("table", address), ("scale", address), ("minimum", address),
+        ("groups", i64), ("first", ctypes.c_float), ("low", ctypes.c_float), ("high", ctypes.c_float),
+        ("width", i32), ("trial_count", i32), ("below_zero", i32),
+    ]  # fmt: skip
+
+
+def run_search(search: SearchStruct) -> None:
+    """Find the scales that it asks for."""
+    check(native().qwen2_search_scales(ctypes.addressof(search)))
+
+
 def norm_rows(x: int, n: int, columns: int, weight: int, eps: float, out: int) -> None:
     """RMSNorm of x (n, columns) without gaps -> out (n, columns), all addresses of fp32: the bits that fused calls compute."""
     check(native().qwen2_norm(x, n, columns, columns, weight, eps, out))

@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 2
+#define QWEN2_ABI_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -158,6 +158,28 @@ QWEN2_API int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* a
 
 // Several layers one after the other; the attention's offset is the first one's, and grows by `layer_bytes`.
 QWEN2_API int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n);
+
+// ---- the search for the scales of a format's groups
+
+// `groups` groups of `width` (at most 32) weights, one group a column: x and weights are (width, groups). Trial t is a scale that puts a
+// group's largest weight on `first` + t, or its range on `high` + t; its weights are rounded to whole numbers in low .. high, or to
+// table[128 + whole]. Found is the best of the least-squares scales, and minima where `minimum` is not NULL. quant/search.py says more.
+typedef struct {
+    const float *x, *weights, *trials;
+    const float* table;          // 256 numbers or NULL
+    float *scale, *minimum;      // (groups)
+    int64_t groups;
+    float first, low, high;
+    int32_t width, trial_count, below_zero;
+} qwen2_search;
+QWEN2_API int qwen2_search_scales(const qwen2_search* search);
+
+// ---- what the machine can do at most, for the figures of speed to be held against; all threads
+
+// Reads `bytes` bytes once.
+QWEN2_API int qwen2_read(const void* memory, int64_t bytes);
+// Multiplies bytes `rounds` times on every thread and adds them up, in registers; returns the operations (two a product) done.
+QWEN2_API int64_t qwen2_multiply_bytes(int64_t rounds);
 
 #ifdef __cplusplus
 }

@@ -20,6 +20,9 @@ struct KernelSet {
     int (*norm)(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out);
     int (*argmax)(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values);
     int (*attend)(const qwen2_attention*);
+    int (*search)(const qwen2_search*);
+    int (*read)(const void* memory, int64_t bytes);
+    int64_t (*multiply_bytes)(int64_t rounds);
     int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits);
 };
 

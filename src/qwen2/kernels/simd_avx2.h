@@ -98,6 +98,9 @@ static inline I i_widen_s8(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_lo
 // accumulator + sum over each lane's pair of int16
 static inline I dot_s16(I accumulator, I a, I b) { return i_add(accumulator, _mm256_madd_epi16(a, b)); }
 
+// the instructions that products of bytes are made of: sums of two in 16 bits
+static inline I multiply_add_bytes(I sums, I a, I b) { return _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, b)); }
+
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 static inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // not into the first cache
 

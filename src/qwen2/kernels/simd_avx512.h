@@ -79,6 +79,9 @@ static inline I dot_s16(I accumulator, I a, I b) { return _mm512_dpwssd_epi32(ac
 // accumulator + sum over each lane's four of unsigned weight byte times signed byte
 static inline I dot_u8(I accumulator, I weights, I x) { return _mm512_dpbusd_epi32(accumulator, weights, x); }
 
+// the instruction that products of bytes are made of
+static inline I multiply_add_bytes(I sums, I a, I b) { return _mm512_dpbusd_epi32(sums, a, b); }
+
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 static inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // not into the first cache
 

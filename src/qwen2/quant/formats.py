@@ -5,7 +5,7 @@ number of weights. `unpack` turns blocks (B, bytes) of uint8 into weights (B, bl
 `gguf.quants.dequantize`: the same products and sums of float32 numbers in the same order, so nothing differs but NaN payloads.
 
 What is left out, and why:
-1) packing to the 4- to 6-bit formats: it belongs to the quantizers of `compress`;
+1) packing, which is in pack.py;
 2) the importance-matrix formats (IQ1, IQ2, IQ3, IQ4_XS) and the ternary ones: no Qwen2 release uses them;
 3) big-endian machines: eight small integers are moved at once as one int64.
 
@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwen2.quant import pack
 from qwen2.quant.layout import LAYOUTS
+from qwen2.quant.pack import IQ4_NL_VALUES
 
 Unpack = Callable[[Tensor, Tensor], None]
 Pack = Callable[[Tensor], Tensor]
@@ -29,13 +31,13 @@ Pack = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """One ggml type: `block` weights in `bytes` bytes; `unpack(blocks, out)` fills out (B, block); `pack` is None where we only read."""
+    """One ggml type: `block` weights in `bytes` bytes; `unpack(blocks, out)` fills out (B, block), `pack(weights)` gives blocks."""
 
     name: str
     block: int
     bytes: int
     unpack: Unpack
-    pack: Pack | None = None
+    pack: Pack
 
     def size(self, weights: int) -> int:
         """Bytes of that many weights, which must be whole blocks."""
@@ -95,41 +97,12 @@ def unpack_bf16(blocks: Tensor, out: Tensor) -> None:
     out.copy_(blocks.view(torch.bfloat16))
 
 
-def pack_f32(weights: Tensor) -> Tensor:
-    return weights.float().contiguous().view(torch.uint8)
-
-
-def pack_f16(weights: Tensor) -> Tensor:
-    return weights.to(torch.float16).contiguous().view(torch.uint8)
-
-
-def pack_bf16(weights: Tensor) -> Tensor:
-    """Round to nearest even, NaN kept quiet with its upper bits, as ggml does (torch would write one NaN for all)."""
-    bits = weights.float().contiguous().view(torch.int32)
-    rounded = (bits.to(torch.int64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    quiet = (bits >> 16) | 64
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return torch.where(is_nan, quiet.to(torch.int64), rounded).to(torch.int16).view(torch.uint8)
-
-
 # ---- blocks of 32
 
 
 def unpack_q8_0(blocks: Tensor, out: Tensor) -> None:
     out.copy_(blocks[:, 2:].view(torch.int8))
     out.mul_(scale(blocks, 0))
-
-
-def pack_q8_0(weights: Tensor) -> Tensor:
-    """Scale = largest magnitude / 127 as fp16; the integers are rounded with the scale before that rounding, halves away from zero."""
-    weights = weights.float()
-    d = weights.abs().amax(1, keepdim=True) / 127
-    inverse = torch.where(d == 0, 0.0, 1 / d)
-    q = weights * inverse
-    magnitude = q.abs()
-    whole = magnitude.floor()
-    q = q.sign() * (whole + (2 * (magnitude - whole)).floor())
-    return torch.cat([d.to(torch.float16).view(torch.uint8), q.to(torch.int8).view(torch.uint8)], dim=1)
 
 
 def nibbles(blocks: Tensor, start: int) -> Tensor:
@@ -161,9 +134,6 @@ def unpack_q5_0(blocks: Tensor, out: Tensor) -> None:
 
 def unpack_q5_1(blocks: Tensor, out: Tensor) -> None:
     spread(out, nibbles(blocks, 8).bitwise_or_(fifth_bits(blocks, 4)), scale(blocks, 0), -scale(blocks, 2))
-
-
-IQ4_NL_VALUES = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8)
 
 
 def unpack_iq4_nl(blocks: Tensor, out: Tensor) -> None:
@@ -221,20 +191,20 @@ def unpack_q6_k(blocks: Tensor, out: Tensor) -> None:
     spread(out, lowered(q.bitwise_or_(high << 4), 32), factor)
 
 
-_CODECS: dict[int, tuple[Unpack, Pack | None]] = {  # ggml id: unpack, pack (None: read only)
-    0: (unpack_f32, pack_f32),
-    1: (unpack_f16, pack_f16),
-    2: (unpack_q4_0, None),
-    3: (unpack_q4_1, None),
-    6: (unpack_q5_0, None),
-    7: (unpack_q5_1, None),
-    8: (unpack_q8_0, pack_q8_0),
-    10: (unpack_q2_k, None),
-    11: (unpack_q3_k, None),
-    12: (unpack_q4_k, None),
-    13: (unpack_q5_k, None),
-    14: (unpack_q6_k, None),
-    20: (unpack_iq4_nl, None),
-    30: (unpack_bf16, pack_bf16),
+_CODECS: dict[int, tuple[Unpack, Pack]] = {  # ggml id: out of the blocks, into them
+    0: (unpack_f32, pack.pack_f32),
+    1: (unpack_f16, pack.pack_f16),
+    2: (unpack_q4_0, pack.pack_q4_0),
+    3: (unpack_q4_1, pack.pack_q4_1),
+    6: (unpack_q5_0, pack.pack_q5_0),
+    7: (unpack_q5_1, pack.pack_q5_1),
+    8: (unpack_q8_0, pack.pack_q8_0),
+    10: (unpack_q2_k, pack.pack_q2_k),
+    11: (unpack_q3_k, pack.pack_q3_k),
+    12: (unpack_q4_k, pack.pack_q4_k),
+    13: (unpack_q5_k, pack.pack_q5_k),
+    14: (unpack_q6_k, pack.pack_q6_k),
+    20: (unpack_iq4_nl, pack.pack_iq4_nl),
+    30: (unpack_bf16, pack.pack_bf16),
 }
 FORMATS: dict[int, Format] = {number: Format(*LAYOUTS[number], *codec) for number, codec in _CODECS.items()}

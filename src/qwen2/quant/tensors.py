@@ -122,20 +122,21 @@ def dequantize_rows(raw: np.ndarray | Tensor, ggml_type: int, columns: int, rows
 
 @torch.no_grad()
 def quantize(tensor: Tensor, ggml_type: int) -> np.ndarray:
-    """Pack a tensor: (..., columns) -> flat uint8 array, the bytes that the gguf package would write.
+    """Pack a tensor: (..., columns) -> flat uint8 array.
 
-    Raises ValueError for a format that is only read, and for rows that are not whole blocks.
+    Raises ValueError for an unknown format, and for rows that are not whole blocks.
     """
     form = format_of(ggml_type)
-    if form.pack is None:
-        able = ", ".join(f.name for f in FORMATS.values() if f.pack is not None)
-        raise ValueError(f"{form.name} can be read but not written; written can be {able}")
     if tensor.shape[-1] % form.block:
         raise ValueError(f"rows of {tensor.shape[-1]} weights are not whole {form.name} blocks of {form.block}")
     blocks = tensor.detach().contiguous().view(-1, form.block)
     packed = np.empty(form.size(blocks.numel()), dtype=np.uint8)
     place = torch.from_numpy(packed).view(-1, form.bytes)
     step = max(1, PIECE // form.block)
-    for start in range(0, len(blocks), step):
-        place[start : start + step] = form.pack(blocks[start : start + step]).view(-1, form.bytes)
+
+    def work(start: int) -> None:
+        with torch.no_grad():
+            place[start : start + step] = form.pack(blocks[start : start + step]).view(-1, form.bytes)
+
+    in_threads(work, range(0, len(blocks), step))
     return packed

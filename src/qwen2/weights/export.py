@@ -1,7 +1,7 @@
 """Write a loaded model out: a Hugging Face folder that transformers loads, or a GGUF file that llama.cpp loads.
 
 Both appear whole or not at all: everything is written beside the destination and renamed at the end.
-What is left out: quantizing with a search (later in `compress/`); Q8_0 here is plain round-to-nearest.
+What is left out: files made without loading a model as a whole (quantize.py), and calibration.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from qwen2.config import GenerationDefaults, ModelConfig
+    from qwen2.tokenizer import Tokenizer
     from qwen2.weights.model import Model
 
 SHARD_BYTES = 2_000_000_000
@@ -38,7 +40,7 @@ def to_hf_folder(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES, dty
     that `dtype` cannot hold, OSError where the disk has no room.
     """
     dtype = model.dtype if dtype is None else dtype
-    _check_place(folder, "folder")
+    check_place(folder, "folder")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     draft.mkdir()
     try:
@@ -94,7 +96,7 @@ def _save(shard: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     shutil.copymode(path.with_name("config.json"), path)  # the library writes files that only their owner can read
 
 
-def _check_place(path: Path, kind: str) -> None:
+def check_place(path: Path, kind: str) -> None:
     if path.exists():
         raise FileExistsError(f"{path}: exists already; export to a new {kind}")
     if not path.absolute().parent.is_dir():
@@ -102,22 +104,36 @@ def _check_place(path: Path, kind: str) -> None:
 
 
 def to_gguf(model: Model, path: Path, form: str = "Q8_0") -> list[str]:
-    """Write a GGUF file, its matrices in `form` (F32, F16, BF16, Q8_0); norms, biases and the router stay F32.
+    """Write a GGUF file, its matrices in `form` (a mix of mixes.py); norms, biases and the router stay F32.
 
-    Returns a line for each matrix that the form cannot hold and that was written as F32, and for what llama.cpp computes
+    Returns a line for each kind of matrix that the form cannot hold, with what it was written as, and for what llama.cpp computes
     otherwise. Raises FileExistsError where `path` exists, ValueError for another form.
     """
-    _check_place(path, "file")
-    moe_layers = sum(map(model.config.is_moe, range(model.config.layers)))
-    if moe_layers not in (0, model.config.layers):
-        count = f"{moe_layers} of {model.config.layers}"
-        raise ValueError(f"{count} layers have experts: GGUF knows all or none; export to a Hugging Face folder")
+    check_place(path, "file")
+    check_layers(model.config)
     tensors, notes = gguf_tensors(model.config, dict(model.network.tensors()), form)
-    metadata = model.config.to_gguf(model.name) | model.tokenizer.to_gguf(model.config.vocab) | sampling_to_gguf(model.generation)
+    metadata = gguf_metadata(model.config, model.tokenizer, model.generation, model.name)
     write_gguf(path, metadata, tensors, form)
-    if model.config.moe is not None and model.config.moe.norm_topk:
-        notes.append("norm_topk_prob: llama.cpp does not renormalise the experts' weights of this architecture; its answers will differ")
-    return notes
+    return notes + gguf_caveats(model.config)
+
+
+def check_layers(config: ModelConfig) -> None:
+    """Refuse a model that GGUF has no form for."""
+    moe_layers = sum(map(config.is_moe, range(config.layers)))
+    if moe_layers not in (0, config.layers):
+        raise ValueError(f"{moe_layers} of {config.layers} layers have experts: GGUF knows all or none; export to a Hugging Face folder")
+
+
+def gguf_caveats(config: ModelConfig) -> list[str]:
+    """What llama.cpp will compute otherwise, a line each."""
+    if config.moe is None or not config.moe.norm_topk:
+        return []
+    return ["norm_topk_prob: llama.cpp does not renormalise the experts' weights of this architecture; its answers will differ"]
+
+
+def gguf_metadata(config: ModelConfig, tokenizer: Tokenizer, generation: GenerationDefaults, name: str) -> dict[str, Any]:
+    """Everything in a GGUF file's header but the tensors."""
+    return config.to_gguf(name) | tokenizer.to_gguf(config.vocab) | sampling_to_gguf(generation)
 
 
 def _write_json(path: Path, values: dict[str, object]) -> None:

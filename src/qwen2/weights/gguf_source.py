@@ -11,6 +11,7 @@ What is left out: the header and the data's layout (gguf.py), names (gguf_names.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +19,12 @@ import torch
 from qwen2.model import PackedEmbedding
 from qwen2.quant import FORMATS, dequantize, format_id, quantize
 from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
+from qwen2.weights.mixes import FILE_TYPES
 from qwen2.weights.pack import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from torch import Tensor
 
@@ -71,6 +75,13 @@ class GGUFSource:
             return None
         self.unread.discard(part)
         return PackedEmbedding(torch.from_numpy(self.file.mapped(part)), info.type, (info.shape[0], info.shape[1]), dtype)
+
+    def stored(self, part: str, ggml_type: int) -> Callable[[], np.ndarray] | None:
+        """How to read this tensor's bytes where they are of the type already and in the order that a qwen2 file has them in."""
+        moved = self.heads_permuted and (".attn_q." in part or ".attn_k." in part)
+        if moved or part not in self.file.tensors or self.file.info(part).type != ggml_type:
+            return None
+        return partial(self.file.raw, part)
 
     def rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> list[Rows]:
         """The matrices behind a parameter, as their file's rows or widened to `dtype`; of experts each expert's, gate before up."""
@@ -133,9 +144,3 @@ class GGUFSource:
             if len(info.shape) > 1:
                 weights[info.type_name] += info.nbytes
         return FILE_TYPES.get(self.file.metadata.get("general.file_type"), weights.most_common(1)[0][0])  # type: ignore[arg-type]
-
-
-FILE_TYPES = {  # general.file_type of llama.cpp
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 32: "BF16",
-}  # fmt: skip

@@ -1,8 +1,8 @@
 """Writing GGUF files: which tensors in which format (`gguf_tensors`), and the file itself (`write_gguf`).
 
 The bytes of the header are the gguf package's writer's. Tensors are packed one at a time as they are written; the file appears
-under its name when it is complete. What is left out: 4- to 6-bit formats (read only), splitting, and Llama's architecture: a
-model loaded from a Llama file is written as the qwen2 with zero biases that it has become.
+under its name when it is complete. What is left out: splitting, and Llama's architecture: a model loaded from a Llama file is
+written as the qwen2 with zero biases that it has become.
 
     tensors, notes = gguf_tensors(config, dict(network.named_parameters()), "Q8_0")
     write_gguf(path, config.to_gguf("My model") | tokenizer.to_gguf(), tensors, "Q8_0")
@@ -28,75 +28,88 @@ from torch import Tensor
 
 from qwen2.config.gguf import gguf_shapes
 from qwen2.config.model import ModelConfig
-from qwen2.quant import FORMATS, format_id, quantize
+from qwen2.quant import FORMATS, quantize
 from qwen2.weights.gguf_names import gguf_names, hf_name
+from qwen2.weights.mixes import MIXES, Choice, choose, mix_named
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # general.file_type, llama.cpp's numbers
 CODES = {"B": "UINT8", "b": "INT8", "H": "UINT16", "h": "INT16", "I": "UINT32", "i": "INT32", "f": "FLOAT32"}
 CODES |= {"Q": "UINT64", "q": "INT64", "d": "FLOAT64"}
-LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127}  # magnitudes that the format's fp16 numbers can hold
+LARGEST = 65504.0  # what an fp16 number can hold: a weight in F16, a scale of a block
 
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """One tensor: its name, shape (rows first), ggml type, and how to get it when its turn comes."""
+    """One tensor: its name, shape (rows first), type, and how to get its weights, or its very bytes, when its turn comes."""
 
     name: str
     shape: tuple[int, ...]
-    type: int
+    choice: Choice
     load: Callable[[], Tensor]
+    raw: Callable[[], np.ndarray] | None = None
+
+    @property
+    def type(self) -> int:
+        return self.choice.number
 
     @property
     def nbytes(self) -> int:
         return FORMATS[self.type].size(prod(self.shape))
 
 
-def writable(name: str) -> int:
-    """The ggml id of a format that can be written. Raises ValueError naming those that can."""
-    if name.upper() not in FILE_TYPES:
-        raise ValueError(f"GGUF format {name!r} cannot be written; choose one of {', '.join(FILE_TYPES)}")
-    return format_id(name)
-
-
 def gguf_tensors(config: ModelConfig, parameters: Mapping[str, Tensor], form: str) -> tuple[list[TensorToWrite], list[str]]:
-    """What a GGUF export of these parameters holds, and a line for each matrix that could not be stored in `form`.
+    """What a GGUF file of these parameters holds in the mix `form`, and a line for each kind of matrix that it could not hold.
 
-    Norms, biases and the router are always F32. Raises ValueError for an unknown form or a missing parameter.
+    A parameter is asked for when its tensor is written. Raises ValueError for an unknown form or a missing parameter.
     """
-    wanted = writable(form)
+    mix = mix_named(form)
     shapes = gguf_shapes(config)
     if config.moe is not None and config.tied:
         shapes["output.weight"] = shapes["token_embd.weight"]  # llama.cpp ties no mixture of experts: the embedding is written twice
-    tensors, notes = [], []
+    tensors = []
     for name, shape in shapes.items():
         ours = hf_name(name, config)
         if name == "output.weight" and config.tied:
             ours = hf_name("token_embd.weight", config)
         if ours not in parameters:
             raise ValueError(f"parameter {ours} is missing, from which GGUF tensor {name} is written")
-        chosen = 0 if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") else wanted
-        if shape[-1] % FORMATS[chosen].block:
-            blocks = f"{FORMATS[chosen].name} blocks of {FORMATS[chosen].block}"
-            notes.append(f"{name}: rows of {shape[-1]} weights are not whole {blocks}; written as F32")
-            chosen = 0
-        tensors.append(TensorToWrite(name, shape, chosen, partial(_part, parameters[ours], name, ours, config)))
-    return tensors, notes
+        tensors.append(TensorToWrite(name, shape, choose(name, shape, config, mix), partial(_part, parameters, name, ours, config)))
+    return tensors, _notes(tensors)
 
 
-def _part(parameter: Tensor, name: str, ours: str, config: ModelConfig) -> Tensor:
+def _notes(tensors: Sequence[TensorToWrite]) -> list[str]:
+    """Which matrices are of another type than the mix asks for, a line for each kind."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for tensor in tensors:
+        if tensor.choice.instead_of is not None:
+            kinds.setdefault((tensor.choice.reason, tensor.choice.type), []).append(tensor.name)
+    notes = []
+    for (reason, held), names in kinds.items():
+        which = names[0] if len(names) == 1 else f"{len(names)} matrices from {names[0]} on"
+        notes.append(f"{which}: {reason}; written as {held}")
+    return notes
+
+
+def _part(parameters: Mapping[str, Tensor], name: str, ours: str, config: ModelConfig) -> Tensor:
     """The tensor `name` out of the parameter that holds it: itself, or the gate or up half of stacked experts (E, 2F, D)."""
-    sources = gguf_names(ours, config)
+    sources, parameter = gguf_names(ours, config), parameters[ours]
     if len(sources) == 1:
         return parameter.detach()
     return parameter.detach().chunk(len(sources), dim=1)[sources.index(name)]
 
 
-def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[TensorToWrite], form: str) -> None:
+def write_gguf(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[TensorToWrite],
+    form: str,
+    watch: Callable[[TensorToWrite], None] | None = None,
+) -> None:
     """Write a GGUF file (version 3); `metadata` holds `general.architecture` and Python values (see `value_type`).
 
+    `watch` is called with each tensor when it is written.
     Raises ValueError for weights that the format cannot hold, OSError if the disk is full or the folder cannot be written to.
     """
-    values = dict(metadata) | {"general.file_type": FILE_TYPES[form.upper()], "general.quantization_version": 2}
+    values = dict(metadata) | {"general.file_type": MIXES[mix_named(form)], "general.quantization_version": 2}
     check_space(path, tensors)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     writer = GGUFWriter(None, values.pop("general.architecture"))
@@ -111,6 +124,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[Tensor
         writer.write_ti_data_to_file()
         for tensor in tensors:
             writer.write_tensor_data(packed(tensor))
+            if watch is not None:
+                watch(tensor)
         writer.close()
         os.replace(draft, path)
     finally:
@@ -127,12 +142,15 @@ def check_space(path: Path, tensors: Iterable[TensorToWrite]) -> None:
 
 def packed(tensor: TensorToWrite) -> np.ndarray:
     """The tensor's bytes in its format."""
+    if tensor.raw is not None:
+        return tensor.raw()
     weights = tensor.load().cpu()
     assert weights.numel() == prod(tensor.shape), f"{tensor.name}: {tuple(weights.shape)} is not {tensor.shape}"
     form = FORMATS[tensor.type].name
-    if form in LARGEST and float(largest := weights.abs().amax()) > LARGEST[form]:
-        what = f"tensor {tensor.name} has a weight of magnitude {float(largest):g}"
-        raise ValueError(f"{what}, and {form} ends at {LARGEST[form]:g}; write BF16")
+    limit = LARGEST * (127 if form == "Q8_0" else 1)
+    largest = float(weights.abs().amax()) if form not in ("F32", "BF16") else 0.0
+    if not largest <= limit:
+        raise ValueError(f"tensor {tensor.name} has a weight of magnitude {largest:g}, and {form} ends at {limit:g}; write BF16")
     return quantize(weights.reshape(tensor.shape), tensor.type)
 
 

@@ -82,10 +82,11 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
     with ExitStack() as on_failure:
         if hold is not None:
             on_failure.push(hold)
-        model = _load_gguf(path, dtype, target, packed) if path.is_file() else _load_folder(path, dtype, target, packed)
+        with open_files(path) as opened:
+            network = _network(opened.config, opened.source, dtype, opened.dtype, target, packed)
         on_failure.pop_all()  # from here on the model has it
-    model.name, model.hold = name, hold
-    return model
+    template = ChatTemplate.of(opened.tokenizer)
+    return Model(opened.config, opened.tokenizer, template, opened.generation, network, name, path, opened.weight_format, hold)
 
 
 def _device(name: str) -> torch.device:
@@ -98,20 +99,40 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_gguf(path: Path, dtype: str, device: torch.device, packed: bool) -> Model:
-    with GGUFFile.open(path) as file:
-        shapes = {name: info.shape for name, info in file.tensors.items()}
-        with _naming(path):
-            config = ModelConfig.from_gguf(file.metadata, shapes)
-            tokenizer = Tokenizer.from_gguf(file.metadata)
-            generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
-        check_vocabulary(path, tokenizer, config, generation)
-        source = GGUFSource(file, config)
-        network = _network(config, source, dtype, source.dtype(), device, packed)
-        return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, source.format())
+@dataclass(frozen=True)
+class Opened:
+    """A model's files while they are open: all but the weights, and where those come from. `dtype` is None for weights in blocks."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    generation: GenerationDefaults
+    source: Source
+    dtype: torch.dtype | None
+    weight_format: str
 
 
-def _load_folder(path: Path, dtype: str, device: torch.device, packed: bool) -> Model:
+@contextmanager
+def open_files(path: Path) -> Iterator[Opened]:
+    """Open a GGUF file or a Hugging Face folder. Raises ValueError or FileNotFoundError in one line that says what is wrong and where."""
+    if path.is_file():
+        with GGUFFile.open(path) as file:
+            yield _open_gguf(path, file)
+    else:
+        yield _open_folder(path)
+
+
+def _open_gguf(path: Path, file: GGUFFile) -> Opened:
+    shapes = {name: info.shape for name, info in file.tensors.items()}
+    with _naming(path):
+        config = ModelConfig.from_gguf(file.metadata, shapes)
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+        generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
+    check_vocabulary(path, tokenizer, config, generation)
+    source = GGUFSource(file, config)
+    return Opened(config, tokenizer, generation, source, source.dtype(), source.format())
+
+
+def _open_folder(path: Path) -> Opened:
     defaults = path / "generation_config.json"
     with _naming(path):
         values = read_json(path / "config.json")
@@ -121,9 +142,7 @@ def _load_folder(path: Path, dtype: str, device: torch.device, packed: bool) -> 
     tokenizer = Tokenizer.from_folder(path)
     check_vocabulary(path, tokenizer, config, generation)
     stored = source.dtype()
-    network = _network(config, source, dtype, stored, device, packed)
-    form = str(stored).removeprefix("torch.")
-    return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, path.name, path, form)
+    return Opened(config, tokenizer, generation, source, stored, str(stored).removeprefix("torch."))
 
 
 def _network(config: ModelConfig, source: Source, dtype: str, stored: torch.dtype | None, device: torch.device, packed: bool) -> Qwen2:

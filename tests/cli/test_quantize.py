@@ -1,0 +1,53 @@
+"""`qwen2 quantize`: the file, the dry run, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qwen2.cli.app import main
+from qwen2.config import tiny
+from qwen2.weights.export import to_hf_folder
+from qwen2.weights.model import load
+from tests.conftest import tiny_model
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    to_hf_folder(tiny_model(tiny(hidden=256, ffn=512, heads=4, kv_heads=2)), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "model"
+
+
+def test_a_file_beside_nothing_else(folder: Path, capsys: Out) -> None:
+    assert main(["quantize", str(folder), "--to", "q4_k_m"]) == 0
+    said = capsys.readouterr().out
+    place = folder.parent / "model-q4_k_m.gguf"
+    assert said.startswith("model-q4_k_m.gguf: ")
+    assert said.rstrip().endswith(" bits a weight")
+    assert load(place).weight_format == "Q4_K_M"
+    assert sorted(os.listdir(folder.parent)) == ["model", "model-q4_k_m.gguf"]
+    assert main(["quantize", str(folder), "--to", "q4_k_m"]) == 1
+    assert capsys.readouterr().err == "qwen2: model-q4_k_m.gguf: exists already; name another file to write\n"
+
+
+def test_the_dry_run_shows_every_tensor_and_writes_nothing(folder: Path, capsys: Out) -> None:
+    assert main(["quantize", str(folder), "out.gguf", "--to", "q4_k_m", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["TENSOR", "SHAPE", "TYPE", "BITS", "SIZE", "REASON"]
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert "Q6_K  6.562  " in rows["blk.1.ffn_down.weight"]
+    assert rows["blk.1.ffn_down.weight"].endswith("ffn_down is sensitive in these layers")
+    assert "Q4_K  4.5  " in rows["blk.0.ffn_up.weight"]
+    assert "F32   32  " in rows["blk.0.attn_norm.weight"]
+    assert lines[-1].startswith("in all: ")
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_an_unknown_type_is_a_wrong_command_line(folder: Path, capsys: Out) -> None:
+    assert main(["quantize", str(folder), "--to", "q9"]) == 2
+    assert "q9" in capsys.readouterr().err
