@@ -76,8 +76,10 @@ static inline I i_widen_s8(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256
 
 // accumulator + sum over each lane's pair of int16
 static inline I dot_s16(I accumulator, I a, I b) { return _mm512_dpwssd_epi32(accumulator, a, b); }
+// four of a token's bytes, as `dot_bytes` takes them
+static inline I step_of(const int8_t* group, int step) { return i_broadcast4(group + 4 * step); }
 // accumulator + sum over each lane's four of unsigned weight byte times signed byte
-static inline I dot_u8(I accumulator, I weights, I x) { return _mm512_dpbusd_epi32(accumulator, weights, x); }
+static inline I dot_bytes(I accumulator, I weights, I x) { return _mm512_dpbusd_epi32(accumulator, weights, x); }
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 static inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // not into the first cache
