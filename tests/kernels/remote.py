@@ -29,7 +29,7 @@ class Remote:
         self._program = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._functions: dict[str, Function] = {}
         self.lock = threading.RLock()
-        kernels.declare(self)  # type: ignore[arg-type]
+        kernels.declare(self)
 
     def __getattr__(self, name: str) -> Function:
         if not name.startswith("qwen2_"):

@@ -88,7 +88,7 @@ static inline int32_t i_sum(I v) { return vaddvq_s32(v); }
 static inline int16x8_t four_bytes(const void* p, bool is_signed) {
     uint32_t bytes;
     __builtin_memcpy(&bytes, p, 4);
-    const uint8x8_t v = vreinterpret_u8_u32(vdup_n_u32(bytes));
+    const uint8x8_t v = vcreate_u8(bytes);
     return is_signed ? vmovl_s8(vreinterpret_s8_u8(v)) : vreinterpretq_s16_u16(vmovl_u8(v));
 }
 static inline I i_load_u8(const uint8_t* p) { return vmovl_s16(vget_low_s16(four_bytes(p, false))); }
@@ -107,6 +107,26 @@ static inline I i_widen_s8(const int8_t* p) { return vreinterpretq_s32_s16(vmovl
 static inline I dot_s16(I accumulator, I a, I b) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     return vaddq_s32(accumulator, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
+}
+
+// V vectors of pairs as `dot_pairs` takes them: of every two vectors, the first numbers of all pairs and then the second ones, which
+// a multiplication with accumulation takes without adding neighbours
+template <int V> static inline void arrange_pairs(I* b) {
+    for (int v = 0; v + 2 <= V; v += 2) {
+        const int16x8_t x = vreinterpretq_s16_s32(b[v]), y = vreinterpretq_s16_s32(b[v + 1]);
+        b[v] = vreinterpretq_s32_s16(vuzp1q_s16(x, y)), b[v + 1] = vreinterpretq_s32_s16(vuzp2q_s16(x, y));
+    }
+}
+// sums[v] + sum over each lane's pair of b[v] times the pair at `a`
+template <int V> static inline void dot_pairs(I* sums, const I* b, const int16_t* a) {
+    const I repeated = i_broadcast4(a);
+    const int16x4_t two = vget_low_s16(vreinterpretq_s16_s32(repeated));
+    for (int v = 0; v + 2 <= V; v += 2) {
+        const int16x8_t firsts = vreinterpretq_s16_s32(b[v]), seconds = vreinterpretq_s16_s32(b[v + 1]);
+        sums[v] = vmlal_lane_s16(vmlal_lane_s16(sums[v], vget_low_s16(firsts), two, 0), vget_low_s16(seconds), two, 1);
+        sums[v + 1] = vmlal_high_lane_s16(vmlal_high_lane_s16(sums[v + 1], firsts, two, 0), seconds, two, 1);
+    }
+    if (V % 2) sums[V - 1] = dot_s16(sums[V - 1], b[V - 1], repeated);
 }
 
 // Four of a token's bytes, as `dot_bytes` takes them: the instruction finds them inside 16 that are loaded once.

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The kernels for Arm (NEON) on a processor of another kind: cross-compiled into build/neon, then the tests that are given, or all
+# that say something about kernels, with the library in an emulator (remote.py). Needs g++-aarch64-linux-gnu, qemu-user and cmake.
+#
+#     tests/kernels/neon.sh                                    # everything, in about three minutes
+#     tests/kernels/neon.sh tests/kernels/test_products.py -x  # whatever pytest takes
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cross=aarch64-linux-gnu-g++
+python=${PYTHON:-.venv/bin/python}
+for tool in "$cross" qemu-aarch64 cmake; do
+    command -v "$tool" >/dev/null || { echo "neon: $tool is missing; on Debian: apt-get install g++-aarch64-linux-gnu qemu-user cmake" >&2; exit 1; }
+done
+
+cmake -S . -B build/neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$cross" >/dev/null
+cmake --build build/neon -j 2 >/dev/null
+"$cross" -std=c++17 -O2 -Wall -Wextra tests/kernels/neon_main.cpp -ldl -o build/neon/neon_main
+
+# The longest sequences are left out: they say what the others say, in minutes.
+if [ $# -eq 0 ]; then
+    set -- -n 2 tests/kernels/test_products.py tests/kernels/test_attention.py tests/model/test_packed_network.py tests/engine/test_same_bits.py \
+        -k "not several"
+fi
+system=$(dirname "$(dirname "$("$cross" -print-file-name=libc.so.6)")")
+OMP_NUM_THREADS=1 exec "$python" -m pytest -q "$@" \
+    --remote "qemu-aarch64 -L $(realpath "$system") build/neon/neon_main build/neon/libqwen2_kernels.so"
