@@ -2,7 +2,7 @@
 # The kernels for Arm (NEON) on a processor of another kind: cross-compiled into build/neon, then the tests that are given, or all
 # that say something about kernels, with the library in an emulator (remote.py). Needs g++-aarch64-linux-gnu, qemu-user and cmake.
 #
-#     tests/kernels/neon.sh                                    # everything, in about three minutes
+#     tests/kernels/neon.sh                                    # everything, in about two minutes
 #     tests/kernels/neon.sh tests/kernels/test_products.py -x  # whatever pytest takes
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -16,10 +16,12 @@ cmake -S . -B build/neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarc
 cmake --build build/neon -j 2 >/dev/null
 "$cross" -std=c++17 -O2 -Wall -Wextra tests/kernels/neon_main.cpp -ldl -o build/neon/neon_main
 
-# The longest sequences are left out: they say what the others say, in minutes.
+# The longest sequences are left out, and most of the whole models: they say what the others say, in a quarter of an hour.
 if [ $# -eq 0 ]; then
-    set -- -n 2 tests/kernels/test_products.py tests/kernels/test_attention.py tests/model/test_packed_network.py tests/engine/test_same_bits.py \
-        -k "not several"
+    bits=tests/engine/test_same_bits.py
+    set -- -n 2 tests/kernels/test_products.py tests/kernels/test_attention.py tests/model/test_packed_network.py \
+        "$bits::test_layers_one_by_one_give_the_bits_of_all_in_one_call" \
+        "$bits::test_alone_in_a_batch_in_pieces_and_after_others[Q8_0-moe-16]" -k "not several"
 fi
 system=$(dirname "$(dirname "$("$cross" -print-file-name=libc.so.6)")")
 OMP_NUM_THREADS=1 exec "$python" -m pytest -q "$@" \
