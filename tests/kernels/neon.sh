@@ -21,7 +21,7 @@ if [ $# -eq 0 ]; then
     bits=tests/engine/test_same_bits.py
     set -- -n 2 tests/kernels/test_products.py tests/kernels/test_attention.py tests/model/test_packed_network.py \
         "$bits::test_layers_one_by_one_give_the_bits_of_all_in_one_call" \
-        "$bits::test_alone_in_a_batch_in_pieces_and_after_others[Q8_0-moe-16]" -k "not several"
+        "$bits::test_alone_in_a_batch_in_pieces_and_after_others[Q8_0-moe-16]" -k "not spans"
 fi
 system=$(dirname "$(dirname "$("$cross" -print-file-name=libc.so.6)")")
 OMP_NUM_THREADS=1 exec "$python" -m pytest -q "$@" \
