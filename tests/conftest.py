@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from qwen2.weights.export import to_hf_folder
 from qwen2.weights.gguf import GGUFFile
 from qwen2.weights.model import Model
 from qwen2.weights.store import Store
+from tests.kernels.remote import Remote
 
 # What the decoder must do alike whatever the shape: the cases of every parity test.
 SHAPES = {
@@ -42,6 +44,7 @@ REAL = {"coder", "smollm", "qwen_tokenizer"}  # fixtures that download a real mo
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--native", metavar="LIBRARY", help="test this build of the native library, such as one with sanitizers")
+    parser.addoption("--remote", metavar="COMMAND", help="test a library of another processor, in an emulator: tests/kernels/neon.sh")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,6 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
         path = Path(given).resolve(strict=True)
         kernels.library_path = lambda: path
         kernels.library.cache_clear()
+    command = config.getoption("--remote")
+    if command:
+        kernels.library = lru_cache(maxsize=1)(lambda: Remote(command))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,8 +12,7 @@ from qwen2.kernels.calls import BoundProduct
 from qwen2.kernels.matrix import Arena, Matrix
 from qwen2.quant import FORMATS, dequantize
 
-NEEDS = {"avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vnni"}, "avx2": {"avx2", "fma", "f16c"}, "neon": {"neon"}}
-HERE = [name for name in kernels.SETS if NEEDS[name] <= kernels.features()]
+NEEDS = {"avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vnni"}, "avx2": {"avx2", "fma", "f16c"}, "neon": {"neon", "dotprod"}}
 HALVES = {  # where the fp16 numbers of a block lie
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,),
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
@@ -21,7 +20,17 @@ HALVES = {  # where the fp16 numbers of a block lie
 BY_NAME = {form.name: number for number, form in FORMATS.items()}
 
 
-@pytest.fixture(params=HERE or [pytest.param("none", marks=pytest.mark.skip(reason="no kernels for this processor"))])
+def sets_here() -> list[str]:
+    return [name for name in kernels.SETS if NEEDS[name] <= kernels.features()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        none = pytest.param("none", marks=pytest.mark.skip(reason="no kernels for this processor"))
+        metafunc.parametrize("isa", sets_here() or [none], indirect=True)
+
+
+@pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """One set of kernels, then the best again."""
     kernels.select_isa(request.param)

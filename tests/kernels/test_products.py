@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen2 import kernels
+from qwen2.kernels.calls import BoundFeedForward, argmax_rows
 from qwen2.kernels.matrix import packed_bytes
 from qwen2.quant import FORMATS
-from tests.kernels.conftest import BY_NAME, HERE, dense, multiply, pack, random_blocks
+from tests.kernels.conftest import BY_NAME, dense, multiply, pack, random_blocks, sets_here
 
 NAMES = list(BY_NAME)
 relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -148,6 +149,31 @@ def test_zeros_and_nothing(isa: str, name: str):
     assert multiply([matrix], np.zeros((0, columns), np.float32)).shape == (0, 16)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_the_feed_forward_part_equals_fp64(isa: str, name: str, n: int):
+    columns, width = (256, 512) if FORMATS[BY_NAME[name]].block > 1 else (45, 77)
+    shapes = [(width, columns), (width, columns), (columns, width)]
+    blocks = [random_blocks(name, *shape, seed, 0.02) for seed, shape in enumerate(shapes)]
+    gate, up, down = (pack(name, b, *shape) for b, shape in zip(blocks, shapes, strict=True))
+    x, weight = np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32), np.full(columns, 1.5, np.float32)
+    normed = (x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * weight).astype(np.float32)
+    a, b = (oracle(name, blocks[i], width, columns, normed) for i in (0, 1))
+    expected = x + oracle(name, blocks[2], columns, width, (a * (1 + np.tanh(a / 2)) / 2 * b).astype(np.float32))
+    BoundFeedForward(weight.ctypes.data, 1e-6, gate.struct, up.struct, down.struct)(x.ctypes.data, n)
+    assert np.abs(x - expected).max() <= 0.01 * np.abs(expected).max()  # an integer that is rounded the other way
+
+
+def test_the_largest_of_a_row_is_found_at_its_first_place(isa: str):
+    rng = np.random.default_rng(0)
+    for columns in (1, 3, 4, 17, 64, 257, 1025, 3000):
+        x = np.ascontiguousarray(rng.integers(-9, 9, (6, columns)), dtype=np.float32)  # many equals
+        x[1], x[2, -1], x[3, columns // 2], x[4] = -np.inf, np.inf, np.nan, np.maximum(x[4], 0)
+        places, values = argmax_rows(x.ctypes.data, *x.shape, columns)
+        assert places == x.argmax(-1).tolist()
+        assert np.array_equal(np.float32(values), x.max(-1), equal_nan=True)
+
+
 def test_what_does_not_fit_is_refused(isa: str):
     with pytest.raises(ValueError, match=r"^there is no kernel for rows of 48 weights of ggml type 2$"):
         packed_bytes(2, 16, 48)
@@ -165,12 +191,13 @@ def test_what_does_not_fit_is_refused(isa: str):
         multiply([a, b], np.zeros((1, 64), np.float32))
 
 
-@pytest.mark.skipif(len(HERE) < 2, reason="this processor has one set of kernels")
 def test_weights_packed_for_another_instruction_set_are_refused():
     """Never computed with: the rows would be mixed up."""
+    if len(sets_here()) < 2:
+        pytest.skip("this processor has one set of kernels")
     matrix = pack("Q4_0", random_blocks("Q4_0", 16, 64, 0), 16, 64)
     try:
-        kernels.select_isa(HERE[1])
+        kernels.select_isa(sets_here()[1])
         for use in (
             lambda: multiply([matrix], np.zeros((1, 64), np.float32)),
             lambda: matrix.unpack(np.zeros(1, np.int64), matrix.packed.ctypes.data),

@@ -13,7 +13,7 @@ namespace QWEN2_ISA {
 
 constexpr int SPAN = 16 * BLOCK;    // keys
 constexpr int MAX_ROWS = 64;        // of a work item
-constexpr int ROW_TILE = L == 16 ? 8 : 4, VECTORS = 2;  // of the registers
+constexpr int ROW_TILE = L == 16 ? 8 : 4, VECTORS = L == 4 ? 4 : 2;  // of the registers
 constexpr int SPLIT = 4;            // new tokens up to which a sequence's spans are work items of their own
 
 struct State {                      // rows of one work item: running maximum, sum and weighted values
@@ -71,10 +71,8 @@ static inline void pair_products(const int16_t* a, int64_t a_stride, const Int* 
         I vector[V];
         ahead.fetch();
         for (int v = 0; v < V; v++) vector[v] = load_pairs<Int>(b + pair * b_stride + v * vector_stride);
-        for (int r = 0; r < R; r++) {
-            const I two = i_broadcast4(a + r * a_stride + 2 * pair);
-            for (int v = 0; v < V; v++) sums[r][v] = dot_s16(sums[r][v], vector[v], two);
-        }
+        arrange_pairs<V>(vector);
+        for (int r = 0; r < R; r++) dot_pairs<V>(sums[r], vector, a + r * a_stride + 2 * pair);
     }
 }
 

@@ -15,8 +15,8 @@ template <class Fmt, int FROM, int COUNT>
 static inline I dot_steps(const I* w, const int8_t* x) {
     I even = i_zero(), odd = i_zero();
     for (int j = FROM; j < FROM + COUNT; j += 2) {
-        even = dot_u8(even, w[j], i_broadcast4(x + 4 * j));
-        odd = dot_u8(odd, w[j + 1], i_broadcast4(x + 4 * j + 4));
+        even = dot_bytes(even, w[j], step_of(x, j));
+        odd = dot_bytes(odd, w[j + 1], step_of(x, j + 1));
     }
     return i_add(even, odd);
 }
@@ -80,8 +80,8 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
                 I vector[P];
                 for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * PANEL_BYTES + j * 4 * L);
                 for (int t = 0; t < T; t++) {
-                    const I bytes = i_broadcast4(q[t] + g * 32 + 4 * j);
-                    for (int p = 0; p < P; p++) sum[p][t] = dot_u8(sum[p][t], vector[p], bytes);
+                    const auto bytes = step_of(q[t] + g * 32, j);
+                    for (int p = 0; p < P; p++) sum[p][t] = dot_bytes(sum[p][t], vector[p], bytes);
                 }
             }
             for (int p = 0; p < P; p++) {

@@ -101,6 +101,14 @@ static inline I dot_s16(I accumulator, I a, I b) { return i_add(accumulator, _mm
 // the instructions that products of bytes are made of: sums of two in 16 bits
 static inline I multiply_add_bytes(I sums, I a, I b) { return _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, b)); }
 
+// V vectors of pairs as `dot_pairs` takes them: as they are
+template <int V> static inline void arrange_pairs(I*) {}
+// sums[v] + sum over each lane's pair of b[v] times the pair at `a`
+template <int V> static inline void dot_pairs(I* sums, const I* b, const int16_t* a) {
+    const I two = i_broadcast4(a);
+    for (int v = 0; v < V; v++) sums[v] = dot_s16(sums[v], b[v], two);
+}
+
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 static inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // not into the first cache
 

@@ -76,8 +76,19 @@ static inline I i_widen_s8(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256
 
 // accumulator + sum over each lane's pair of int16
 static inline I dot_s16(I accumulator, I a, I b) { return _mm512_dpwssd_epi32(accumulator, a, b); }
+
+// V vectors of pairs as `dot_pairs` takes them: as they are
+template <int V> static inline void arrange_pairs(I*) {}
+// sums[v] + sum over each lane's pair of b[v] times the pair at `a`
+template <int V> static inline void dot_pairs(I* sums, const I* b, const int16_t* a) {
+    const I two = i_broadcast4(a);
+    for (int v = 0; v < V; v++) sums[v] = dot_s16(sums[v], b[v], two);
+}
+
+// four of a token's bytes, as `dot_bytes` takes them
+static inline I step_of(const int8_t* group, int step) { return i_broadcast4(group + 4 * step); }
 // accumulator + sum over each lane's four of unsigned weight byte times signed byte
-static inline I dot_u8(I accumulator, I weights, I x) { return _mm512_dpbusd_epi32(accumulator, weights, x); }
+static inline I dot_bytes(I accumulator, I weights, I x) { return _mm512_dpbusd_epi32(accumulator, weights, x); }
 
 // the instruction that products of bytes are made of
 static inline I multiply_add_bytes(I sums, I a, I b) { return _mm512_dpbusd_epi32(sums, a, b); }

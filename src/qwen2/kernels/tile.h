@@ -98,7 +98,25 @@ static void pack_tile(const uint8_t* blocks, int64_t row_bytes, int rows, int64_
 
 // ---- reading
 
+// Scales of six bits taken apart once for all of a unit's groups, [index][row]: one short vector is not worth it group by group.
+constexpr bool SIXES_AT_ONCE = L == 4;
+
+template <int COUNT>
+static inline void all_sixes(const uint8_t* plane, uint8_t* out) {
+    constexpr int LOW = COUNT / 2 * L, HIGH = COUNT / 4 * L;  // bytes
+    for (int i = 0; i < LOW; i += 8) {
+        uint64_t low, high;
+        __builtin_memcpy(&low, plane + i, 8);
+        __builtin_memcpy(&high, plane + LOW + i % HIGH, 8);
+        high >>= i / HIGH * 2;
+        const uint64_t first = (low & every_byte(15)) | (high & every_byte(3)) << 4, second = (low >> 4 & every_byte(15)) | (high & every_byte(48));
+        __builtin_memcpy(out + i, &first, 8);
+        __builtin_memcpy(out + LOW + i, &second, 8);
+    }
+}
+
 static inline I six(const uint8_t* plane, int index, int count) {
+    if constexpr (SIXES_AT_ONCE) return i_load_u8(plane + index * L);
     const int half = count / 2, quarter = count / 4;
     const I low = i_and(i_srl_by(i_load_u8(plane + index % half * L), index / half * 4), i_set(15));
     const I high = i_and(i_srl_by(i_load_u8(plane + half * L + index % quarter * L), index / quarter * 2), i_set(3));
@@ -108,12 +126,22 @@ static inline I six(const uint8_t* plane, int index, int count) {
 // Scale and min of every row for a group of 32 weights, or for each 16 of it.
 template <class Fmt>
 struct Scaling {
+    static constexpr bool APART = SIXES_AT_ONCE && (Fmt::SCALES == SIX_WITH_MINS || Fmt::SCALES == SIX_OF_16);
+    static constexpr int MINS = APART ? 8 * L : 6 * L;
+
     F d, m;
     const uint8_t* planes;
+    uint8_t sixes[APART ? 16 * L : 1];
 
     explicit Scaling(const uint8_t* unit) : d(f_load_half(reinterpret_cast<const uint16_t*>(unit))), m(d), planes(unit + Unit<Fmt>::SCALES) {
         if (Fmt::MIN) m = f_load_half(reinterpret_cast<const uint16_t*>(unit + Unit<Fmt>::M));
+        if constexpr (APART) {
+            if constexpr (Fmt::SUBS == 2) all_sixes<16>(planes, sixes);
+            else all_sixes<8>(planes, sixes), all_sixes<8>(planes + 6 * L, sixes + MINS);
+            planes = sixes;
+        }
     }
+    Scaling(const Scaling&) = delete;
     F scale(int group, int sub) const {
         if constexpr (Fmt::SCALES == NONE) return d;
         else if constexpr (Fmt::SCALES == SIX_WITH_MINS) return f_mul(d, f_from_i(six(planes, group, 8)));
@@ -124,7 +152,7 @@ struct Scaling {
     // what is subtracted, whatever the quant
     F min(int group, int sub) const {
         if constexpr (Fmt::SCALES == NONE) return f_sub(f_zero(), m);  // Q4_1 and Q5_1 store what is added
-        else if constexpr (Fmt::SCALES == SIX_WITH_MINS) return f_mul(m, f_from_i(six(planes + 6 * L, group, 8)));
+        else if constexpr (Fmt::SCALES == SIX_WITH_MINS) return f_mul(m, f_from_i(six(planes + MINS, group, 8)));
         else return f_mul(m, f_from_i(i_srl_by(i_load_u8(planes + (2 * group + sub) * L), 4)));
     }
 };

@@ -1,0 +1,265 @@
+"""The native library of another processor, in a program that an emulator runs: what ctypes would be if it could load it.
+
+Every call copies what the C interface (kernels.h) says it may touch to the program, and back. So the tests of this folder, and all
+that is built on the kernels, run on a set of kernels that this processor lacks. neon_main.cpp is the other side. Left out: speed.
+
+    tests/kernels/neon.sh                                    # builds both, and runs the tests
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shlex
+import struct
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from qwen2 import kernels
+from qwen2.kernels.calls import AttentionStruct, FeedForwardStruct, LayerStruct, MatrixStruct, MixtureStruct, ProductStruct, SearchStruct
+
+Struct = TypeVar("Struct", bound=ctypes.Structure)
+
+
+class Remote:
+    """Has the functions of kernels.h as attributes, as a ctypes.CDLL has them."""
+
+    def __init__(self, command: str) -> None:
+        self._program = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._functions: dict[str, Function] = {}
+        self.lock = threading.RLock()
+        kernels.declare(self)
+
+    def __getattr__(self, name: str) -> Function:
+        if not name.startswith("qwen2_"):
+            raise AttributeError(name)
+        return self._functions.setdefault(name, Function(self, name))
+
+    def ask(self, request: bytes, first: int, second: int, data: bytes, answer: int) -> bytes:
+        """One request; `answer` bytes of reply. OSError where the program has ended, as it does when memory is touched that it must not."""
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        try:
+            self._program.stdin.write(struct.pack("<cQQ", request, first, second) + data)
+            self._program.stdin.flush()
+            reply = self._program.stdout.read(answer)
+        except BrokenPipeError:
+            reply = b""
+        if len(reply) != answer:
+            raise OSError(f"the emulated library ended with status {self._program.wait()}")
+        return reply
+
+    def take(self, data: bytes) -> int:
+        """Memory there, with a guard behind its last byte."""
+        place: int = struct.unpack("<Q", self.ask(b"t", len(data), 0, b"", 8))[0]
+        self.ask(b"w", place, len(data), data, 0)
+        return place
+
+    def run(self, name: str, whole: list[int], real: float) -> int:
+        padded = [value & (1 << 64) - 1 for value in whole] + [0] * (8 - len(whole))
+        reply = self.ask(b"c", len(name), 0, name.encode() + struct.pack("<8Qf", *padded, real), 8)
+        return int.from_bytes(reply, "little")
+
+
+class Function:
+    """One function; `restype` and `argtypes` are set as on a ctypes function."""
+
+    def __init__(self, remote: Remote, name: str) -> None:
+        self.remote, self.name = remote, name
+        self.restype: Any = None
+        self.argtypes: list[Any] = []
+
+    def __call__(self, *given: Any) -> Any:
+        remote = self.remote
+        with remote.lock:
+            copies = Copies(remote)
+            prepare: Callable[..., tuple[Any, ...]] | None = getattr(copies, self.name.removeprefix("qwen2_"), None)
+            arguments = given if prepare is None else prepare(*given)
+            is_real = [kind is ctypes.c_float for kind in self.argtypes]
+            whole = [int(value or 0) for value, real in zip(arguments, is_real, strict=True) if not real]
+            reals = [value for value, real in zip(arguments, is_real, strict=True) if real]
+            result = remote.run(self.name, whole, reals[0] if reals else 0.0)
+            copies.finish()
+            if self.restype is ctypes.c_char_p:
+                return remote.ask(b"r", result, 6, b"", 6).split(b"\0")[0] if result else None
+            return None if self.restype is None else self.restype(result).value
+
+
+class Copies:
+    """What one call may touch, over there. A method for each function that takes addresses gives its arguments as they are there."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+        self._places: dict[tuple[int, int], int] = {}
+        self._taken: list[tuple[int, int]] = []
+        self._back: list[tuple[int, int, int, int, int]] = []
+
+    def bytes(self, data: bytes) -> int:
+        place = self.remote.take(data)
+        self._taken.append((place, len(data)))
+        return place
+
+    def memory(self, address: int | None, size: int, back: bool = False) -> int:
+        """`size` bytes at an address here, which come back after the call if it may change them."""
+        return self.table(address, 1, size, size, back)
+
+    def table(self, address: int | None, rows: int, width: int, stride: int, back: bool = False) -> int:
+        """Rows of `width` bytes that begin every `stride`. What lies between them is neither read nor written back."""
+        if not address or rows == 0 or width == 0:
+            return 0
+        size = (rows - 1) * stride + width
+        if (address, size) not in self._places:
+            self._places[address, size] = self.bytes(ctypes.string_at(address, size))
+            if back:
+                self._back.append((self._places[address, size], address, rows, width, stride))
+        return self._places[address, size]
+
+    def finish(self) -> None:
+        for place, address, rows, width, stride in self._back:
+            data = self.remote.ask(b"r", place, (rows - 1) * stride + width, b"", (rows - 1) * stride + width)
+            for row in range(rows):
+                ctypes.memmove(address + row * stride, data[row * stride : row * stride + width], width)
+        for place, size in self._taken:
+            self.remote.ask(b"g", place, size, b"", 0)
+
+    def structure(self, copy: ctypes.Structure) -> int:
+        return self.bytes(bytes(copy))
+
+    # ---- matrices
+
+    def matrix(self, address: int) -> int:
+        m = here(MatrixStruct, address)
+        m.packed = self.memory(m.packed, self.remote.qwen2_packed_bytes(m.type, m.rows, m.columns))
+        m.bias = self.memory(m.bias, 4 * m.rows)
+        return self.structure(m)
+
+    def matrices(self, address: int, count: int) -> int:
+        return self.bytes(struct.pack(f"<{count}Q", *(self.matrix(place) for place in addresses(address, count))))
+
+    def row_bytes(self, ggml_type: int, columns: int) -> int:
+        lanes = int(self.remote.qwen2_lanes())
+        return max(0, int(self.remote.qwen2_packed_bytes(ggml_type, lanes, columns)) // lanes)
+
+    def select_isa(self, name: bytes | None) -> tuple[Any, ...]:
+        return (0 if name is None else self.bytes(name + b"\0"),)
+
+    def pack(self, kind: int, rows: int, columns: int, blocks: int, first: int, count: int, packed: int) -> tuple[Any, ...]:
+        size = self.remote.qwen2_packed_bytes(kind, rows, columns)
+        blocks = self.memory(blocks, count * self.row_bytes(kind, columns))
+        return kind, rows, columns, blocks, first, count, self.memory(packed, size, back=True)
+
+    def unpack_rows(self, matrix: int, rows: int, count: int, out: int) -> tuple[Any, ...]:
+        columns = here(MatrixStruct, matrix).columns
+        return self.matrix(matrix), self.memory(rows, 8 * count), count, self.memory(out, 4 * count * columns, back=True)
+
+    def unpack_blocks(self, kind: int, columns: int, blocks: int, rows: int, count: int, out: int) -> tuple[Any, ...]:
+        highest = max(struct.unpack(f"<{count}q", ctypes.string_at(rows, 8 * count)), default=-1)
+        blocks = self.memory(blocks, (highest + 1) * self.row_bytes(kind, columns))
+        return kind, columns, blocks, self.memory(rows, 8 * count), count, self.memory(out, 4 * count * columns, back=True)
+
+    # ---- products
+
+    def rows_of_x(self, address: int | None, n: int, columns: int, stride: int, back: bool = False) -> int:
+        return self.table(address, n, 4 * columns, 4 * stride, back)
+
+    def multiply(self, product: int, inside_a_layer: bool = False) -> tuple[Any, ...]:
+        p = here(ProductStruct, product)
+        shapes = [here(MatrixStruct, place) for place in addresses(p.matrices, p.count)]
+        columns = shapes[0].columns
+        p.norm = self.memory(p.norm, 4 * columns)
+        p.matrices = self.matrices(p.matrices, p.count)
+        strides = struct.unpack(f"<{p.count}q", ctypes.string_at(p.out_strides, 8 * p.count))
+        p.out_strides = self.memory(p.out_strides, 8 * p.count)
+        if not inside_a_layer:  # where x and the outputs are the layer's own
+            p.x = self.rows_of_x(p.x, p.n, columns, p.x_stride)
+            outs = zip(addresses(p.outs, p.count), shapes, strides, strict=True)
+            copied = [self.rows_of_x(out, p.n, shape.rows, stride, back=True) for out, shape, stride in outs]
+            p.outs = self.bytes(struct.pack(f"<{p.count}Q", *copied))
+        return (self.structure(p),)
+
+    def feed(self, part: int, inside_a_layer: bool = False) -> tuple[Any, ...]:
+        p = here(FeedForwardStruct, part)
+        columns = here(MatrixStruct, p.gate).columns
+        p.x = 0 if inside_a_layer else self.rows_of_x(p.x, p.n, columns, p.x_stride, back=True)
+        p.norm = self.memory(p.norm, 4 * columns)
+        p.gate, p.up, p.down = (self.matrix(place) for place in (p.gate, p.up, p.down))
+        return (self.structure(p),)
+
+    def mix(self, part: int, inside_a_layer: bool = False) -> tuple[Any, ...]:
+        p = here(MixtureStruct, part)
+        columns = here(MatrixStruct, p.router).columns
+        p.x = 0 if inside_a_layer else self.rows_of_x(p.x, p.n, columns, p.x_stride, back=True)
+        p.router_logits = 0 if inside_a_layer else self.memory(p.router_logits, 4 * p.n * p.experts, back=True)
+        p.norm = self.memory(p.norm, 4 * columns)
+        for name in ("router", "shared_router", "shared_gate", "shared_up", "shared_down"):
+            setattr(p, name, self.matrix(getattr(p, name)))
+        for name in ("gates", "ups", "downs"):
+            setattr(p, name, self.matrices(getattr(p, name), p.experts))
+        return (self.structure(p),)
+
+    def norm(self, x: int, n: int, columns: int, stride: int, weight: int, eps: float, out: int) -> tuple[Any, ...]:
+        weight, out = self.memory(weight, 4 * columns), self.memory(out, 4 * n * columns, back=True)
+        return self.rows_of_x(x, n, columns, stride), n, columns, stride, weight, eps, out
+
+    def argmax(self, x: int, n: int, columns: int, stride: int, places: int, values: int) -> tuple[Any, ...]:
+        places, values = self.memory(places, 8 * n, back=True), self.memory(values, 4 * n, back=True)
+        return self.rows_of_x(x, n, columns, stride), n, columns, stride, places, values
+
+    def search_scales(self, search: int) -> tuple[Any, ...]:
+        s = here(SearchStruct, search)
+        s.x, s.weights = (self.memory(at, 4 * s.width * s.groups) for at in (s.x, s.weights))
+        s.trials, s.table = self.memory(s.trials, 4 * s.trial_count), self.memory(s.table, 4 * 256)
+        s.scale, s.minimum = (self.memory(at, 4 * s.groups, back=True) for at in (s.scale, s.minimum))
+        return (self.structure(s),)
+
+    # ---- attention and layers
+
+    def attend(self, step: int, layers: int = 1, layer_bytes: int = 0, inside_a_layer: bool = False) -> tuple[Any, ...]:
+        a = here(AttentionStruct, step)
+        counts, histories = (struct.unpack(f"<{a.sequences}i", ctypes.string_at(at, 4 * a.sequences)) for at in (a.counts, a.histories))
+        n, width = sum(counts), (a.heads + 2 * a.kv_heads) * a.head_dim
+        if not inside_a_layer:
+            a.qkv = self.rows_of_x(a.qkv, n, width, a.qkv_stride)
+            a.out = self.rows_of_x(a.out, n, a.heads * a.head_dim, a.out_stride, back=True)
+        a.cos, a.sin = (self.memory(at, 4 * n * (a.head_dim // 2)) for at in (a.cos, a.sin))
+        a.counts, a.histories = (self.memory(at, 4 * a.sequences) for at in (a.counts, a.histories))
+        blocks = sum(-(-(history + count) // 64) for history, count in zip(histories, counts, strict=True))
+        size = (layers - 1) * layer_bytes + a.kv_heads * self.remote.qwen2_cache_bytes(a.head_dim, a.bits)
+        copied = [self.memory(block + a.offset, size, back=True) - a.offset for block in addresses(a.blocks, blocks)] if size else [0]
+        a.blocks = self.bytes(struct.pack(f"<{len(copied)}q", *copied))
+        return (self.structure(a),)
+
+    def layer(self, place: int) -> int:
+        whole = here(LayerStruct, place)
+        whole.qkv, whole.output = (self.multiply(part, inside_a_layer=True)[0] for part in (whole.qkv, whole.output))
+        whole.feed = self.feed(whole.feed, inside_a_layer=True)[0] if whole.feed else None
+        whole.mixture = self.mix(whole.mixture, inside_a_layer=True)[0] if whole.mixture else None
+        return self.structure(whole)
+
+    def run_layer(self, layer: int, attention: int, x: int, n: int, router_logits: int | None) -> tuple[Any, ...]:
+        mixture = here(LayerStruct, layer).mixture
+        logits = 0 if router_logits is None or not mixture else 4 * n * here(MixtureStruct, mixture).experts
+        x = self.memory(x, 4 * n * layer_columns(layer), back=True)
+        step = self.attend(attention, inside_a_layer=True)[0]
+        return self.layer(layer), step, x, n, self.memory(router_logits, logits, back=True)
+
+    def run_layers(self, layers: int, count: int, attention: int, layer_bytes: int, x: int, n: int) -> tuple[Any, ...]:
+        places = addresses(layers, count)
+        x = self.memory(x, 4 * n * layer_columns(places[0]), back=True)
+        step = self.attend(attention, count, layer_bytes, inside_a_layer=True)[0]
+        return self.bytes(struct.pack(f"<{count}Q", *(self.layer(place) for place in places))), count, step, layer_bytes, x, n
+
+
+def here(kind: type[Struct], address: int) -> Struct:
+    """A copy of a structure."""
+    return kind.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(kind)))
+
+
+def addresses(address: int, count: int) -> list[int]:
+    return list(struct.unpack(f"<{count}Q", ctypes.string_at(address, 8 * count)))
+
+
+def layer_columns(layer: int) -> int:
+    qkv = here(ProductStruct, here(LayerStruct, layer).qkv)
+    return int(here(MatrixStruct, addresses(qkv.matrices, 1)[0]).columns)
