@@ -85,6 +85,7 @@ def declare(native: ctypes.CDLL) -> None:
         ("search_scales", code, [address]),
         ("read", code, [address, i64]),
         ("multiply_bytes", i64, [i64]),
+        ("busy", ctypes.c_uint64, []),
         ("run_layer", code, [address, address, address, i64, address]),
         ("run_layers", code, [address, i32, address, i64, address, i64]),
     ):

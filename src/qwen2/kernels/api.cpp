@@ -50,6 +50,7 @@ int qwen2_select_isa(const char* name) {
 const char* qwen2_isa(void) { return chosen() == nullptr ? nullptr : chosen()->name; }
 int qwen2_lanes(void) { return chosen() == nullptr ? 0 : chosen()->lanes; }
 
+uint64_t qwen2_busy(void) { return qwen2::busy_nanoseconds(); }
 int qwen2_threads(void) { return qwen2::threads(); }
 void qwen2_set_threads(int count) { qwen2::set_threads(count); }
 

@@ -40,16 +40,24 @@ static int64_t multiply_bytes(int64_t rounds) {
         alignas(64) int8_t bytes[A + B][4 * L];
         for (int i = 0; i < A + B; i++) i_store(bytes[i], i_set_bytes(static_cast<int8_t>(i + 1)));
         I sums[A][B], a[A], b[B];
+#pragma GCC unroll 4
         for (int i = 0; i < A; i++)
+#pragma GCC unroll 4
             for (int j = 0; j < B; j++) sums[i][j] = i_zero();
         for (int64_t round = 0; round < rounds; round++) {
             __asm__ volatile("" : : "r"(bytes) : "memory");  // the bytes may be others now: no product may be carried over
+#pragma GCC unroll 4
             for (int i = 0; i < A; i++) a[i] = i_load(bytes[i]);
+#pragma GCC unroll 4
             for (int j = 0; j < B; j++) b[j] = i_load(bytes[A + j]);
+#pragma GCC unroll 4
             for (int i = 0; i < A; i++)
+#pragma GCC unroll 4
                 for (int j = 0; j < B; j++) sums[i][j] = multiply_add_bytes(sums[i][j], a[i], b[j]);
         }
+#pragma GCC unroll 4
         for (int i = 0; i < A; i++)
+#pragma GCC unroll 4
             for (int j = 0; j < B; j++) sums[0][0] = i_xor(sums[0][0], sums[i][j]);
         __asm__ volatile("" : : "r"(i_sum(sums[0][0])));
     });

@@ -178,6 +178,8 @@ QWEN2_API int qwen2_search_scales(const qwen2_search* search);
 
 // Reads `bytes` bytes once.
 QWEN2_API int qwen2_read(const void* memory, int64_t bytes);
+// Nanoseconds that operations have taken so far, all in all; what passes between them is the caller's.
+QWEN2_API uint64_t qwen2_busy(void);
 // Multiplies bytes `rounds` times on every thread and adds them up, in registers; returns the operations (two a product) done.
 QWEN2_API int64_t qwen2_multiply_bytes(int64_t rounds);
 

@@ -3,6 +3,7 @@
 #include "pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -198,8 +199,25 @@ Pool& pool() {
 
 void run_tiles(TileFunction function, void* context, int tiles) { pool().run(function, context, tiles); }
 
-Turn::Turn() { pool().turn.lock(); }
-Turn::~Turn() { pool().turn.unlock(); }
+namespace {
+
+std::chrono::steady_clock::time_point turn_began;  // both written by whoever has the turn
+std::atomic<uint64_t> busy{0};
+
+}  // namespace
+
+Turn::Turn() {
+    pool().turn.lock();
+    turn_began = std::chrono::steady_clock::now();
+}
+
+Turn::~Turn() {
+    const std::chrono::nanoseconds passed = std::chrono::steady_clock::now() - turn_began;
+    busy.fetch_add(static_cast<uint64_t>(passed.count()), std::memory_order_relaxed);
+    pool().turn.unlock();
+}
+
+uint64_t busy_nanoseconds() { return busy.load(std::memory_order_relaxed); }
 
 int threads() { return pool().wanted(); }
 

@@ -40,6 +40,8 @@ class Turn {
     Turn& operator=(const Turn&) = delete;
 };
 
+uint64_t busy_nanoseconds();  // spent in all turns that have ended
+
 int threads();
 void set_threads(int count);  // ends workers or starts them when they are next needed
 

@@ -114,6 +114,7 @@ def unpack_rows(matrix: Matrix, rows: Tensor) -> Tensor:
 def check_rows(rows: Tensor, count: int) -> None:
     """IndexError where one of the row numbers (n,) int64 is none of a matrix of `count` rows."""
     if len(rows):
-        least, most = (int(value) for value in rows.aminmax())
+        numbers = rows.tolist()
+        least, most = min(numbers), max(numbers)
         if least < 0 or most >= count:
             raise IndexError(f"rows {least} to {most} of a matrix that has {count}")
