@@ -15,7 +15,7 @@ help:
 	@echo "make chat    install into $(VENV) and talk to a real 0.5B model (the first time, it is downloaded: 491 MB)"
 	@echo "make test    lint and the whole test suite"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make bench   the side-by-side measurements of bench/"
+	@echo "make bench   ours beside other engines; bench/peers.py --help says how to add llama.cpp and others"
 	@echo "make wheel   a wheel in dist/"
 	@echo "make clean   remove $(VENV) and what was built; models in QWEN2_HOME stay"
 
@@ -34,7 +34,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/lint-imports > $(VENV)/imports.log || (cat $(VENV)/imports.log; exit 1)
 
 bench: $(VENV)/.dev
-	@for script in bench/*.py; do echo "bench: $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python bench/peers.py
 
 wheel: $(VENV)/.base
 	@echo "wheel: into dist/"

@@ -206,7 +206,10 @@ def arguments() -> argparse.Namespace:
 
 def measured(args: argparse.Namespace, columns: list[str]) -> dict[str, Any]:
     """The whole run, as it goes into the raw JSON."""
-    cpu, command = processor(), shlex.join(["python", "bench/peers.py", *sys.argv[1:]])
+    words = [
+        os.sep.join(Path(word).parts[-3:]) if os.path.isabs(word) else word for word in sys.argv[1:]
+    ]  # whose machine it was is no matter
+    cpu, command = processor(), shlex.join(["python", "bench/peers.py", *words])
     bench = Bench(args, describe(args.model, args.lengths[-1] + args.tokens + 64))
     ceiling = read_ceiling(args.threads)
     for number in range(min(3, args.rounds) if {"load", "peak"} & set(args.only) else 0):

@@ -1,7 +1,7 @@
 """The machine a figure was taken on: the processor's name and flags, its load, and how fast two threads read memory.
 
-The ceiling is the best of many sums over a buffer far larger than the caches, by torch, in a process of its own. Left out: the
-arithmetic ceiling, which `qwen2 bench` measures.
+The ceiling is that of `qwen2 bench`: the median of many reads of memory far larger than the caches, in a process of its own. Left
+out: the arithmetic ceiling.
 
     python bench/peer/machine.py 2
 """
@@ -18,15 +18,14 @@ from pathlib import Path
 
 FLAGS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
 CEILING = """
-import sys, time, torch
-torch.set_num_threads(int(sys.argv[1]))
-buffer = torch.ones(2**28)
-best = 0.0
-for _ in range(12):
-    start = time.perf_counter()
-    buffer.sum()
-    best = max(best, buffer.nbytes / (time.perf_counter() - start))
-print(best)
+import sys
+from qwen2 import kernels
+from qwen2.engine.speed import Ceilings
+kernels.set_threads(int(sys.argv[1]))
+ceilings = Ceilings()
+ceilings.measure()
+ceilings.measure()
+print(ceilings.read)
 """
 
 

@@ -157,7 +157,9 @@ def print_report(report: Row, *, as_json: bool) -> None:
         print(json.dumps(report, indent=1))
         return
     kernel = f"kernels for {report['isa']}" if report["isa"] else "no kernels, torch computes"
-    print(f"{report['model']}: {report['format']}, {human_size(report['weight_bytes'])} of weights, loaded in {report['load_seconds']:.1f} s")
+    print(
+        f"{report['model']}: {report['format']}, {human_size(report['weight_bytes'])} of weights, loaded in {report['load_seconds']:.1f} s"
+    )
     print(f"{report['processor']}: {' '.join(report['flags'])}")
     print(f"{kernel}, {report['threads']} threads, cache of {report['cache_bits']} bits, {report['cache_bytes_per_token']:,} bytes a token")
     ceilings = report["ceilings"]

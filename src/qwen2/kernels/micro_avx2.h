@@ -41,19 +41,20 @@ static inline I dot_steps(const I* w, const int8_t* x) {
     }
 }
 
-// A group of one tile, expanded for many tokens: [8 steps][L rows][4] bytes, or [16 half steps][L rows][2] words for signed bytes.
+// Signed bytes as words: those at even places, and those at odd ones.
+static inline I even_words(I bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
+static inline I odd_words(I bytes) { return _mm256_srai_epi16(bytes, 8); }
+
+// A group of one tile, expanded for many tokens: [8 steps][L rows][4] bytes, or for signed bytes [8 steps][2][L rows][2] words: of a
+// step's four numbers the first and third, then the second and fourth.
 template <class Fmt>
 static inline void expand_to(const uint8_t* quants, uint8_t* out) {
     I w[8];
     expand<Fmt>(quants, w);
     if constexpr (Fmt::BITS >= 8) {
-        alignas(32) int8_t bytes[8][4 * L];
-        int16_t* words = reinterpret_cast<int16_t*>(out);
         for (int j = 0; j < 8; j++) {
-            i_store(bytes[j], w[j]);
-            for (int half = 0; half < 2; half++)
-                for (int row = 0; row < L; row++)
-                    for (int k = 0; k < 2; k++) words[(2 * j + half) * 2 * L + 2 * row + k] = bytes[j][4 * row + 2 * half + k];
+            i_store(out + 2 * j * 4 * L, even_words(w[j]));
+            i_store(out + (2 * j + 1) * 4 * L, odd_words(w[j]));
         }
     } else {
         for (int j = 0; j < 8; j++) i_store(out + j * 4 * L, w[j]);
@@ -73,7 +74,7 @@ static inline void group_sums(const uint8_t* w, const int8_t* const* q, const in
             I vector[P];
             for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * PANEL_BYTES + j * 4 * L);
             for (int t = 0; t < T; t++) {
-                const I two = i_broadcast4(&wide[t][g * 32 + 2 * j]);
+                const I two = i_broadcast4(&wide[t][g * 32 + j % 2 * 16 + j / 2 * 2]);
                 for (int p = 0; p < P; p++) sum[p][t] = dot_s16(sum[p][t], vector[p], two);
             }
         }
@@ -113,7 +114,10 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
         sx[t] = x.scales + at;
         sums[t] = S == 2 ? x.half_sums + 2 * at : x.sums + at;
         if constexpr (Fmt::BITS >= 8)
-            for (int i = 0; i < groups * 32; i += 2 * L) i_store(&wide[t][i], i_widen_s8(q[t] + i));
+            for (int i = 0; i < groups * 32; i += 32) {  // 16 words of each kind
+                const I bytes = i_load(q[t] + i);
+                i_store(&wide[t][i], even_words(bytes)), i_store(&wide[t][i + 16], odd_words(bytes));
+            }
     }
     for (int g = 0; g < groups; g++) {
         const uint8_t* w = panel + g * PANEL_BYTES;

@@ -7,10 +7,10 @@ Only byte-level BPE (`tokenizer.ggml.model` = gpt2) with a split that we do exac
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from qwen2.tokenizer.parts import Parts, check_control_count, end_ids, without_control
 from qwen2.tokenizer.splits import GGUF_SPLITS, Split, gguf_name
@@ -29,22 +29,30 @@ def gguf_parts(metadata: Mapping[str, object]) -> Parts:
     if len(tokens) != len(types):
         raise ValueError(f"{KEY}tokens has {len(tokens)} entries, {KEY}token_type {len(types)}")
     check_control_count(sum(kind in (UNKNOWN, CONTROL, USER_DEFINED) for kind in types))
-    vocab: dict[str, int] = {}
-    control: dict[str, int] = {}
-    special = set()
+    if set(map(type, tokens)) - {str} or set(map(type, types)) - {int} or set(types) - set(KINDS):
+        _complain(tokens, types)
+    vocab = {token: id for id, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (TEXT, BYTE)}
+    others = {id: kind for id, kind in enumerate(types) if kind not in (TEXT, BYTE, UNUSED)}
+    control = {tokens[id]: id for id in others}
+    if len(vocab) + len(control) + sum(kind == UNUSED for kind in types) < len(tokens) or vocab.keys() & control.keys():
+        _complain(tokens, types)
+    special = frozenset(tokens[id] for id, kind in others.items() if kind in (UNKNOWN, CONTROL))
+    parts = without_control(vocab, _merges(merges), control)
+    return _with_ids(replace(parts, special=special, split=split), metadata, len(tokens))
+
+
+def _complain(tokens: Sequence[object], types: Sequence[object]) -> NoReturn:
+    """Name the entry that is wrong."""
+    seen: dict[object, int] = {}
     for id, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if not isinstance(token, str) or kind not in KINDS:
+        if not isinstance(token, str) or type(kind) is not int or kind not in KINDS:
             raise ValueError(f"{KEY}tokens: entry {id} is {shown(token)} of type {shown(kind)}; types go from 1 to 6")
         if kind == UNUSED:
             continue
-        table = vocab if kind in (TEXT, BYTE) else control
-        if token in vocab or token in control:
-            raise ValueError(f"{KEY}tokens: {shown(token)} is there twice, at {vocab.get(token, control.get(token))} and {id}")
-        table[token] = id
-        if kind in (UNKNOWN, CONTROL):
-            special.add(token)
-    parts = without_control(vocab, [_merge(merge) for merge in merges], control)
-    return _with_ids(replace(parts, special=frozenset(special), split=split), metadata, len(tokens))
+        if token in seen:
+            raise ValueError(f"{KEY}tokens: {shown(token)} is there twice, at {seen[token]} and {id}")
+        seen[token] = id
+    raise AssertionError("called for entries of which one is wrong")
 
 
 def _split(metadata: Mapping[str, object]) -> Split:
@@ -65,11 +73,13 @@ def _array(metadata: Mapping[str, object], key: str) -> list[Any]:
     return list(value)
 
 
-def _merge(entry: object) -> tuple[str, str]:
-    left, _, right = entry.partition(" ") if isinstance(entry, str) else ("", "", "")
-    if not left or not right or " " in right:
-        raise ValueError(f"{KEY}merges: {shown(entry)} is not two tokens with a space between")
-    return left, right
+def _merges(entries: Sequence[object]) -> list[tuple[str, str]]:
+    if not set(map(type, entries)) - {str}:
+        pairs = [tuple(entry.split(" ")) for entry in entries]  # type: ignore[attr-defined]
+        if not set(map(len, pairs)) - {2} and all(map(all, pairs)):
+            return pairs
+    wrong = next(entry for entry in entries if not isinstance(entry, str) or entry.count(" ") != 1 or entry[0] == " " or entry[-1] == " ")
+    raise ValueError(f"{KEY}merges: {shown(wrong)} is not two tokens with a space between")
 
 
 def _with_ids(parts: Parts, metadata: Mapping[str, object], count: int) -> Parts:

@@ -60,7 +60,8 @@ class StringArray(Sequence[str]):
         return self._text(self._starts[index])
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._text, self._starts)
+        data, length = self._data, struct.Struct("<Q").unpack_from
+        return (data[at + 8 : at + 8 + length(data, at)[0]].decode() for at in self._starts)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)

@@ -1,0 +1,57 @@
+"""`qwen2 bench`: the figures it prints belong to what was asked, and what cannot be measured is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen2 import kernels
+from qwen2.cli.app import main
+from qwen2.engine import speed
+
+Out = pytest.CaptureFixture[str]
+SHORT = ["--prompt", "9", "17", "--depth", "0", "20", "--streams", "1", "2", "--tokens", "3", "--repeat", "1"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "BUFFER", 1 << 20)
+    monkeypatch.setattr(speed, "ROUNDS", 100)
+
+
+def test_json_has_a_row_for_everything_asked(tiny_folder: Path, capsys: Out) -> None:
+    assert main(["bench", str(tiny_folder), *SHORT, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["tokens"] for row in report["prefill"]] == [9, 17]
+    assert [(row["depth"], row["streams"]) for row in report["decode"]] == [(0, 1), (0, 2), (20, 1)]
+    assert all(row["rate"] > 0 for row in report["prefill"] + report["decode"])
+    assert report["isa"] == kernels.isa()
+    assert (report["ceilings"] is None) == (kernels.isa() is None)
+
+
+def test_the_table(tiny_folder: Path, capsys: Out) -> None:
+    assert main(["bench", str(tiny_folder), *SHORT]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{tiny_folder}: float32, ")
+    assert [line.split("  ")[0] for line in lines[-5:]] == [
+        "prefill 9", "prefill 17", "decode at 0", "decode at 0, 2 streams", "decode at 20",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "0"], "--prompt must be at least 1"),
+        (["--depth", "-1"], "--depth must be at least 0"),
+        (["--repeat", "0"], "--repeat must be at least 1"),
+        (["--threads", "0"], "threads 0: must be a whole number of at least 1"),
+        (["--prompt", "100000"], "prompt has 100,000 tokens, the window is"),
+    ],
+)
+def test_refusals(flags: list[str], message: str, tiny_folder: Path, capsys: Out) -> None:
+    assert main(["bench", str(tiny_folder), *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"qwen2: {message}")
+    assert error.count("\n") == 1
