@@ -89,7 +89,7 @@ static inline void group_sums(const uint8_t* w, const int8_t* const* q, const in
                 for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * PANEL_BYTES + j * 4 * L);
                 for (int t = 0; t < T; t++) {
                     const I four = i_broadcast4(q[t] + g * 32 + 4 * j);
-                    for (int p = 0; p < P; p++) run[p][t] = j == from ? pairs(vector[p], four) : add16(run[p][t], pairs(vector[p], four));
+                    for (int p = 0; p < P; p++) keep(run[p][t] = j == from ? pairs(vector[p], four) : add16(run[p][t], pairs(vector[p], four)));
                 }
             }
             for (int p = 0; p < P; p++)
