@@ -46,6 +46,8 @@ def test_the_table(tiny_folder: Path, capsys: Out) -> None:
         (["--prompt", "0"], "--prompt must be at least 1"),
         (["--depth", "-1"], "--depth must be at least 0"),
         (["--repeat", "0"], "--repeat must be at least 1"),
+        (["--depth", "0", "--tokens", "100000"], "--depth 0 with --tokens 100,000 does not fit the window of"),
+        (["--tokens", "100000"], "--depth 0 with --tokens 100,000 does not fit the window of"),
         (["--threads", "0"], "threads 0: must be a whole number of at least 1"),
         (["--prompt", "100000"], "prompt has 100,000 tokens, the window is"),
     ],

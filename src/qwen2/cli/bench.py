@@ -122,7 +122,10 @@ def measure(
     from qwen2.engine.speed import Ceilings, measure_decode, measure_prefill
 
     lengths = [length for length in (512, 4096) if length < llm.window] if prompt is None else prompt
-    depths = [length for length in (0, 4096) if length + 2 * tokens < llm.window] if depth is None else depth
+    depths = [0, *(length for length in (4096,) if length + 2 * tokens < llm.window)] if depth is None else depth
+    for length in depths:
+        if length + 2 * tokens >= llm.window:
+            raise ValueError(f"--depth {length:,} with --tokens {tokens:,} does not fit the window of {llm.window:,}; take less of either")
     pairs = [(depths[0], count) for count in streams or (1, 16)] + [(length, 1) for length in depths[1:]]
     measure_prefill(llm, min(64, llm.window - 1), random)  # memory is there, threads are awake
     ceilings = Ceilings() if kernels.isa() is not None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -52,7 +52,7 @@ def quantize(
     """
     ensure(model)
     path, name, hold = Store().open(model)
-    with hold if hold is not None else _nothing():
+    with hold if hold is not None else nullcontext():
         place = destination if destination is not None else Path(f"{_plain(name)}-{to}.gguf")
         if not dry_run and place.exists():
             raise FileExistsError(f"{place}: exists already; name another file to write")
@@ -104,11 +104,6 @@ def _show(plan: Plan) -> None:
     for form, (count, size) in sorted(shares.items(), key=lambda item: -item[1][1]):
         print(f"{form}: {count} tensors, {human_size(size)}")
     print(f"in all: {len(plan.tensors)} tensors, {human_size(plan.nbytes)}, {_bits(plan):.2f} bits a weight")
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

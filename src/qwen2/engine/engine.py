@@ -208,8 +208,9 @@ class Engine:
     def abort(self, request: Request) -> None:
         """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended."""
         request.aborted = True
-        while not request.finished and not self._swept(timeout=0.01):
-            pass  # another thread's step may end it before the lock is ours
+        swept = False
+        while not swept and not request.finished:  # another thread's step may end it before the lock is ours
+            swept = self._swept(timeout=0.01)
 
     def abort_all(self) -> None:
         """End everything that was asked for before this call, begun or not. Never waits: a step in progress is finished first."""
