@@ -11,7 +11,7 @@ namespace QWEN2_ISA {
 
 constexpr int PANEL = 32;            // rows
 constexpr int TILES = PANEL / L;     // of a full panel
-constexpr int FEW = 8, SOME = 24;              // tokens whose weights are expanded in registers: at a time, and in all
+constexpr int SOME = 24;             // tokens whose weights are expanded in registers, FEW of them at a time
 constexpr int AHEAD = 4096;          // bytes between what is computed with and what is fetched
 
 constexpr int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
@@ -44,6 +44,7 @@ static void few_tokens(const uint8_t* tile, const Activations& x, int64_t token,
                 scale[s] = scaling.scale(group, s);
                 if (Fmt::MIN) min[s] = scaling.min(group, s);
             }
+#pragma GCC unroll 16  // otherwise the sums of many tokens lie in memory
             for (int t = 0; t < T; t++) {
                 F part = f_zero();
                 for (int s = 0; s < S; s++) {
