@@ -28,13 +28,19 @@ def gguf_parts(metadata: Mapping[str, object]) -> Parts:
     tokens, types, merges = (_array(metadata, key) for key in ("tokens", "token_type", "merges"))
     if len(tokens) != len(types):
         raise ValueError(f"{KEY}tokens has {len(tokens)} entries, {KEY}token_type {len(types)}")
-    check_control_count(sum(kind in (UNKNOWN, CONTROL, USER_DEFINED) for kind in types))
+    check_control_count(sum(map(types.count, (UNKNOWN, CONTROL, USER_DEFINED))))
     if set(map(type, tokens)) - {str} or set(map(type, types)) - {int} or set(types) - set(KINDS):
         _complain(tokens, types)
-    vocab = {token: id for id, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (TEXT, BYTE)}
-    others = {id: kind for id, kind in enumerate(types) if kind not in (TEXT, BYTE, UNUSED)}
+    others = {id: kind for id, kind in enumerate(types) if kind not in (TEXT, BYTE)}
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(vocab) == len(tokens):  # faster than entry by entry
+        for id in others:
+            del vocab[tokens[id]]
+    else:
+        vocab = {token: id for id, token in enumerate(tokens) if id not in others}
+    others = {id: kind for id, kind in others.items() if kind != UNUSED}
     control = {tokens[id]: id for id in others}
-    if len(vocab) + len(control) + sum(kind == UNUSED for kind in types) < len(tokens) or vocab.keys() & control.keys():
+    if len(vocab) + len(control) + types.count(UNUSED) < len(tokens) or vocab.keys() & control.keys():
         _complain(tokens, types)
     special = frozenset(tokens[id] for id, kind in others.items() if kind in (UNKNOWN, CONTROL))
     parts = without_control(vocab, _merges(merges), control)
@@ -74,10 +80,10 @@ def _array(metadata: Mapping[str, object], key: str) -> list[Any]:
 
 
 def _merges(entries: Sequence[object]) -> list[tuple[str, str]]:
-    if not set(map(type, entries)) - {str}:
-        pairs = [tuple(entry.split(" ")) for entry in entries]  # type: ignore[attr-defined]
-        if not set(map(len, pairs)) - {2} and all(map(all, pairs)):
-            return pairs
+    if not set(map(type, entries)) - {str} and all(entry.count(" ") == 1 for entry in entries):  # type: ignore[attr-defined]
+        tokens = " ".join(entries).split(" ") if entries else []  # type: ignore[arg-type]
+        if all(tokens):
+            return list(zip(tokens[0::2], tokens[1::2], strict=True))
     wrong = next(entry for entry in entries if not isinstance(entry, str) or entry.count(" ") != 1 or entry[0] == " " or entry[-1] == " ")
     raise ValueError(f"{KEY}merges: {shown(wrong)} is not two tokens with a space between")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, starmap
+from operator import add
 from reprlib import repr as shown
 
 from qwen2.tokenizer.splits import QWEN2, Split
@@ -61,8 +62,8 @@ class Parts:
             return False
         if _has_surrogate("".join(self.vocab)) or _has_surrogate("".join(self.control)):
             return False
-        known = self.vocab.keys()
-        return known >= {left + right for left, right in self.merges} and known >= set(chain.from_iterable(self.merges))
+        known = self.vocab.__contains__
+        return all(map(known, starmap(add, self.merges))) and all(map(known, chain.from_iterable(self.merges)))
 
     def _complain(self) -> None:
         owner: dict[int, str] = {}

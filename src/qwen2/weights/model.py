@@ -8,6 +8,7 @@ What is left out: downloading (store.py) and running (engine/).
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
     with ExitStack() as on_failure:
         if hold is not None:
             on_failure.push(hold)
-        with open_files(path) as opened:
+        with _no_collections(), open_files(path) as opened:
             network = _network(opened.config, opened.source, dtype, opened.dtype, target, packed)
         on_failure.pop_all()  # from here on the model has it
     template = ChatTemplate.of(opened.tokenizer)
@@ -149,6 +150,18 @@ def _network(config: ModelConfig, source: Source, dtype: str, stored: torch.dtyp
     if packed and kernels.isa() is not None:
         return fill_packed(config, source, DTYPES.get(dtype))
     return fill(config, source, _compute_dtype(dtype, stored, device), device, int8_inputs=packed and dtype == "auto")
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """No search for garbage in between: a vocabulary is half a million objects, all of them in use, and each search visits them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @lru_cache(maxsize=1)
