@@ -57,3 +57,10 @@ def test_refusals(flags: list[str], message: str, tiny_folder: Path, capsys: Out
     error = capsys.readouterr().err
     assert error.startswith(f"qwen2: {message}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="this processor has no kernels to choose from")
+def test_a_set_that_the_processor_lacks_is_refused(tiny_folder: Path, capsys: Out) -> None:
+    other = "avx2" if kernels.isa() == "neon" else "neon"
+    assert main(["bench", str(tiny_folder), "--isa", other]) == 1
+    assert capsys.readouterr().err.startswith(f"qwen2: isa {other!r}: this processor cannot run it; it has ")

@@ -1,7 +1,8 @@
 """Tiny models whose exported files are the same to the byte on every machine, for llama.cpp to answer.
 
 Weights are small integers over a power of two, drawn from a seeded integer generator: no rounding anywhere, in F16 and BF16
-neither, so that only Q8_0 changes them. The vocabulary is all bytes and a few merges.
+neither, so that only Q8_0 changes them. The vocabulary is all bytes and a few merges. `quantize` makes the files of WIDE, whose rows
+every block fits.
 
     python -m tests.golden.exports FOLDER          # writes them; then make_llama_cpp.py --exports FOLDER
 """
@@ -18,6 +19,7 @@ from qwen2.model import Qwen2
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.weights.export import to_gguf
 from qwen2.weights.model import Model
+from qwen2.weights.quantize import open_plan
 from tests.tokenizer.conftest import tiny_parts
 
 FORMS = ("F32", "F16", "BF16", "Q8_0")
@@ -27,6 +29,9 @@ CONFIGS = {
     "yarn": tiny(vocab=265, eos=(262,), bos=None, rope_scaling=RopeScaling(factor=4.0, original_context=16), context=64),
     "moe": tiny(vocab=265, eos=(262,), bos=None, moe=MoEConfig(experts=8, active=2, expert_ffn=32, shared_ffn=64)),
 }
+WIDE = "wide"
+CONFIGS_TO_QUANTIZE = {WIDE: tiny(vocab=265, eos=(262,), bos=None, hidden=256, ffn=512, heads=4, kv_heads=2)}
+MADE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 
 
 def exact_network(config: ModelConfig) -> Qwen2:
@@ -41,9 +46,16 @@ def exact_network(config: ModelConfig) -> Qwen2:
 
 
 def export_model(name: str) -> Model:
-    config, tokenizer = CONFIGS[name], Tokenizer(tiny_parts())
+    config, tokenizer = (CONFIGS | CONFIGS_TO_QUANTIZE)[name], Tokenizer(tiny_parts())
     template, generation = ChatTemplate.of(tokenizer), GenerationDefaults(eos=(262, 260))
     return Model(config, tokenizer, template, generation, exact_network(config), name, Path(name), "float32")
+
+
+def write_quantized(mix: str, source: Path, path: Path) -> None:
+    """What `qwen2 quantize` makes of the wide model's exact weights."""
+    to_gguf(export_model(WIDE), source, "F32")
+    with open_plan(source, mix, WIDE) as plan:
+        plan.write(path)
 
 
 def main() -> None:
@@ -54,6 +66,10 @@ def main() -> None:
     for name in CONFIGS:
         for form in FORMS:
             to_gguf(export_model(name), folder / f"{name}.{form}.gguf", form)
+    for mix in MADE:
+        source = folder / "source.gguf"
+        write_quantized(mix, source, folder / f"quantized.{mix}.gguf")
+        source.unlink()
 
 
 if __name__ == "__main__":

@@ -228,6 +228,8 @@ class Copies:
         size = (layers - 1) * layer_bytes + a.kv_heads * self.remote.qwen2_cache_bytes(a.head_dim, a.bits)
         copied = [self.memory(block + a.offset, size, back=True) - a.offset for block in addresses(a.blocks, blocks)] if size else [0]
         a.blocks = self.bytes(struct.pack(f"<{len(copied)}q", *copied))
+        if a.key_factors:
+            a.key_factors = self.memory(a.key_factors, 4 * layers * a.kv_heads * (a.head_dim // 2))
         return (self.structure(a),)
 
     def layer(self, place: int) -> int:

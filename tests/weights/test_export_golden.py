@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen2 import LLM
+from qwen2 import LLM, kernels
 from qwen2.weights.export import to_gguf
 from qwen2.weights.model import load
-from tests.golden.exports import CONFIGS, FORMS, export_model
+from tests.golden.exports import CONFIGS, FORMS, MADE, export_model, write_quantized
 
 RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "llama_cpp.json").read_text(encoding="utf-8"))["exports"]
 TOLERANCE = {"F32": 2e-4, "F16": 1e-2, "BF16": 0.2, "Q8_0": 0.2}
@@ -28,6 +28,21 @@ TOLERANCE = {"F32": 2e-4, "F16": 1e-2, "BF16": 0.2, "Q8_0": 0.2}
 def test_llama_cpp_answers_our_file_as_we_do(name: str, form: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.{form}.gguf"
     assert to_gguf(export_model(name), path, form) == []
+    compare(path, TOLERANCE[form], 0 if form in ("F32", "F16") else 1, 2 * TOLERANCE[form])
+
+
+@pytest.mark.skipif(
+    kernels.isa() is None, reason="without kernels the search sums in another order, and a few scales differ in their last bit"
+)
+@pytest.mark.parametrize("mix", MADE)
+def test_llama_cpp_answers_a_quantized_file_as_we_do(mix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"quantized.{mix}.gguf"
+    write_quantized(mix, tmp_path / "source.gguf", path)
+    compare(path, 0.7, 6, 0.5)  # logits of deviation 2.3; the kernels, which round activations as llama.cpp does, are as far from us
+
+
+def compare(path: Path, tolerance: float, may_part: int, near: float) -> None:
+    """Every step's two best logits, and the best token but where llama.cpp's two best are `near` to each other."""
     recorded = RECORDED[path.name]
     assert hashlib.sha256(path.read_bytes()).hexdigest() == recorded["sha256"], (
         "the export writes other bytes than those llama.cpp answered: if that is meant, record anew (tests/golden/make_llama_cpp.py)"
@@ -36,8 +51,8 @@ def test_llama_cpp_answers_our_file_as_we_do(name: str, form: str, tmp_path: Pat
     logits = LLM(load(path, dtype="float32")).logits(prompt + answer[:-1])[len(prompt) - 1 :]  # (steps, V)
     best = torch.tensor([step["ids"] for step in recorded["top2"]])  # (steps, 2)
     theirs = torch.tensor([step["logits"] for step in recorded["top2"]])
-    torch.testing.assert_close(logits.gather(1, best), theirs, rtol=0, atol=TOLERANCE[form])
+    torch.testing.assert_close(logits.gather(1, best), theirs, rtol=0, atol=tolerance)
     parted = logits.argmax(-1) != torch.tensor(answer)
     gaps = theirs[:, 0] - theirs[:, 1]
-    assert (gaps[parted] < 2 * TOLERANCE[form]).all()
-    assert parted.sum() <= (0 if form in ("F32", "F16") else 1)
+    assert (gaps[parted] < near).all()
+    assert parted.sum() <= may_part

@@ -13,7 +13,7 @@ import torch
 
 from qwen2.engine.attention import cached_attend
 from qwen2.engine.blocks import CACHE_BITS, BlockLayout, BlockSequence
-from qwen2.engine.kernel_attention import KernelAttend
+from qwen2.engine.kernel_attention import KernelAttend, key_factors
 from qwen2.engine.kv_cache import AnySequence, SequenceCache, token_bytes
 from qwen2.model.rope import Rope
 
@@ -37,6 +37,7 @@ class Runner:
         if cache_bits == 8 and not network.packed:
             raise ValueError("cache_bits 8: only the kernels keep a cache of 8 bits, and this model is not computed with them here")
         self.layout = BlockLayout(network.config, cache_bits) if network.packed else None  # the kernels' own cache
+        self.factors = key_factors(network) if cache_bits == 8 else None
 
     @property
     def token_bytes(self) -> int:
@@ -56,7 +57,7 @@ class Runner:
         if self.layout is None:
             attend: Attend = cached_attend(self.rope, spans, self.dtype, self.device)
         else:
-            attend = KernelAttend(self.network.config, self.rope, spans)
+            attend = KernelAttend(self.network.config, self.rope, spans, self.factors)
         hidden: Tensor = self.network(tokens, attend)
         return hidden
 

@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
 FEATURES = (  # bit 0 first: the order of qwen2_feature in kernels.h

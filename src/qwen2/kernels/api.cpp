@@ -121,9 +121,11 @@ int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, 
 int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n) {
     qwen2::Turn turn;
     qwen2_attention step = *attention;
-    for (int32_t i = 0; i < count; i++, step.offset += layer_bytes) {
+    for (int32_t i = 0; i < count; i++) {
         const int code = chosen()->run_layer(layers[i], &step, x, n, nullptr);
         if (code) return code;
+        step.offset += layer_bytes;
+        if (step.key_factors != nullptr) step.key_factors += static_cast<int64_t>(step.kv_heads) * (step.head_dim / 2);
     }
     return 0;
 }

@@ -58,7 +58,7 @@ class AttentionStruct(ctypes.Structure):
 
     _fields_ = [
         ("qkv", address), ("out", address), ("cos", address), ("sin", address), ("counts", address), ("histories", address),
-        ("blocks", address), ("qkv_stride", i64), ("out_stride", i64), ("offset", i64),
+        ("blocks", address), ("key_factors", address), ("qkv_stride", i64), ("out_stride", i64), ("offset", i64),
         ("sequences", i32), ("heads", i32), ("kv_heads", i32), ("head_dim", i32), ("bits", i32),
     ]  # fmt: skip
 

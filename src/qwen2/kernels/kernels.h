@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 3
+#define QWEN2_ABI_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -136,6 +136,8 @@ typedef struct {
     const int32_t* counts;       // (S): new tokens of each sequence, at least one; their sum is N
     const int32_t* histories;    // (S): tokens that the cache holds already
     uint8_t* const* blocks;      // the sequences' blocks end to end, ceil((history + count) / 64) of each
+    const float* key_factors;    // (K, d / 2) or NULL: what q is multiplied and k divided by, a pair by one number, so that the pairs of a
+                                 // key are of one size when it is rounded
     int64_t qkv_stride, out_stride;  // floats from one token's row to the next
     int64_t offset;              // bytes from a block's beginning to this layer's first head
     int32_t sequences, heads, kv_heads, head_dim, bits;
@@ -156,7 +158,8 @@ typedef struct {
 } qwen2_layer;
 QWEN2_API int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits);
 
-// Several layers one after the other; the attention's offset is the first one's, and grows by `layer_bytes`.
+// Several layers one after the other; the attention's offset is the first one's, and grows by `layer_bytes`; its
+// key factors are those of all layers, one after the other.
 QWEN2_API int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n);
 
 // ---- the search for the scales of a format's groups

@@ -33,6 +33,18 @@ static inline void rotate(const float* x, const float* cos, const float* sin, in
     for (int64_t k = head_dim; k < d; k++) out[k] = 0.0f;
 }
 
+// Pairs (i, i + half) times their factors, or divided by them; nothing where there are none. A pair has one factor, so turning it
+// before or after is the same.
+template <bool DIVIDE>
+static inline void apply_factors(float* x, const float* factors, int64_t head_dim) {
+    if (factors == nullptr) return;
+    const int64_t half = head_dim / 2;
+    for (int64_t i = 0; i < half; i++) {
+        const float factor = DIVIDE ? 1.0f / factors[i] : factors[i];
+        x[i] *= factor, x[half + i] *= factor;
+    }
+}
+
 // Integers of a vector of padded size d, and the scale back; 0 for zeros, NaN where a number is not finite.
 static inline float quantize_to(const float* x, int64_t d, float inverse, float scale, bool finite, int16_t* out) {
     const F factor = f_set(finite ? inverse : 0.0f);
@@ -73,6 +85,10 @@ static inline float quantize_highest(const float* x, int64_t d, float most, int1
     return quantize_to(x, d, most / highest, highest / most, finite, out);
 }
 
+static inline const float* factors_of(const qwen2_attention& a, int kv_head) {
+    return a.key_factors == nullptr ? nullptr : a.key_factors + static_cast<int64_t>(kv_head) * (a.head_dim / 2);
+}
+
 // One token's keys and values into its block. Neighbouring tokens' integers lie in the same words: each is written alone.
 template <class Int>
 static void write_token(const qwen2_attention& a, const float* k, const float* v, const float* cos, const float* sin, uint8_t* block, int64_t slot) {
@@ -82,6 +98,7 @@ static void write_token(const qwen2_attention& a, const float* k, const float* v
     for (int head = 0; head < a.kv_heads; head++) {
         const Piece<Int> piece(block + a.offset + head * bytes, d);
         rotate(k + head * a.head_dim, cos, sin, a.head_dim, d, turned);
+        apply_factors<true>(turned, factors_of(a, head), a.head_dim);
         piece.key_scales[slot] = sizeof(Int) == 2 ? quantize_length(turned, d, whole) : quantize_highest(turned, d, 127.0f, whole);
         for (int64_t i = 0; i < d; i++) piece.keys[key_at(slot, i, d)] = static_cast<Int>(whole[i]);
         for (int64_t i = 0; i < d; i++) turned[i] = i < a.head_dim ? v[head * a.head_dim + i] : 0.0f;
@@ -97,6 +114,7 @@ static void rotate_queries(const qwen2_attention& a, int64_t token, const float*
     for (int head = 0; head < a.heads; head++) {
         const int64_t row = token * a.heads + head;
         rotate(q + head * a.head_dim, cos, sin, a.head_dim, d, turned);
+        apply_factors<false>(turned, factors_of(a, head / (a.heads / a.kv_heads)), a.head_dim);
         out.scales[row] = scale * quantize_length(turned, d, out.q + row * d);
     }
 }
