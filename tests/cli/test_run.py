@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen2 import kernels
 from qwen2.cli import run as verb
 from qwen2.cli.run import join_prompt, split_words
 from qwen2.engine.llm import LLM
@@ -193,7 +194,7 @@ def test_pipe_system_prompt_and_verbose(tmp_path, tiny_folder):
     assert re.search(rf"^prompt    {count} tokens in \d+\.\d\d s, [\d.]+ tokens/s$", done.stderr, re.MULTILINE)
     assert re.search(r"^answer    24 tokens in \d+\.\d\d s, [\d.]+ tokens/s$", done.stderr, re.MULTILINE)
     assert re.search(r"^load      \d+\.\d\d s", done.stderr, re.MULTILINE)
-    assert re.search(r"^device    cpu, 1 threads, float32 from float32$", done.stderr, re.MULTILINE)
+    assert re.search(rf"^device    cpu, {kernels.threads() or 1} threads, float32 from float32$", done.stderr, re.MULTILINE)
     assert f"context   {count + 24} of 300 tokens\n" in done.stderr
     assert "temperature 1.0, " in done.stderr
     assert "seed 4, " in done.stderr

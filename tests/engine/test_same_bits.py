@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from qwen2 import LLM, SamplingParams, kernels
-from qwen2.config import ModelConfig
+from qwen2.config import ModelConfig, tiny
 from qwen2.weights.export import to_gguf, to_hf_folder
 from tests.conftest import tiny_model
+from tests.kernels.conftest import NEEDS
 
 pytestmark = pytest.mark.skipif(kernels.isa() is None, reason="this installation has no kernels for this processor")
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, repetition_penalty=1.2)
@@ -38,6 +39,8 @@ def prompts() -> list[list[int]]:
 def test_alone_in_a_batch_in_pieces_and_after_others(path: Path, cache_bits: int):
     llm = LLM(path, cache_bits=cache_bits, threads=1)
     alone = [llm.logits(ids) for ids in prompts()]
+    scores = [llm.score([ids])[0] for ids in prompts()]
+    assert llm.score(prompts()) == scores  # to the last bit
     answers = [llm.generate([ids], GREEDY)[0].token_ids for ids in prompts()]
     assert [output.token_ids for output in llm.generate(prompts(), GREEDY)] == answers  # sixteen at once, and prefixes kept from before
     for threads, chunk in ((2, 512), (3, 7), (1, 1)):
@@ -55,6 +58,42 @@ def test_layers_one_by_one_give_the_bits_of_all_in_one_call(path: Path):
     together = llm.logits(ids)
     network.model.bound = False
     assert torch.equal(llm.logits(ids), together)
+
+
+def test_a_prompt_whose_last_row_alone_is_finished_is_answered_alike(path: Path):
+    """Of a prompt the last layer finishes one row, and none of a chunk that does not end it; answers and their logits stay the same."""
+    llm = LLM(path, threads=2)
+    llm.engine.scheduler.chunk = 30
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=3)
+    together = llm.generate(prompts(), params)
+    alone = [llm.generate([ids], params)[0] for ids in prompts()]
+    llm.model.network.model.bound = False
+    step_by_step = [llm.generate([ids], params)[0] for ids in prompts()]
+    for outputs in (alone, step_by_step):
+        assert [(o.token_ids, o.logprobs) for o in outputs] == [(o.token_ids, o.logprobs) for o in together]
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon"])
+@pytest.mark.parametrize("cache_bits", [16, 8])
+def test_a_history_of_several_spans(tmp_path: Path, isa: str, cache_bits: int):
+    """More than 1,024 keys, so that spans are merged: in one piece, in pieces, and token by token at the end; on every set here."""
+    if not NEEDS[isa] <= kernels.features():
+        pytest.skip(f"this processor has no {isa}")
+    to_gguf(tiny_model(tiny(context=2048)), tmp_path / "model.gguf", "Q8_0")
+    ids = torch.randint(0, 500, (1100,), generator=torch.Generator().manual_seed(1)).tolist()
+    try:
+        llm = LLM(tmp_path / "model.gguf", threads=2, isa=isa, cache_bits=cache_bits)
+        whole = llm.logits(ids)
+        for chunk in (512, 77):
+            llm.engine.scheduler.chunk = chunk
+            assert torch.equal(llm.logits(ids), whole)
+        llm.engine.scheduler.chunk = 512
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, repetition_penalty=1.0)
+        written = llm.generate([ids[:1000]], params)[0].token_ids  # goes over the end of the first span one by one
+        again = llm.logits([*ids[:1000], *written])[999:-1].argmax(-1)
+        assert tuple(again.tolist()) == tuple(written)
+    finally:
+        kernels.select_isa(None)
 
 
 def test_forks_share_full_blocks_and_go_their_own_ways(path: Path):

@@ -246,11 +246,14 @@ class Copies:
         step = self.attend(attention, inside_a_layer=True)[0]
         return self.layer(layer), step, x, n, self.memory(router_logits, logits, back=True)
 
-    def run_layers(self, layers: int, count: int, attention: int, layer_bytes: int, x: int, n: int) -> tuple[Any, ...]:
+    def run_layers(
+        self, layers: int, count: int, attention: int, layer_bytes: int, x: int, n: int, rows: int | None, wanted: int
+    ) -> tuple[Any, ...]:
         places = addresses(layers, count)
         x = self.memory(x, 4 * n * layer_columns(places[0]), back=True)
         step = self.attend(attention, count, layer_bytes, inside_a_layer=True)[0]
-        return self.bytes(struct.pack(f"<{count}Q", *(self.layer(place) for place in places))), count, step, layer_bytes, x, n
+        layers = self.bytes(struct.pack(f"<{count}Q", *(self.layer(place) for place in places)))
+        return layers, count, step, layer_bytes, x, n, self.memory(rows, 8 * wanted), wanted
 
 
 def here(kind: type[Struct], address: int) -> Struct:

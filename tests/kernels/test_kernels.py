@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen2 import kernels
@@ -113,3 +117,43 @@ def test_without_a_library_no_instruction_set_can_be_forced(monkeypatch: pytest.
         ValueError, match=r"^isa 'avx2': this installation has no native library; reinstall it with a C\+\+ compiler at hand$"
     ):
         kernels.select_isa("avx2")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_of_a_fork_goes_on_computing() -> None:
+    """Workers asleep in the parent are not there in the child; an alarm ends it where it waits for them."""
+    native = kernels.library()
+    if kernels.isa() is None or not isinstance(native, ctypes.CDLL):
+        pytest.skip("no kernels of this process")
+    kernels.set_threads(2)
+    memory = np.ones(4 << 20, dtype=np.uint8)
+    try:
+        for _ in range(3):
+            assert native.qwen2_read(memory.ctypes.data, memory.nbytes) == 0
+            time.sleep(0.02)  # the worker falls asleep
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            codes = []
+            for _ in range(6):
+                codes.append(native.qwen2_read(memory.ctypes.data, memory.nbytes))
+                time.sleep(0.02)
+            os._exit(0 if codes == [0] * 6 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert native.qwen2_read(memory.ctypes.data, memory.nbytes) == 0  # and so does the parent
+    finally:
+        kernels.set_threads(1)
+
+
+def test_more_threads_than_the_pool_has_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^threads 1,000: the kernels take at most 256$"):
+        kernels.set_threads(1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("max 100000\n", 256), ("200000 100000\n", 2), ("150000 100000\n", 2), ("nonsense", 256), (None, 256)]
+)
+def test_a_container_s_share_of_time_limits_the_threads(text: str | None, cores: int, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text)
+    assert kernels._share_of_time(tmp_path / "cpu.max") == cores

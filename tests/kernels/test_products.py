@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,9 +12,9 @@ from hypothesis import strategies as st
 
 from qwen2 import kernels
 from qwen2.kernels.calls import BoundFeedForward, argmax_rows
-from qwen2.kernels.matrix import packed_bytes
+from qwen2.kernels.matrix import Arena, Matrix, pack_file, packed_bytes
 from qwen2.quant import FORMATS
-from tests.kernels.conftest import BY_NAME, dense, multiply, pack, random_blocks, sets_here
+from tests.kernels.conftest import BY_NAME, HALVES, dense, multiply, pack, random_blocks, sets_here
 
 NAMES = list(BY_NAME)
 relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,6 +85,27 @@ def test_rows_come_back_to_the_bit(isa: str, name: str):
     assert np.array_equal(out.astype(np.float64), dense(name, blocks, rows, columns)[order])
 
 
+def test_whole_matrices_come_out_of_a_file_as_they_come_out_of_memory(isa: str, tmp_path: Path):
+    """Every format, one matrix larger than a thread reads at a time, rows that fill no tile; a file that is too short says so."""
+    if not isinstance(kernels.library(), ctypes.CDLL):
+        pytest.skip("the emulator has no files")
+    shapes = [(name, 83, 512, i) for i, name in enumerate(NAMES)] + [("Q8_0", 1500, 1024, 99), ("F32", 1, 256, 100)]
+    blocks = [random_blocks(*shape) for shape in shapes]
+    offsets = [int(at) for at in np.cumsum([7, *(len(data) + 3 for data in blocks)])]
+    path = tmp_path / "blocks"
+    path.write_bytes(b"." * 7 + b"".join(data.tobytes() + b"..." for data in blocks))
+    kernels.set_threads(2)
+    matrices = [Matrix.empty(BY_NAME[name], rows, columns, Arena(1 << 16)) for name, rows, columns, _ in shapes]
+    with path.open("rb") as file:
+        pack_file(file.fileno(), matrices, offsets[: len(shapes)])
+    for (name, rows, columns, _), data, matrix in zip(shapes, blocks, matrices, strict=True):
+        assert np.array_equal(matrix.packed, pack(name, data, rows, columns).packed), name
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 8)
+        with pytest.raises(ValueError, match="the file ended before its last matrix"):
+            pack_file(file.fileno(), matrices, offsets[: len(shapes)])
+
+
 def test_a_packed_matrix_takes_no_more_bytes_than_its_blocks(isa: str):
     for name in NAMES:
         form = FORMATS[BY_NAME[name]]
@@ -139,6 +163,23 @@ def test_extreme_activations(isa: str, name: str, size: float):
     assert np.isfinite(found).all()
     nothing = 1e-35 * np.abs(weights).sum(1).max()  # a group whose largest number is below 1e-35 counts as zeros
     assert np.abs(found - exact).max() <= 0.02 * np.abs(exact).max() + nothing
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if FORMATS[BY_NAME[name]].block > 1])
+def test_sums_at_their_largest_do_not_overflow(isa: str, name: str):
+    """Every quant at its end and every activation at 127 or -127 of one sign: what sums in 16 bits have to hold on AVX2."""
+    columns = 512
+    for byte in (0xFF, 0x00, 0x7F, 0x80):
+        blocks = random_blocks(name, 32, columns, 5)
+        whole = blocks.reshape(-1, FORMATS[BY_NAME[name]].bytes)
+        halves = np.concatenate([np.arange(at, at + 2) for at in HALVES[name]])
+        others = np.setdiff1d(np.arange(whole.shape[1]), halves)
+        whole[:, others] = byte
+        for sign in (1.0, -1.0):
+            for n in (1, 3, 8, 16, 25, 40):
+                x = np.full((n, columns), sign, dtype=np.float32)
+                found = multiply([pack(name, blocks, 32, columns)], x)
+                assert close(found, oracle(name, blocks, 32, columns, x), dense(name, blocks, 32, columns), x), (byte, sign, n)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,7 +44,8 @@ def test_every_matrix_gets_the_type_that_llama_cpp_gives_it(case: str, mix: str)
 
 def test_the_72b_model_s_value_projections_get_more() -> None:
     config = FAMILY["qwen2:72b"].config
-    assert choose("blk.9.attn_v.weight", (1024, 8192), config, "Q4_K_S").type == "Q5_K"
+    for mix in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M"):
+        assert choose("blk.29.attn_v.weight", (1024, 8192), config, mix).type == "Q5_K", mix
     assert choose("blk.9.attn_k.weight", (1024, 8192), config, "Q4_K_S").type == "Q4_K"
 
 

@@ -180,8 +180,13 @@ def place(llm: LLM) -> str:
     """Where the model computes."""
     import torch
 
+    from qwen2 import kernels
+
     device = llm.model.device
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    if device.type != "cpu":
+        return str(device)
+    pool = kernels.threads() if llm.model.network.packed else None
+    return f"{device}, {torch.get_num_threads() if pool is None else pool} threads"
 
 
 def rate(tokens: int, seconds: float) -> str:

@@ -90,13 +90,12 @@ def about(llm: LLM, cache_bits: int) -> Row:
 
     from qwen2 import __version__, kernels
 
-    library = kernels.library()
     return {
         "qwen2": __version__,
         "processor": processor(),
         "flags": sorted(kernels.features()),
         "isa": kernels.isa(),
-        "threads": torch.get_num_threads() if library is None else int(library.qwen2_threads()),
+        "threads": torch.get_num_threads() if kernels.threads() is None else kernels.threads(),
         "weight_bytes": llm.model.network.weight_bytes(),
         "cache_bits": cache_bits,
         "cache_bytes_per_token": llm.engine.runner.token_bytes,

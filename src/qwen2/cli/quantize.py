@@ -34,6 +34,7 @@ def quantize(
     /,
     *,
     to: Mix,
+    threads: int | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Make a GGUF file whose weights take fewer bits.
@@ -47,9 +48,13 @@ def quantize(
     to
         The mix: q4_k_m is the usual one, q8_0 hardly loses anything, q2_k is the smallest. Where the mix ends in _m or _l, the
         matrices that suffer most get more bits.
+    threads
+        CPU threads; left out, as many as there are physical cores.
     dry_run
         Show each tensor's type, bits a weight and the reason, and write nothing.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads {threads}: must be at least 1")
     ensure(model)
     path, name, hold = Store().open(model)
     with hold if hold is not None else nullcontext():
@@ -57,8 +62,10 @@ def quantize(
         if not dry_run and place.exists():
             raise FileExistsError(f"{place}: exists already; name another file to write")
 
+        from qwen2 import kernels
         from qwen2.weights.quantize import open_plan
 
+        kernels.set_threads(threads)
         with open_plan(path, to, name) as plan:
             for note in plan.notes:
                 print(f"qwen2: {note}", file=sys.stderr)

@@ -5,6 +5,7 @@ torch is imported after the command line, the model's name and the prompt have b
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
@@ -137,10 +138,13 @@ def load_model(
     from qwen2.cli.answer import working
 
     start = time.perf_counter()
+    gc.disable()  # a million objects are made that all stay: each search for garbage would visit them
     with working(f"loading {model}"):
         from qwen2.engine.llm import LLM
 
         llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context, cache_bits=cache_bits, isa=isa)
+    gc.freeze()
+    gc.enable()
     return llm, time.perf_counter() - start
 
 

@@ -31,10 +31,19 @@ if TYPE_CHECKING:
 class KernelAttend:
     """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens.
 
-    `factors` (layers, K, d/2) are those of `key_factors`, the same for a sequence's whole life.
+    `factors` (layers, K, d/2) are those of `key_factors`, the same for a sequence's whole life. `wanted` are the rows of the N whose
+    hidden states somebody will look at, in order; None for all.
     """
 
-    def __init__(self, config: ModelConfig, rope: Rope, spans: Sequence[tuple[BlockSequence, int]], factors: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        rope: Rope,
+        spans: Sequence[tuple[BlockSequence, int]],
+        factors: Tensor | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> None:
+        self.wanted = wanted
         for sequence, n in spans:
             sequence.reserve(len(sequence) + n)
         cos, sin = rope.rows([(len(sequence), n) for sequence, n in spans])  # (N, d/2) each

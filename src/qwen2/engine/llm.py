@@ -52,8 +52,7 @@ class LLM:
         if threads is not None:
             _at_least_one("threads", threads)
             torch.set_num_threads(threads)
-        if isa is not None:
-            kernels.select_isa(isa)
+        kernels.select_isa(isa)  # the best one where none is asked for, whatever another model asked for before
         kernels.set_threads(threads)
         if context is not None:
             _at_least_one("context", context)

@@ -51,13 +51,16 @@ class Runner:
         return BlockSequence(self.layout)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Read the batch's tokens, (N, D); their keys and values are in the caches, which the scheduler then advances."""
+        """Read the batch's tokens, (N, D); their keys and values are in the caches, which the scheduler then advances.
+
+        Rows that are neither a span's last nor for a reader may be unfinished.
+        """
         tokens = torch.tensor([token for span in batch for token in span.tokens], device=self.device)  # (N,)
         spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
         if self.layout is None:
             attend: Attend = cached_attend(self.rope, spans, self.dtype, self.device)
         else:
-            attend = KernelAttend(self.network.config, self.rope, spans, self.factors)
+            attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted_rows(batch))
         hidden: Tensor = self.network(tokens, attend)
         return hidden
 
@@ -65,3 +68,16 @@ class Runner:
         """Logits of some rows of hidden (N, D) -> (R, V) float32."""
         wanted = hidden if len(rows) == len(hidden) and rows == list(range(len(hidden))) else hidden[rows]
         return self.network.logits(wanted).float()
+
+
+def wanted_rows(batch: Batch) -> list[int] | None:
+    """The rows of a step whose hidden states are used: all for a reader, the last where a token follows. None for all of them."""
+    rows: list[int] = []
+    start = 0
+    for span in batch:
+        if span.answer.request.reader is not None:
+            rows.extend(range(start, start + span.count))
+        elif span.is_last:
+            rows.append(start + span.count - 1)
+        start += span.count
+    return None if len(rows) == start else rows

@@ -15,7 +15,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 4
+ABI_VERSION = 5
+MAX_THREADS = 256  # of pool.h
 SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
 FEATURES = (  # bit 0 first: the order of qwen2_feature in kernels.h
@@ -73,6 +74,7 @@ def declare(native: ctypes.CDLL) -> None:
         ("set_threads", None, [ctypes.c_int]),
         ("packed_bytes", i64, [i32, i64, i64]),
         ("pack", code, [i32, i64, i64, address, i64, i64, address]),
+        ("pack_file", code, [i32, address, address, i64]),
         ("unpack_rows", code, [address, address, i64, address]),
         ("unpack_blocks", code, [i32, i64, address, address, i64, address]),
         ("multiply", code, [address]),
@@ -87,7 +89,7 @@ def declare(native: ctypes.CDLL) -> None:
         ("multiply_bytes", i64, [i64]),
         ("busy", ctypes.c_uint64, []),
         ("run_layer", code, [address, address, address, i64, address]),
-        ("run_layers", code, [address, i32, address, i64, address, i64]),
+        ("run_layers", code, [address, i32, address, i64, address, i64, address, i64]),
     ):
         function = getattr(native, f"qwen2_{name}")
         function.restype, function.argtypes = result, arguments
@@ -133,7 +135,7 @@ def select_isa(name: str | None) -> None:
 
 
 def physical_cores() -> int:
-    """The cores that this process may use, two threads of one core counted once."""
+    """The cores that this process may use, two threads of one core counted once, and no more than its group's share of time."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     siblings = set()
     for cpu in allowed:
@@ -141,14 +143,34 @@ def physical_cores() -> int:
             siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii").strip())
         except OSError:  # not Linux, or a container that hides it: every processor counts
             siblings.add(str(cpu))
-    return max(1, len(siblings))
+    return max(1, min(len(siblings), _share_of_time(Path("/sys/fs/cgroup/cpu.max"))))
+
+
+def _share_of_time(path: Path) -> int:
+    """Cores whose whole time a container may use, as `docker --cpus` sets it; many where nothing is said."""
+    try:
+        quota, period = path.read_text(encoding="ascii").split()
+        return MAX_THREADS if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # not Linux, or groups of another version
+        return MAX_THREADS
 
 
 def set_threads(count: int | None = None) -> None:
-    """Threads of the library's own pool, the calling one among them; by default as many as there are physical cores."""
+    """Threads of the library's own pool, the calling one among them; by default as many as there are physical cores.
+
+    Raises ValueError for more than the pool can have.
+    """
+    if count is not None and count > MAX_THREADS:
+        raise ValueError(f"threads {count:,}: the kernels take at most {MAX_THREADS}")
     native = library()
     if native is not None:
         native.qwen2_set_threads(physical_cores() if count is None else count)
+
+
+def threads() -> int | None:
+    """Threads of the pool; None where no kernels run."""
+    native = library()
+    return None if native is None or isa() is None else int(native.qwen2_threads())
 
 
 def report() -> str:

@@ -68,6 +68,11 @@ int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, 
     return chosen()->pack(type, rows, columns, blocks, first, count, packed);
 }
 
+int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count) {
+    qwen2::Turn turn;
+    return chosen()->pack_file(file, matrices, offsets, count);
+}
+
 int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
     qwen2::Turn turn;
     return chosen()->unpack_rows(matrix, rows, count, out);
@@ -115,14 +120,16 @@ int64_t qwen2_multiply_bytes(int64_t rounds) {
 
 int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits) {
     qwen2::Turn turn;
-    return chosen()->run_layer(layer, attention, x, n, router_logits);
+    return chosen()->run_layer(layer, attention, x, n, router_logits, nullptr, 0);
 }
 
-int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n) {
+int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
+                     const int64_t* rows, int64_t wanted) {
     qwen2::Turn turn;
     qwen2_attention step = *attention;
     for (int32_t i = 0; i < count; i++) {
-        const int code = chosen()->run_layer(layers[i], &step, x, n, nullptr);
+        const bool last = i + 1 == count;
+        const int code = chosen()->run_layer(layers[i], &step, x, n, nullptr, last ? rows : nullptr, wanted);
         if (code) return code;
         step.offset += layer_bytes;
         if (step.key_factors != nullptr) step.key_factors += static_cast<int64_t>(step.kv_heads) * (step.head_dim / 2);

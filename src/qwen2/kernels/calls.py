@@ -71,6 +71,7 @@ class LayerStruct(ctypes.Structure):
 
 MEANINGS = {
     -3: "not enough memory for the step",
+    -5: "the file ended before its last matrix, or could not be read",
     -4: "matrices that do not fit each other or were packed for another instruction set, or a shape without a kernel",
 }
 
@@ -228,8 +229,10 @@ class BoundLayers:
         self._layers = (address * len(layers))(*(layer.place for layer in layers))
         self._place = ctypes.addressof(self._layers)
 
-    def __call__(self, x: int, n: int, attention: int, layer_bytes: int) -> None:
-        """x (n, D) fp32 without gaps, changed in place; `attention` is the step of the first layer."""
-        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n)
+    def __call__(self, x: int, n: int, attention: int, layer_bytes: int, rows: Sequence[int] | None = None) -> None:
+        """x (n, D) fp32 without gaps, changed in place; `attention` is the step of the first layer. `rows`: those that are wanted."""
+        wanted = None if rows is None else (i64 * len(rows))(*rows)
+        place = None if wanted is None else ctypes.addressof(wanted)
+        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n, place, 0 if rows is None else len(rows))
         if code:
             check(code)

@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 4
+#define QWEN2_ABI_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -66,6 +66,10 @@ QWEN2_API int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns
 
 // Rows first .. first + count of a matrix (first a multiple of qwen2_lanes) from the file's blocks, lossless. All threads.
 QWEN2_API int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
+
+// The same for all rows of `count` matrices that lie in an open file (a descriptor) as blocks, each from its offset on. All threads
+// read and pack. -5 where the file ends too early or cannot be read, -4 on systems without positioned reads too.
+QWEN2_API int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count);
 
 // The named rows in fp32: (count, columns).
 QWEN2_API int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out);
@@ -159,8 +163,10 @@ typedef struct {
 QWEN2_API int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits);
 
 // Several layers one after the other; the attention's offset is the first one's, and grows by `layer_bytes`; its
-// key factors are those of all layers, one after the other.
-QWEN2_API int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n);
+// key factors are those of all layers, one after the other. Where `rows` is not NULL only these `wanted` rows of x, in order, are
+// finished: for the others the last layer stops when their keys and values are in the cache.
+QWEN2_API int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
+                               const int64_t* rows, int64_t wanted);
 
 // ---- the search for the scales of a format's groups
 

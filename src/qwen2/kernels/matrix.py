@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,6 +70,16 @@ class Matrix:
     def unpack(self, rows: np.ndarray, out: int) -> None:
         """The numbers of some rows (int64), in fp32, to the address of (len(rows), columns). Row numbers are the caller's to check."""
         check(native().qwen2_unpack_rows(ctypes.addressof(self.struct), rows.ctypes.data, len(rows), out))
+
+
+def pack_file(file: int, matrices: Sequence[Matrix], offsets: Sequence[int]) -> None:
+    """Fill whole matrices from an open file (a descriptor), each from its offset on; all threads of the pool read and pack.
+
+    Raises ValueError where the file has too few bytes or the system gives none.
+    """
+    structs = (ctypes.c_void_p * len(matrices))(*(ctypes.addressof(matrix.struct) for matrix in matrices))
+    places = (ctypes.c_int64 * len(matrices))(*offsets)
+    check(native().qwen2_pack_file(file, ctypes.addressof(structs), ctypes.addressof(places), len(matrices)))
 
 
 def lanes() -> int:

@@ -63,6 +63,50 @@ static int pack(int32_t type, int64_t rows, int64_t columns, const void* blocks,
     return 0;
 }
 
+// Whole matrices out of a file: a claim is some tiles of one matrix, read into a thread's own memory and packed from there.
+static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count) {
+    constexpr int64_t A_CLAIM = 1 << 18;  // bytes, which stay in the cache between reading and packing
+    if (!POSITIONED_READS) return NOT_SUPPORTED;
+    const auto row_bytes = [](const qwen2_matrix& m) { return m.columns / kernels_of(m.type)->block * kernels_of(m.type)->bytes; };
+    const auto claim_tiles = [&](const qwen2_matrix& m) {
+        const int64_t tiles = A_CLAIM / (L * (row_bytes(m) > 0 ? row_bytes(m) : 1));
+        return tiles < 1 ? 1 : tiles;
+    };
+    int64_t claims = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (packed_bytes(matrices[i]->type, matrices[i]->rows, matrices[i]->columns) < 0 || matrices[i]->lanes != L) return NOT_SUPPORTED;
+        claims += (tiles_of(matrices[i]->rows) + claim_tiles(*matrices[i]) - 1) / claim_tiles(*matrices[i]);
+    }
+    if (claims > MAX_TILES) return NOT_SUPPORTED;
+    Failure memory, reading;
+    for_tiles(static_cast<int>(claims), [&](int claim, int thread) {
+        int64_t left = claim, i = 0;
+        for (;; i++) {
+            const int64_t own = (tiles_of(matrices[i]->rows) + claim_tiles(*matrices[i]) - 1) / claim_tiles(*matrices[i]);
+            if (left < own) break;
+            left -= own;
+        }
+        const qwen2_matrix& m = *matrices[i];
+        const int64_t bytes = row_bytes(m), first = left * claim_tiles(m) * L;
+        const int64_t last = first + claim_tiles(m) * L < m.rows ? first + claim_tiles(m) * L : m.rows;
+        uint8_t* blocks = static_cast<uint8_t*>(scratch(thread, PRODUCT, static_cast<size_t>((last - first) * bytes)));
+        if (blocks == nullptr) {
+            memory.happened = true;
+            return;
+        }
+        if (!read_at(file, offsets[i] + first * bytes, blocks, static_cast<size_t>((last - first) * bytes))) {
+            reading.happened = true;
+            return;
+        }
+        uint8_t* packed = static_cast<uint8_t*>(const_cast<void*>(m.packed));
+        for (int64_t row = first; row < last; row += L) {
+            const int in_tile = static_cast<int>(last - row < L ? last - row : L);
+            kernels_of(m.type)->pack(blocks + (row - first) * bytes, bytes, in_tile, m.columns / kernels_of(m.type)->block, packed + row * bytes);
+        }
+    });
+    return memory.happened ? NO_MEMORY : reading.happened ? NOT_READ : 0;
+}
+
 static int unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
     const TypeKernels* kernels = kernels_of(matrix->type);
     if (kernels == nullptr || matrix->lanes != L) return NOT_SUPPORTED;

@@ -17,6 +17,8 @@
 #endif
 #if defined(__linux__) || defined(__APPLE__)
 #include <pthread.h>
+#include <unistd.h>
+#include <cerrno>
 #endif
 
 namespace qwen2 {
@@ -63,7 +65,7 @@ class Pool {
   public:
     void run(TileFunction function, void* context, int tiles) {
         if (tiles <= 0) return;
-        if (wanted_ == 1 || tiles == 1) {
+        if (wanted() == 1 || tiles == 1) {
             for (int tile = 0; tile < tiles; tile++) function(context, tile, 0);
             return;
         }
@@ -73,8 +75,9 @@ class Pool {
         slot.function = function;
         slot.context = context;
         slot.done.store(0, std::memory_order_relaxed);
-        for (int thread = wanted_ - 1; thread >= 0; thread--) {
-            const uint64_t from = static_cast<uint64_t>(tiles) * thread / wanted_, to = static_cast<uint64_t>(tiles) * (thread + 1) / wanted_;
+        const int count = wanted();
+        for (int thread = count - 1; thread >= 0; thread--) {
+            const uint64_t from = static_cast<uint64_t>(tiles) * thread / count, to = static_cast<uint64_t>(tiles) * (thread + 1) / count;
             tickets_[thread].value.store(number_ << (2 * TILE_BITS) | to << TILE_BITS | from, std::memory_order_seq_cst);
         }
         if (sleeping_.load(std::memory_order_seq_cst) > 0) {
@@ -88,7 +91,7 @@ class Pool {
         }
     }
 
-    int wanted() const { return wanted_; }
+    int wanted() const { return wanted_.load(std::memory_order_relaxed); }
 
     void resize(int count) {
         stop();
@@ -107,11 +110,17 @@ class Pool {
         stopping_.store(false, std::memory_order_seq_cst);
     }
 
-    // In the child of a fork the workers are gone: forget them, new ones start with the next job.
+    // A fork waits for the operation that runs, so that the child finds nothing half done.
+    void before_fork() { turn.lock(), sleep_.lock(); }
+    void after_fork() { sleep_.unlock(), turn.unlock(); }
+
+    // In the child the workers are gone, and what they waited for still counts them: all that is forgotten, new workers start with
+    // the next job.
     void forget() {
         for (std::thread& worker : workers_) new (new char[sizeof(std::thread)]) std::thread(std::move(worker));
         workers_.clear();
-        sleeping_.store(0);
+        sleeping_.store(0), stopping_.store(false);
+        new (&turn) std::mutex, new (&sleep_) std::mutex, new (&wake_) std::condition_variable;
     }
 
     std::mutex turn;
@@ -133,7 +142,8 @@ class Pool {
     // Claims and runs tiles until none is left, of its own stretch first; whether it ran any.
     bool work(int thread) {
         bool worked = false;
-        for (int i = 0; i < wanted_; i++) worked |= work_on(tickets_[(thread + i) % wanted_].value, thread);
+        const int count = wanted();
+        for (int i = 0; i < count; i++) worked |= work_on(tickets_[(thread + i) % count].value, thread);
         return worked;
     }
 
@@ -151,7 +161,7 @@ class Pool {
     static bool exhausted(uint64_t ticket) { return (ticket & TILE_MASK) >= (ticket >> TILE_BITS & TILE_MASK); }
 
     bool idle() const {
-        for (int thread = 0; thread < wanted_; thread++)
+        for (int thread = 0; thread < wanted(); thread++)
             if (!exhausted(tickets_[thread].value.load(std::memory_order_seq_cst))) return false;
         return !stopping_.load(std::memory_order_seq_cst);
     }
@@ -178,7 +188,7 @@ class Pool {
     std::atomic<bool> stopping_{false};
     Slot slots_[SLOTS];
     uint64_t number_ = 0;
-    int wanted_ = 1;
+    std::atomic<int> wanted_{1};
     std::vector<std::thread> workers_;
     std::mutex sleep_;
     std::condition_variable wake_;
@@ -188,7 +198,7 @@ Pool& pool() {
     static Pool* const one = [] {
         Pool* made = new Pool;  // never destroyed: a daemon thread may still be in an operation when the process ends
 #if defined(__linux__) || defined(__APPLE__)
-        pthread_atfork(nullptr, nullptr, [] { pool().forget(); });
+        pthread_atfork([] { pool().before_fork(); }, [] { pool().after_fork(); }, [] { pool().forget(); });
 #endif
         return made;
     }();
@@ -224,6 +234,21 @@ int threads() { return pool().wanted(); }
 void set_threads(int count) {
     Turn turn;
     pool().resize(count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count);
+}
+
+bool read_at(int file, int64_t offset, void* into, size_t bytes) {
+#if defined(__linux__) || defined(__APPLE__)
+    for (char* at = static_cast<char*>(into); bytes > 0;) {
+        const ssize_t count = pread(file, at, bytes, static_cast<off_t>(offset));
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) return false;
+        at += count, offset += count, bytes -= static_cast<size_t>(count);
+    }
+    return true;
+#else
+    (void)file, (void)offset, (void)into;
+    return bytes == 0;
+#endif
 }
 
 void* scratch(int thread, Use use, size_t bytes) { return pool().own[thread][use].get(bytes); }

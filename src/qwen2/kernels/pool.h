@@ -25,7 +25,7 @@ void for_tiles(int tiles, Work&& work) {
     run_tiles([](void* context, int tile, int thread) { (*static_cast<Work*>(context))(tile, thread); }, &work, tiles);
 }
 
-constexpr int NO_MEMORY = -3, NOT_SUPPORTED = -4;  // what operations return, as kernels.h says
+constexpr int NO_MEMORY = -3, NOT_SUPPORTED = -4, NOT_READ = -5;  // what operations return, as kernels.h says
 
 struct Failure {  // set by any thread, read when all are done
     volatile bool happened = false;
@@ -45,13 +45,22 @@ uint64_t busy_nanoseconds();  // spent in all turns that have ended
 int threads();
 void set_threads(int count);  // ends workers or starts them when they are next needed
 
+// Bytes of a file from an offset on, by any number of threads at once. False where it does not have them.
+constexpr bool POSITIONED_READS =
+#if defined(__linux__) || defined(__APPLE__)
+    true;
+#else
+    false;
+#endif
+bool read_at(int file, int64_t offset, void* into, size_t bytes);
+
 // Memory that is kept between operations: one piece per thread and use, 64-byte aligned, its content undefined.
 // Returns nullptr where there is no memory.
 enum Use { PANEL_MEMORY, PRODUCT, SECOND_PRODUCT, SMALL, QUERY, USES };
 void* scratch(int thread, Use use, size_t bytes);
 
 // The same, shared by all threads of an operation.
-enum Shared { NORMED, QUANTIZED, SECOND_QUANTIZED, HIDDEN, ROUTES, PARTIALS, QUERIES, SHARED_USES };
+enum Shared { NORMED, QUANTIZED, SECOND_QUANTIZED, HIDDEN, ROUTES, PARTIALS, QUERIES, CHOSEN, SHARED_USES };
 void* shared_scratch(Shared use, size_t bytes);
 
 }  // namespace qwen2

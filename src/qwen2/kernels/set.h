@@ -12,6 +12,7 @@ struct KernelSet {
     int lanes;       // rows that lie interleaved in a packed matrix
     int64_t (*packed_bytes)(int32_t type, int64_t rows, int64_t columns);
     int (*pack)(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
+    int (*pack_file)(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count);
     int (*unpack_rows)(const qwen2_matrix*, const int64_t* rows, int64_t count, float* out);
     int (*unpack_blocks)(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out);
     int (*multiply)(const qwen2_product*);
@@ -23,7 +24,7 @@ struct KernelSet {
     int (*search)(const qwen2_search*);
     int (*read)(const void* memory, int64_t bytes);
     int64_t (*multiply_bytes)(int64_t rounds);
-    int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits);
+    int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits, const int64_t* rows, int64_t count);
 };
 
 extern const KernelSet AVX512_SET, AVX2_SET, NEON_SET;

@@ -71,6 +71,8 @@ def added_mixture(x: Tensor, norm: nn.Module, moe: MoE, router_logits: list[Tens
 def run_layers(decoder: Decoder, x: Tensor, attend: Any, router_logits: list[Tensor] | None) -> bool:
     """All layers in one native call, x (N, D) changed in place; False where they have to be run one by one.
 
+    Of the rows that `attend.wanted` leaves out the last layer writes keys and values and no more.
+
     That is where attention is not the kernels' own (engine/kernel_attention.py) or router logits are asked for.
     """
     step = getattr(attend, "step", None)
@@ -82,7 +84,7 @@ def run_layers(decoder: Decoder, x: Tensor, attend: Any, router_logits: list[Ten
         decoder.bound = BoundLayers(every) if len(every) == len(layers) else False
     if decoder.bound is False:
         return False
-    decoder.bound(x.data_ptr(), len(x), step(0), attend.layer_bytes)
+    decoder.bound(x.data_ptr(), len(x), step(0), attend.layer_bytes, attend.wanted)
     return True
 
 

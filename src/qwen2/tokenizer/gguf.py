@@ -12,6 +12,8 @@ from dataclasses import replace
 from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
+import numpy as np
+
 from qwen2.tokenizer.parts import Parts, check_control_count, end_ids, without_control
 from qwen2.tokenizer.splits import GGUF_SPLITS, Split, gguf_name
 
@@ -80,10 +82,14 @@ def _array(metadata: Mapping[str, object], key: str) -> list[Any]:
 
 
 def _merges(entries: Sequence[object]) -> list[tuple[str, str]]:
-    if not set(map(type, entries)) - {str} and all(entry.count(" ") == 1 for entry in entries):  # type: ignore[attr-defined]
-        tokens = " ".join(entries).split(" ") if entries else []  # type: ignore[arg-type]
-        if all(tokens):
-            return list(zip(tokens[0::2], tokens[1::2], strict=True))
+    if not set(map(type, entries)) - {str}:
+        text = "\0".join(entries)  # type: ignore[arg-type]
+        data = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        cuts = data[(data == ord(" ")) | (data == 0)]
+        if len(cuts) == max(0, 2 * len(entries) - 1) and (cuts[0::2] == ord(" ")).all() and (cuts[1::2] == 0).all():  # in each entry one
+            tokens = text.replace("\0", " ").split(" ") if entries else []
+            if all(tokens):
+                return list(zip(tokens[0::2], tokens[1::2], strict=True))
     wrong = next(entry for entry in entries if not isinstance(entry, str) or entry.count(" ") != 1 or entry[0] == " " or entry[-1] == " ")
     raise ValueError(f"{KEY}merges: {shown(wrong)} is not two tokens with a space between")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from qwen2.quant import Format
+    from qwen2.weights.pack import Place
 
 PIECE = 1 << 20  # weights read and unpacked at a time by each thread
 MAX_PARTS = 1024
@@ -114,6 +115,14 @@ class GGUFFile:
         data = np.empty(size, dtype=np.uint8)
         self._read(info, start, data.data)
         return data
+
+    def place(self, name: str, start: int) -> Place:
+        """Where this tensor lies from byte `start` on, in a file that stays open as long as this one."""
+        from qwen2.weights.pack import Place
+
+        info = self.info(name)
+        with self._lock:
+            return Place(self._stream(info.part).fileno(), info.offset + start, self.split.paths[info.part])
 
     def supported(self, name: str) -> Format:
         """The format of a tensor; ValueError where it is one that is not supported."""

@@ -20,7 +20,7 @@ from qwen2.model import PackedEmbedding
 from qwen2.quant import FORMATS, dequantize, format_id, quantize
 from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
 from qwen2.weights.mixes import FILE_TYPES
-from qwen2.weights.pack import Rows
+from qwen2.weights.pack import POSITIONED, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,7 @@ class GGUFSource:
             return self.file.piece(part, (start + first) * row_bytes, count * row_bytes)
 
         if dtype is None or PLAIN.get(form.name) == dtype:
-            return Rows(info.type, rows, columns, read)
+            return Rows(info.type, rows, columns, read, self.file.place(part, start * row_bytes) if order is None and POSITIONED else None)
         to = GGML_TYPES[dtype]
 
         def cast(first: int, count: int) -> np.ndarray:

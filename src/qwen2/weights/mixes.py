@@ -73,11 +73,11 @@ def _wanted(name: str, columns: int, config: ModelConfig, mix: str) -> tuple[str
     matrix = MATRIX.fullmatch(name)
     if matrix is None or matrix[2] not in ("attn_v", "attn_output", "ffn_down"):
         return base, "as asked"
-    more = _more(mix, matrix[2], int(matrix[1]), config)
-    if more is not None and more != base:
-        return more, f"{matrix[2]} is sensitive" + (" in these layers" if mix[-1] in "SML" else "")
-    if matrix[2] == "attn_v" and config.layers == 80 and base in ("Q3_K", "Q4_K"):  # a 72B model's value projections are small
+    more = _more(mix, matrix[2], int(matrix[1]), config) or base
+    if matrix[2] == "attn_v" and config.layers == 80 and more in ("Q3_K", "Q4_K"):  # a 72B model's value projections are small
         return "Q5_K", "attn_v is small where 8 heads share it"
+    if more != base:
+        return more, f"{matrix[2]} is sensitive" + (" in these layers" if mix[-1] in "SML" else "")
     return base, "as asked"
 
 

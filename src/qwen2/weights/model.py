@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,10 +33,11 @@ from qwen2.weights.pack import fill_packed
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from qwen2.model import Qwen2
 
+Texts = tuple[Tokenizer, GenerationDefaults]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -84,7 +86,7 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
         if hold is not None:
             on_failure.push(hold)
         with _no_collections(), open_files(path) as opened:
-            network = _network(opened.config, opened.source, dtype, opened.dtype, target, packed)
+            network = _network(opened, dtype, target, packed)
         on_failure.pop_all()  # from here on the model has it
     template = ChatTemplate.of(opened.tokenizer)
     return Model(opened.config, opened.tokenizer, template, opened.generation, network, name, path, opened.weight_format, hold)
@@ -100,16 +102,32 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@dataclass(frozen=True)
 class Opened:
-    """A model's files while they are open: all but the weights, and where those come from. `dtype` is None for weights in blocks."""
+    """A model's files while they are open: all but the weights, and where those come from. `dtype` is None for weights in blocks.
 
-    config: ModelConfig
-    tokenizer: Tokenizer
-    generation: GenerationDefaults
-    source: Source
-    dtype: torch.dtype | None
-    weight_format: str
+    Tokenizer and generation defaults are read when they are first asked for, or by `read_texts`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, source: Source, dtype: torch.dtype | None, weight_format: str, texts: Callable[[], Texts]
+    ) -> None:
+        self.config, self.source, self.dtype, self.weight_format = config, source, dtype, weight_format
+        self._make = texts
+        self._texts: Texts | None = None
+
+    def read_texts(self) -> Texts:
+        """Tokenizer and generation defaults, checked against the config."""
+        if self._texts is None:
+            self._texts = self._make()
+        return self._texts
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.read_texts()[0]
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        return self.read_texts()[1]
 
 
 @contextmanager
@@ -126,11 +144,16 @@ def _open_gguf(path: Path, file: GGUFFile) -> Opened:
     shapes = {name: info.shape for name, info in file.tensors.items()}
     with _naming(path):
         config = ModelConfig.from_gguf(file.metadata, shapes)
-        tokenizer = Tokenizer.from_gguf(file.metadata)
-        generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
-    check_vocabulary(path, tokenizer, config, generation)
+
+    def texts() -> Texts:
+        with _naming(path):
+            tokenizer = Tokenizer.from_gguf(file.metadata)
+            generation = generation_from_gguf(file.metadata, config, tokenizer.eos)
+        check_vocabulary(path, tokenizer, config, generation)
+        return tokenizer, generation
+
     source = GGUFSource(file, config)
-    return Opened(config, tokenizer, generation, source, source.dtype(), source.format())
+    return Opened(config, source, source.dtype(), source.format(), texts)
 
 
 def _open_folder(path: Path) -> Opened:
@@ -140,16 +163,28 @@ def _open_folder(path: Path) -> Opened:
         config = ModelConfig.from_hf(values)
         generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
     source = SafetensorsSource(path, config, llama=values["model_type"] == "llama")
-    tokenizer = Tokenizer.from_folder(path)
-    check_vocabulary(path, tokenizer, config, generation)
+
+    def texts() -> Texts:
+        tokenizer = Tokenizer.from_folder(path)
+        check_vocabulary(path, tokenizer, config, generation)
+        return tokenizer, generation
+
     stored = source.dtype()
-    return Opened(config, tokenizer, generation, source, stored, str(stored).removeprefix("torch."))
+    return Opened(config, source, stored, str(stored).removeprefix("torch."), texts)
 
 
-def _network(config: ModelConfig, source: Source, dtype: str, stored: torch.dtype | None, device: torch.device, packed: bool) -> Qwen2:
-    if packed and kernels.isa() is not None:
-        return fill_packed(config, source, DTYPES.get(dtype))
-    return fill(config, source, _compute_dtype(dtype, stored, device), device, int8_inputs=packed and dtype == "auto")
+def _network(opened: Opened, dtype: str, device: torch.device, packed: bool) -> Qwen2:
+    """The network with its weights; where the kernels pack them, which needs no Python, the vocabulary is built meanwhile."""
+    if not packed or kernels.isa() is None:
+        opened.read_texts()
+        computed = _compute_dtype(dtype, opened.dtype, device)
+        return fill(opened.config, opened.source, computed, device, int8_inputs=packed and dtype == "auto")
+    network, packing = fill_packed(opened.config, opened.source, DTYPES.get(dtype))
+    with ThreadPoolExecutor(1) as other:  # whose end waits for the weights, whatever happens meanwhile
+        weights = other.submit(packing.run)
+        opened.read_texts()
+    weights.result()
+    return network
 
 
 @contextmanager
