@@ -11,7 +11,8 @@ that cannot read the file (transformers, CTranslate2) runs the same weights, wid
     python bench/peers.py --isa avx2 --llama-cpp VENV_OF_AN_AVX2_BUILD/bin/python
 
 VENV has llama-cpp-python built from source, with CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python;
-for --isa avx2 CMAKE_ARGS is "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON".
+for --isa avx2 CMAKE_ARGS is "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON", and for
+--isa avx512 the same with -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON.
 CTranslate2's folder: qwen2 export MODEL HF; ct2-transformers-converter --model HF --quantization int8 --output_dir FOLDER.
 OpenVINO reads GGUF files of type Q8_0 and Q4_0 (no Q5_0, so no Q4_K_M of the 0.5B), or a folder that optimum-intel wrote.
 """
@@ -43,7 +44,10 @@ KINDS = ("prefill", "decode", "streams", "load", "peak")
 COLUMNS = ("ours", "llama.cpp", "transformers-fp32", "transformers-bf16", "ctranslate2", "openvino")
 VARIANTS = {"llama.cpp": ("fa", "nofa")}
 STREAM_PROMPT = 32
-AVX2_ONLY = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"}
+HELD = {  # what holds the libraries of other engines to an instruction set
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3"},  # with VNNI and BF16, without AMX
+}
 
 
 class Bench:
@@ -64,7 +68,7 @@ class Bench:
     def start(self, column: str) -> Worker:
         args = self.args
         options: dict[str, Any] = {"model": self.model["path"], "threads": args.threads, "isa": args.isa, "context": self.model["context"]}
-        environment = dict(AVX2_ONLY) if args.isa == "avx2" else {}
+        environment = dict(HELD.get(args.isa, {}))
         engine, python = column, sys.executable
         if column == "ours":
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH")]))
@@ -190,6 +194,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--isa", choices=("avx2", "avx512"), help="hold every engine to it (llama.cpp must be built so)")
     parser.add_argument("--quick", action="store_true", help="short prompts, one round: whether all works, no figures to keep")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="of the results' files; left out: peers_ and the machine's kind, with the model's if it is another")
     parser.add_argument("--out", type=Path, help="left out: bench/results/ for a full run, nowhere for a part of one")
     args = parser.parse_args()
     unknown = [kind for kind in args.only if kind not in KINDS]
@@ -259,7 +264,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         kind = args.isa if args.isa is not None else run["machine"]["kind"]
         suffix = "" if args.model == "qwen2.5-coder:0.5b" else "_" + Path(run["model"]["file"]).stem.lower()
-        stem = args.out / f"peers_{kind}{suffix}"
+        stem = args.out / (args.name or f"peers_{kind}{suffix}")
         stem.with_name(stem.name + ".md").write_text(text)
         stem.with_name(stem.name + ".json").write_text(json.dumps(run, indent=1) + "\n")
         picture(run, stem.with_name(stem.name + ".png"))

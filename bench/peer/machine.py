@@ -36,7 +36,7 @@ def processor() -> dict[str, object]:
     name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
     has = set(flags[1].split()) if flags else set()
-    kind = "avx512" if "avx512f" in has else "avx2" if "avx2" in has else platform.machine()
+    kind = "amx" if "amx_int8" in has else "avx512" if "avx512f" in has else "avx2" if "avx2" in has else platform.machine()
     return {
         "name": name[1] if name else platform.processor(),
         "flags": [flag for flag in FLAGS if flag in has],
