@@ -207,5 +207,9 @@ def _backend(parts: Parts) -> Backend:
         backend = Backend.from_str(json.dumps(skeleton))
     except Exception as error:  # the library raises nothing narrower for a step or a pattern that it does not know
         raise ValueError(f"the normalizer or pre-tokenizer is not known: {error}") from None
-    backend.model = BPE(vocab=dict(parts.vocab), merges=list(parts.merges), ignore_merges=parts.split.ignore_merges)
+    try:
+        backend.model = BPE(vocab=dict(parts.vocab), merges=list(parts.merges), ignore_merges=parts.split.ignore_merges)
+    except Exception as error:  # again nothing narrower: a merge of what the vocabulary lacks
+        parts.complain()
+        raise ValueError(f"the vocabulary and its merges do not fit each other: {error}") from None
     return backend

@@ -39,6 +39,7 @@ MAX_DIMENSIONS = 4
 MAX_WEIGHTS = 1 << 62
 MAX_ALIGNMENT = 1 << 20
 TOGETHER = 8192  # strings of an array that are decoded at once
+WINDOW = 1 << 18  # bytes in which the strings of an array are looked for at once
 LENGTH = struct.Struct("<Q")
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # GGUF value type: struct code
@@ -282,7 +283,16 @@ def read_strings(cursor: Cursor, length: int, key: str) -> StringArray:
     starts = array("I")
     data, unpack, append = cursor.data, LENGTH.unpack_from, starts.append  # local names: once per token of the vocabulary
     at, have = cursor.at, len(cursor.data)
-    for i in range(length):
+    apart, one_by_one = 16, 0  # strings to take one by one, more each time that many at once did not work
+    while len(starts) < length:
+        i = len(starts)
+        if i >= one_by_one:
+            chain = short_strings(data, at, min(have, at + WINDOW), length - i)
+            if len(chain) > 16:
+                starts.frombytes(chain.astype(starts.typecode).tobytes())
+                at = int(chain[-1]) + 8 + data[chain[-1]]
+                continue
+            one_by_one, apart = i + apart, 2 * apart
         if at + 8 > have:
             cursor.at = at
             cursor.need(8, f"the length of string {i} of key {key!r}")
@@ -303,6 +313,29 @@ def read_strings(cursor: Cursor, length: int, key: str) -> StringArray:
     if wrong is not None:
         cursor.fail(f"string {wrong[0]} of key {key!r} is not valid UTF-8", wrong[1])
     return strings
+
+
+def short_strings(data: bytearray, at: int, end: int, most: int) -> np.ndarray:
+    """Where strings of 1 to 255 bytes begin that follow each other from `at` on, as far as it is certain that each is one.
+
+    The length of such a string is a byte and seven zeros, which its text has nowhere: so all places that look like a length are
+    found at once, and the chain holds as long as each string ends where the next begins.
+    """
+    window = np.frombuffer(memoryview(data)[at : min(end, at + 264 * most)], dtype=np.uint8)
+    if len(window) < 9:
+        return np.empty(0, dtype=np.int64)
+    zero = window == 0
+    run = zero[1:-1] & zero[2:]  # two, four, then seven zeros from a place on
+    run = run[:-2] & run[2:]
+    places = np.flatnonzero(run[:-3] & run[3:] & ~zero[: len(run) - 3])
+    if len(places) == 0 or places[0] != 0:
+        return np.empty(0, dtype=np.int64)
+    ends = places + 8 + window[places]
+    wrong = np.flatnonzero(ends[:-1] != places[1:])
+    count = min(most, int(wrong[0]) + 1 if len(wrong) else len(places))
+    if ends[count - 1] > len(window):  # its text is not all there yet
+        count -= 1
+    return places[:count].astype(np.int64) + at
 
 
 def check_alignment(cursor: Cursor, kind: int, value: Value, at: int) -> int:
