@@ -135,7 +135,8 @@ def measure(
                 ceilings.measure()
             runs = [measure_prefill(llm, length, random) for _ in range(repeat)]
         one = sorted(runs, key=lambda run: run.rate)[len(runs) // 2]
-        prefills.append({"tokens": length, "rate": one.rate, "operations_per_second": one.operations / one.seconds})
+        rates = [run.rate for run in runs]
+        prefills.append({"tokens": length, "rate": one.rate, "rates": rates, "operations_per_second": one.operations / one.seconds})
     for length, count in pairs:
         with working(f"writing {tokens} tokens, {count} streams at depth {length:,}"):
             written = []
@@ -145,7 +146,8 @@ def measure(
                 written.append(measure_decode(llm, length, count, tokens, random))
         middle = sorted(written, key=lambda run: run.rate)[len(written) // 2]
         outside = statistics.median(run.outside for run in written)
-        row = {"depth": length, "streams": count, "rate": middle.rate, "bytes_per_second": middle.nbytes / middle.seconds}
+        row: Row = {"depth": length, "streams": count, "rate": middle.rate, "rates": [run.rate for run in written]}
+        row |= {"bytes_per_second": middle.nbytes / middle.seconds, "operations_per_second": middle.operations / middle.seconds}
         decodes.append(row | {"share_outside_kernels": outside})
     return {"ceilings": _ceilings(ceilings), "prefill": prefills, "decode": decodes, "tokens": tokens, "repeat": repeat}
 
@@ -168,25 +170,26 @@ def print_report(report: Row, *, as_json: bool) -> None:
     if ceilings is not None:
         read, multiply = ceilings["read_bytes_per_second"], ceilings["operations_per_second"]
         print(f"this machine at most: {read / 1e9:.1f} GB/s read, {multiply / 1e9:.0f} GOP/s of 8-bit products\n")
-    rows = [
-        {
-            "what": f"prefill {row['tokens']:,}",
-            "tok/s": f"{row['rate']:.1f}",
-            "used": f"{row['operations_per_second'] / 1e9:.0f} GOP/s",
-            "of the ceiling": "" if ceilings is None else f"{row['operations_per_second'] / ceilings['operations_per_second']:.0%}",
-            "outside kernels": "",
-        }
-        for row in report["prefill"]
-    ]
+    rows = [_shown(f"prefill {row['tokens']:,}", row, ceilings, None) for row in report["prefill"]]
     for row in report["decode"]:
         together = "" if row["streams"] == 1 else f", {row['streams']} streams"
-        rows.append(
-            {
-                "what": f"decode at {row['depth']:,}{together}",
-                "tok/s": f"{row['rate']:.1f}",
-                "used": f"{row['bytes_per_second'] / 1e9:.1f} GB/s",
-                "of the ceiling": "" if ceilings is None else f"{row['bytes_per_second'] / ceilings['read_bytes_per_second']:.0%}",
-                "outside kernels": "" if ceilings is None else f"{row['share_outside_kernels']:.1%}",
-            }
-        )
+        rows.append(_shown(f"decode at {row['depth']:,}{together}", row, ceilings, row["share_outside_kernels"]))
     print_table(rows)
+
+
+def _shown(what: str, row: Row, ceilings: Row | None, outside: float | None) -> dict[str, str]:
+    """A line of the table: of several streams both ceilings, since either may be what bounds them."""
+    used, shares = [], []
+    for key, unit in (("bytes_per_second", "GB/s"), ("operations_per_second", "GOP/s")):
+        if key in row and (unit == "GB/s" or row.get("streams") != 1):
+            digits = 1 if unit == "GB/s" else 0
+            used.append(f"{row[key] / 1e9:.{digits}f} {unit}")
+            shares.append("" if ceilings is None else f"{row[key] / ceilings['read_' * (unit == 'GB/s') + key]:.0%}")
+    return {
+        "what": what,
+        "tok/s": f"{row['rate']:.1f}",
+        "from - to": f"{min(row['rates']):.0f} - {max(row['rates']):.0f}",
+        "used": ", ".join(used),
+        "of the ceiling": ", ".join(filter(None, shares)),
+        "outside kernels": "" if outside is None or ceilings is None else f"{outside:.1%}",
+    }

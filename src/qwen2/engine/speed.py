@@ -79,6 +79,7 @@ class Decode:
     steps: int
     seconds: float
     nbytes: float  # weights and cache read in all steps
+    operations: float  # of all steps
     outside: float  # share of the time in which no kernel ran: Python, torch, waiting
 
     @property
@@ -128,7 +129,8 @@ def measure_decode(llm: LLM, depth: int, streams: int, tokens: int, random: Rand
     llm.engine.cache.clear()
     assert written == tokens * streams, f"{written} tokens were written in {tokens} steps of {streams}"
     read = tokens * (weight_bytes(llm, streams) + streams * llm.engine.runner.token_bytes * (start + tokens / 2))
-    return Decode(streams, tokens, seconds, read, max(0.0, 1 - busy / 1e9 / seconds))
+    each = llm.model.config.flops_per_token(start + tokens // 2)
+    return Decode(streams, tokens, seconds, read, tokens * streams * each, max(0.0, 1 - busy / 1e9 / seconds))
 
 
 def _busy() -> int:
@@ -151,7 +153,10 @@ def _experts(llm: LLM) -> list[PackedExperts]:
 
 
 def operations(llm: LLM, tokens: int) -> float:
-    """Multiplications and additions of a prompt: every layer's matrices, attention to all before, and the head once."""
+    """Multiplications and additions of a prompt: every layer's matrices, attention to all before, and the head once.
+
+    That is the model's own count; the kernels leave out what nobody reads of the last layer.
+    """
     config = llm.model.config
     first, last = (config.flops_per_token(position, head=False) for position in (0, tokens - 1))  # attention grows evenly between
     return tokens * (first + last) / 2 + config.flops_per_token(0) - first
