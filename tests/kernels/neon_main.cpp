@@ -3,10 +3,12 @@
 // kernel that reads or writes beyond what it was given ends this program.
 // Left out: what the calls mean. Addresses arrive as this process's own, structures as the bytes that both processors agree on.
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 namespace {
 
@@ -48,7 +50,7 @@ int main(int count, char** arguments) {
     }
     for (;;) {
         const char request = get<char>();
-        const uint64_t first = get<uint64_t>(), size = get<uint64_t>();  // of a call: the length of its name, nothing
+        const uint64_t first = get<uint64_t>(), size = get<uint64_t>();  // of a call and a file: the length of its name, nothing
         uint8_t* const place = reinterpret_cast<uint8_t*>(first);
         if (request == 't') {
             const uint8_t* taken = take(first);
@@ -59,6 +61,14 @@ int main(int count, char** arguments) {
             get(place, size);
         } else if (request == 'r') {
             put(place, size);
+        } else if (request == 'o') {  // a file by its path; its number, -1 where that fails
+            char path[4096] = {0};
+            if (first >= sizeof(path)) return 1;
+            get(path, first);
+            const int64_t file = open(path, O_RDONLY | O_CLOEXEC);
+            put(&file, sizeof(file));
+        } else if (request == 'x') {
+            close(static_cast<int>(first));
         } else if (request == 'c') {
             char name[64] = {0};
             if (first >= sizeof(name)) return 1;

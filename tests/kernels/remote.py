@@ -9,6 +9,7 @@ that is built on the kernels, run on a set of kernels that this processor lacks.
 from __future__ import annotations
 
 import ctypes
+import os
 import shlex
 import struct
 import subprocess
@@ -94,6 +95,7 @@ class Copies:
         self._places: dict[tuple[int, int], int] = {}
         self._taken: list[tuple[int, int]] = []
         self._back: list[tuple[int, int, int, int, int]] = []
+        self._files: list[int] = []
 
     def bytes(self, data: bytes) -> int:
         place = self.remote.take(data)
@@ -122,20 +124,30 @@ class Copies:
                 ctypes.memmove(address + row * stride, data[row * stride : row * stride + width], width)
         for place, size in self._taken:
             self.remote.ask(b"g", place, size, b"", 0)
+        for file in self._files:
+            self.remote.ask(b"x", file, 0, b"", 0)
+
+    def file(self, number: int) -> int:
+        """The number over there of a file that is open here."""
+        path = os.readlink(f"/proc/self/fd/{number}").encode()
+        self._files.append(int.from_bytes(self.remote.ask(b"o", len(path), 0, path, 8), "little", signed=True))
+        if self._files[-1] < 0:
+            raise OSError(f"the emulated program cannot open {path.decode()}")
+        return self._files[-1]
 
     def structure(self, copy: ctypes.Structure) -> int:
         return self.bytes(bytes(copy))
 
     # ---- matrices
 
-    def matrix(self, address: int) -> int:
+    def matrix(self, address: int, back: bool = False) -> int:
         m = here(MatrixStruct, address)
-        m.packed = self.memory(m.packed, self.remote.qwen2_packed_bytes(m.type, m.rows, m.columns))
+        m.packed = self.memory(m.packed, self.remote.qwen2_packed_bytes(m.type, m.rows, m.columns), back)
         m.bias = self.memory(m.bias, 4 * m.rows)
         return self.structure(m)
 
-    def matrices(self, address: int, count: int) -> int:
-        return self.bytes(struct.pack(f"<{count}Q", *(self.matrix(place) for place in addresses(address, count))))
+    def matrices(self, address: int, count: int, back: bool = False) -> int:
+        return self.bytes(struct.pack(f"<{count}Q", *(self.matrix(place, back) for place in addresses(address, count))))
 
     def row_bytes(self, ggml_type: int, columns: int) -> int:
         lanes = int(self.remote.qwen2_lanes())
@@ -148,6 +160,9 @@ class Copies:
         size = self.remote.qwen2_packed_bytes(kind, rows, columns)
         blocks = self.memory(blocks, count * self.row_bytes(kind, columns))
         return kind, rows, columns, blocks, first, count, self.memory(packed, size, back=True)
+
+    def pack_file(self, file: int, matrices: int, offsets: int, count: int) -> tuple[Any, ...]:
+        return self.file(file), self.matrices(matrices, count, back=True), self.memory(offsets, 8 * count), count
 
     def unpack_rows(self, matrix: int, rows: int, count: int, out: int) -> tuple[Any, ...]:
         columns = here(MatrixStruct, matrix).columns
