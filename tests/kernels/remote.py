@@ -161,8 +161,8 @@ class Copies:
         blocks = self.memory(blocks, count * self.row_bytes(kind, columns))
         return kind, rows, columns, blocks, first, count, self.memory(packed, size, back=True)
 
-    def pack_file(self, file: int, matrices: int, offsets: int, count: int) -> tuple[Any, ...]:
-        return self.file(file), self.matrices(matrices, count, back=True), self.memory(offsets, 8 * count), count
+    def pack_file(self, file: int, matrices: int, offsets: int, count: int, alone: int) -> tuple[Any, ...]:
+        return self.file(file), self.matrices(matrices, count, back=True), self.memory(offsets, 8 * count), count, alone
 
     def unpack_rows(self, matrix: int, rows: int, count: int, out: int) -> tuple[Any, ...]:
         columns = here(MatrixStruct, matrix).columns

@@ -51,14 +51,14 @@ def test_features_are_those_the_kernel_lists() -> None:
 @needs_compiler
 def test_another_abi_is_refused(tmp_path: Path) -> None:
     header = tmp_path / "kernels.h"
-    header.write_text((SOURCE.parent / "kernels.h").read_text().replace(f"QWEN2_ABI_VERSION {kernels.ABI_VERSION}", "QWEN2_ABI_VERSION 7"))
+    header.write_text((SOURCE.parent / "kernels.h").read_text().replace(f"QWEN2_ABI_VERSION {kernels.ABI_VERSION}", "QWEN2_ABI_VERSION 99"))
     source = tmp_path / "features.cpp"
     source.write_text(SOURCE.read_text())
     library = tmp_path / "library.so"
     subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
     with pytest.raises(
         OSError,
-        match=rf"library\.so: ABI 7, this package needs {kernels.ABI_VERSION}; rebuild it with: pip install --force-reinstall qwen2$",
+        match=rf"library\.so: ABI 99, this package needs {kernels.ABI_VERSION}; rebuild it with: pip install --force-reinstall qwen2$",
     ):
         kernels.open_library(library)
 

@@ -68,7 +68,7 @@ def test_a_row_has_the_same_bits_in_any_company(isa: str, name: str):
     alone = np.concatenate([multiply([matrix], x[i : i + 1]) for i in range(len(x))])
     for threads in (1, 2, 3):
         kernels.set_threads(threads)
-        for n in (2, 3, 4, 5, 7, 8, 9, 16, 24, 25, 26, 31, 48, 70):
+        for n in (2, 3, 4, 5, 7, 8, 9, 15, 16, 24, 25, 26, 31, 39, 40, 41, 48, 70):
             assert np.array_equal(multiply([matrix], x[:n]), alone[:n]), (threads, n)
             assert np.array_equal(multiply([matrix], x[-n:]), alone[-n:]), (threads, n)
 

@@ -3,7 +3,7 @@
 #define QWEN2_ISA avx512
 #include "simd_avx512.h"
 
-#include "micro_dot.h"
+#include "pairs.h"
 #include "ceilings.h"
 #include "layer.h"
 #include "search.h"

@@ -3,7 +3,7 @@
 #define QWEN2_ISA neon
 #include "simd_neon.h"
 
-#include "micro_dot.h"
+#include "pairs.h"
 #include "ceilings.h"
 #include "layer.h"
 #include "search.h"

@@ -12,6 +12,7 @@ namespace qwen2 {
 namespace QWEN2_ISA {
 
 constexpr int CHUNK = 16;       // groups of weights that are expanded at a time; a multiple of 8
+constexpr int SOME = 24;        // tokens up to which nothing is expanded for later
 constexpr int PANEL_VECTORS = 2;
 constexpr int PANEL_BYTES = 2 * 8 * 4 * L;  // of an expanded group of one tile: signed bytes are widened
 
@@ -59,6 +60,11 @@ static inline void expand_to(const uint8_t* quants, uint8_t* out) {
     } else {
         for (int j = 0; j < 8; j++) i_store(out + j * 4 * L, w[j]);
     }
+}
+
+template <class Fmt>
+static int pairs_of_tiles(const uint8_t*, int, const Activations&, int, float*, int, int) {  // 16 registers hold too few sums for that
+    return 0;
 }
 
 template <class Fmt> constexpr int tokens_of() { return Fmt::BITS == 5 || Fmt::BITS == 6 ? 3 : 4; }  // of a full micro-kernel: 16 registers

@@ -33,14 +33,14 @@ static inline void expand_to(const uint8_t* quants, uint8_t* out) {
     for (int j = 0; j < 8; j++) i_store(out + j * 4 * L, w[j]);
 }
 
-// Tokens' sums as a micro-kernel needs them, for one chunk.
+// Sums of up to T tokens as a micro-kernel needs them, for one chunk.
 template <class Fmt, int T>
 struct Corrections {
     alignas(64) int32_t zeros[T][CHUNK * Fmt::SUBS + L];  // -zero * sum of x
     alignas(64) float mins[T][CHUNK * Fmt::SUBS + L];     // scale_x * sum of x
 
-    void prepare(const Activations& x, int64_t first_token, int64_t first_group, int groups) {
-        for (int t = 0; t < T; t++) {
+    void prepare(const Activations& x, int64_t first_token, int tokens, int64_t first_group, int groups) {
+        for (int t = 0; t < tokens; t++) {
             const int64_t at = x.row(first_token + t) * (x.columns / 32) + first_group;
             const int32_t* sums = Fmt::SUBS == 2 ? x.half_sums + 2 * at : x.sums + at;
             for (int i = 0; i < groups * Fmt::SUBS; i++) {
@@ -58,7 +58,7 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
                   float* out, int stride) {
     constexpr int S = Fmt::SUBS;
     Corrections<Fmt, T> corrections;
-    corrections.prepare(x, token, group0, groups);
+    corrections.prepare(x, token, T, group0, groups);
     const int8_t* q[T];
     const float* sx[T];
     F y[P][T];

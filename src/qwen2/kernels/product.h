@@ -1,5 +1,6 @@
 // A panel of 32 output rows times the tokens of a step. One to a few tokens: quants are expanded in registers and used at once.
-// More: a chunk of the panel is expanded into the cache, and blocks of tokens pass over it. Both give the same bits.
+// Some more: see pairs.h, on sets that have it. Many: a chunk of the panel is expanded into the cache, and blocks of tokens pass over
+// it. All give the same bits.
 #ifndef QWEN2_PRODUCT_H
 #define QWEN2_PRODUCT_H
 
@@ -11,7 +12,7 @@ namespace QWEN2_ISA {
 
 constexpr int PANEL = 32;            // rows
 constexpr int TILES = PANEL / L;     // of a full panel
-constexpr int SOME = 24;             // tokens whose weights are expanded in registers, FEW of them at a time
+constexpr int FEW = 8;               // tokens that share one expansion of a group of weights in registers
 constexpr int AHEAD = 4096;          // bytes between what is computed with and what is fetched
 
 constexpr int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
@@ -126,7 +127,7 @@ static bool quantized_panel(const uint8_t* packed, int64_t rows, int64_t first_r
     const int tiles = static_cast<int>(left < TILES ? left : TILES);
     const uint8_t* first = packed + first_row / L * tile_bytes;
     if (n <= SOME) {
-        for (int i = 0; i < tiles; i++)
+        for (int i = pairs_of_tiles<Fmt>(first, tiles, x, static_cast<int>(n), out, PANEL, AHEAD); i < tiles; i++)
             for (int64_t t = 0; t < n; t += FEW)
                 some_tokens<Fmt, FEW>(first + i * tile_bytes, x, t, static_cast<int>(n - t < FEW ? n - t : FEW), out + t * PANEL + i * L);
         return true;

@@ -10,7 +10,6 @@ namespace QWEN2_ISA {
 
 constexpr int L = 8;                // lanes: rows of a tile
 constexpr int S8_ZERO = 0;          // signed bytes are multiplied as they are
-constexpr int FEW = 8;              // tokens that share one expansion of a group of weights
 typedef __m256 F;                   // L floats
 typedef __m256i I;                  // L int32, or 4L bytes
 

@@ -10,7 +10,6 @@ namespace QWEN2_ISA {
 
 constexpr int L = 16;               // lanes: rows of a tile
 constexpr int S8_ZERO = 128;        // what is added to signed bytes: the dot product takes unsigned weights
-constexpr int FEW = 16;             // tokens whose sums the registers hold beside a group of weights
 typedef __m512 F;                   // L floats
 typedef __m512i I;                  // L int32, or 4L bytes
 

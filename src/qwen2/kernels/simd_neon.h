@@ -10,7 +10,6 @@ namespace QWEN2_ISA {
 
 constexpr int L = 4;                // lanes: rows of a tile
 constexpr int S8_ZERO = 0;          // signed bytes are multiplied as they are
-constexpr int FEW = 8;              // tokens whose sums the registers hold beside a group of weights
 typedef float32x4_t F;              // L floats
 typedef int32x4_t I;                // L int32, or 4L bytes
 

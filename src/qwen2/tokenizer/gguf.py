@@ -33,7 +33,8 @@ def gguf_parts(metadata: Mapping[str, object]) -> Parts:
     check_control_count(sum(map(types.count, (UNKNOWN, CONTROL, USER_DEFINED))))
     if set(map(type, tokens)) - {str} or set(map(type, types)) - {int} or set(types) - set(KINDS):
         _complain(tokens, types)
-    others = {id: kind for id, kind in enumerate(types) if kind not in (TEXT, BYTE)}
+    kinds = np.array(types, dtype=np.int8)
+    others = {id: types[id] for id in np.flatnonzero((kinds != TEXT) & (kinds != BYTE)).tolist()}
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocab) == len(tokens):  # faster than entry by entry
         for id in others:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -180,9 +181,14 @@ def _network(opened: Opened, dtype: str, device: torch.device, packed: bool) -> 
         computed = _compute_dtype(dtype, opened.dtype, device)
         return fill(opened.config, opened.source, computed, device, int8_inputs=packed and dtype == "auto")
     network, packing = fill_packed(opened.config, opened.source, DTYPES.get(dtype))
+    texts_read = threading.Event()
+    two = kernels.threads() == 2  # packing with both would take half a core from the vocabulary, which takes longer
     with ThreadPoolExecutor(1) as other:  # whose end waits for the weights, whatever happens meanwhile
-        weights = other.submit(packing.run)
-        opened.read_texts()
+        weights = other.submit(packing.run, lambda: two and not texts_read.is_set())
+        try:
+            opened.read_texts()
+        finally:
+            texts_read.set()
     weights.result()
     return network
 

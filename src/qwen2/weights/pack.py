@@ -71,23 +71,23 @@ class Packing:
         self._waiting.append((rows, matrix))
         return matrix
 
-    def run(self) -> None:
-        """Read and pack everything. ValueError where a file ends too early."""
+    def run(self, alone: Callable[[], bool] = lambda: False) -> None:
+        """Read and pack everything; on one thread, turn by turn, while `alone` says so. ValueError where a file ends too early."""
         placed = [(rows.place, matrix) for rows, matrix in self._waiting if rows.place is not None]
         for _, group in groupby(placed, key=lambda pair: pair[0].file):
-            self._run_placed(list(group))
+            self._run_placed(list(group), alone)
         for rows, matrix in self._waiting:
             if rows.place is None:
                 _pack(rows, matrix)
         self._waiting.clear()
 
-    def _run_placed(self, placed: list[tuple[Place, Matrix]]) -> None:
+    def _run_placed(self, placed: list[tuple[Place, Matrix]], alone: Callable[[], bool]) -> None:
         while placed:
             sizes = accumulate(matrix.nbytes for _, matrix in placed)
             count = max(1, sum(size <= TURN for size in sizes))
             now, placed = placed[:count], placed[count:]
             try:
-                pack_file(now[0][0].file, [matrix for _, matrix in now], [place.offset for place, _ in now])
+                pack_file(now[0][0].file, [matrix for _, matrix in now], [place.offset for place, _ in now], alone())
             except ValueError as error:
                 raise ValueError(f"{now[0][0].path}: {error}; download it again") from None
 
