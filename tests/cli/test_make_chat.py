@@ -51,7 +51,15 @@ def make_chat(home: Path):
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     env = {**kept, "QWEN2_HOME": str(home), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "OMP_NUM_THREADS": "1"}
     return pexpect.spawn(
-        "make", ["chat"], cwd=str(ROOT), env=env, timeout=300, encoding="utf-8", dimensions=(40, 100), codec_errors="replace"
+        "make",
+        ["chat"],
+        cwd=str(ROOT),
+        env=env,
+        timeout=300,
+        encoding="utf-8",
+        dimensions=(40, 100),
+        codec_errors="replace",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a suite that runs in the background may find ignored
     )
 
 
