@@ -19,7 +19,7 @@ cmake --build build/neon -j 2 >/dev/null
 # The longest sequences are left out, and most of the whole models: they say what the others say, in a quarter of an hour.
 if [ $# -eq 0 ]; then
     bits=tests/engine/test_same_bits.py
-    set -- -n 2 tests/kernels/test_products.py tests/kernels/test_attention.py tests/model/test_packed_network.py \
+    set -- -n 2 tests/kernels/test_products.py tests/kernels/test_mixture.py tests/kernels/test_attention.py tests/model/test_packed_network.py \
         tests/quant/test_pack.py::test_no_trial_is_better_than_the_line_found \
         "$bits::test_layers_one_by_one_give_the_bits_of_all_in_one_call" \
         "$bits::test_alone_in_a_batch_in_pieces_and_after_others[Q8_0-moe-16]" -k "not spans"

@@ -228,6 +228,9 @@ class Copies:
         s.scale, s.minimum = (self.memory(at, 4 * s.groups, back=True) for at in (s.scale, s.minimum))
         return (self.structure(s),)
 
+    def read(self, memory: int, size: int) -> tuple[Any, ...]:
+        return self.memory(memory, size), size
+
     # ---- attention and layers
 
     def attend(self, step: int, layers: int = 1, layer_bytes: int = 0, inside_a_layer: bool = False) -> tuple[Any, ...]:
