@@ -91,7 +91,11 @@ def _merges(entries: Sequence[object]) -> list[tuple[str, str]]:
             tokens = text.replace("\0", " ").split(" ") if entries else []
             if all(tokens):
                 return list(zip(tokens[0::2], tokens[1::2], strict=True))
-    wrong = next(entry for entry in entries if not isinstance(entry, str) or entry.count(" ") != 1 or entry[0] == " " or entry[-1] == " ")
+    wrong = next(
+        entry
+        for entry in entries
+        if not isinstance(entry, str) or "\0" in entry or entry.count(" ") != 1 or entry[0] == " " or entry[-1] == " "
+    )
     raise ValueError(f"{KEY}merges: {shown(wrong)} is not two tokens with a space between")
 
 
