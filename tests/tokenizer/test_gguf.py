@@ -108,6 +108,7 @@ KEY = "tokenizer.ggml."
         ({KEY + "token_type": [9] * 300}, "entry 0 is 'Ā' of type 9; types go from 1 to 6"),
         ({KEY + "tokens": ["a"] * 300}, "'a' is there twice, at 0 and 1"),
         ({KEY + "merges": ["a b c"]}, "'a b c' is not two tokens with a space between"),
+        ({KEY + "merges": ["a b", "c\0 d"]}, "is not two tokens with a space between"),
         ({KEY + "merges": [7]}, "7 is not two tokens"),
         ({KEY + "merges": ["z z"]}, "the merge 'z' \\+ 'z' needs 'zz', which the vocabulary lacks"),
         ({KEY + "eos_token_id": 300}, "tokenizer.ggml.eos_token_id is 300; ids go from 0 to 299"),
