@@ -46,7 +46,7 @@ VARIANTS = {"llama.cpp": ("fa", "nofa")}
 STREAM_PROMPT = 32
 HELD = {  # what holds the libraries of other engines to an instruction set
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"},
-    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3"},  # with VNNI and BF16, without AMX
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3", "CT2_FORCE_CPU_ISA": "AVX512"},  # no AMX
 }
 
 

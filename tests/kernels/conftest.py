@@ -54,6 +54,12 @@ def random_blocks(name: str, rows: int, columns: int, seed: int, scale: float = 
     return blocks.reshape(-1)
 
 
+def unit_blocks(name: str, rows: int, columns: int, seed: int) -> np.ndarray:
+    """Random blocks whose products with numbers near 1 are near 1."""
+    size = dense(name, random_blocks(name, rows, columns, seed, 0.1), rows, columns).std()
+    return random_blocks(name, rows, columns, seed, 0.1 / (size * columns**0.5))
+
+
 def pack(name: str, blocks: np.ndarray, rows: int, columns: int) -> Matrix:
     matrix = Matrix.empty(BY_NAME[name], rows, columns, Arena(1 << 16))
     matrix.pack(blocks)
@@ -72,3 +78,12 @@ def multiply(matrices: list[Matrix], x: np.ndarray, add_to: np.ndarray | None = 
     out = np.full((len(x), bound.width), np.nan, np.float32) if add_to is None else add_to.copy()
     bound(x.ctypes.data, len(x), out.ctypes.data)
     return out
+
+
+def close_by_row(x: np.ndarray, expected: np.ndarray, start: np.ndarray, exact: bool) -> bool:
+    """x against `expected`, by the largest change of each row since `start`: tight where nothing was rounded to int8 on the way.
+
+    Where something was, an integer may be rounded the other way in fp32 than in the oracle.
+    """
+    change = np.abs(expected - start).max(-1, keepdims=True)
+    return bool((change > 0.05).all() and (np.abs(x - expected) <= (1e-5 if exact else 0.02) * change + 1e-6 * np.abs(start)).all())

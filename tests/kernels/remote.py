@@ -113,9 +113,10 @@ class Copies:
         size = (rows - 1) * stride + width
         if (address, size) not in self._places:
             self._places[address, size] = self.bytes(ctypes.string_at(address, size))
-            if back:
-                self._back.append((self._places[address, size], address, rows, width, stride))
-        return self._places[address, size]
+        place = self._places[address, size]
+        if back and (place, address, rows, width, stride) not in self._back:
+            self._back.append((place, address, rows, width, stride))
+        return place
 
     def finish(self) -> None:
         for place, address, rows, width, stride in self._back:
@@ -161,8 +162,8 @@ class Copies:
         blocks = self.memory(blocks, count * self.row_bytes(kind, columns))
         return kind, rows, columns, blocks, first, count, self.memory(packed, size, back=True)
 
-    def pack_file(self, file: int, matrices: int, offsets: int, count: int, alone: int) -> tuple[Any, ...]:
-        return self.file(file), self.matrices(matrices, count, back=True), self.memory(offsets, 8 * count), count, alone
+    def pack_file(self, file: int, matrices: int, offsets: int, count: int) -> tuple[Any, ...]:
+        return self.file(file), self.matrices(matrices, count, back=True), self.memory(offsets, 8 * count), count
 
     def unpack_rows(self, matrix: int, rows: int, count: int, out: int) -> tuple[Any, ...]:
         columns = here(MatrixStruct, matrix).columns

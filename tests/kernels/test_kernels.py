@@ -41,6 +41,12 @@ def flags_of_this_machine() -> tuple[dict[str, str], set[str]]:
     return (LINUX_X86 if platform.machine() == "x86_64" else LINUX_ARM), set(lines[0].split(":")[1].split())
 
 
+@needs_compiler
+def test_where_something_compiles_there_is_a_library() -> None:
+    """Otherwise a build that broke would leave a pure installation, and all tests of kernels skipped."""
+    assert kernels.library() is not None, "the native library was not built: cmake -S . -B build/check && cmake --build build/check"
+
+
 def test_features_are_those_the_kernel_lists() -> None:
     if kernels.library() is None:
         pytest.skip("this installation has no native library")

@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 6
+ABI_VERSION = 5
 MAX_THREADS = 256  # of pool.h
 SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
@@ -74,7 +74,7 @@ def declare(native: ctypes.CDLL) -> None:
         ("set_threads", None, [ctypes.c_int]),
         ("packed_bytes", i64, [i32, i64, i64]),
         ("pack", code, [i32, i64, i64, address, i64, i64, address]),
-        ("pack_file", code, [i32, address, address, i64, i32]),
+        ("pack_file", code, [i32, address, address, i64]),
         ("unpack_rows", code, [address, address, i64, address]),
         ("unpack_blocks", code, [i32, i64, address, address, i64, address]),
         ("multiply", code, [address]),

@@ -68,9 +68,9 @@ int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, 
     return chosen()->pack(type, rows, columns, blocks, first, count, packed);
 }
 
-int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count, int32_t alone) {
+int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count) {
     qwen2::Turn turn;
-    return chosen()->pack_file(file, matrices, offsets, count, alone != 0);
+    return chosen()->pack_file(file, matrices, offsets, count);
 }
 
 int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {

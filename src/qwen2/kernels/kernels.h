@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 6
+#define QWEN2_ABI_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -68,9 +68,8 @@ QWEN2_API int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns
 QWEN2_API int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
 
 // The same for all rows of `count` matrices that lie in an open file (a descriptor) as blocks, each from its offset on. All threads
-// read and pack, or with `alone` the caller's only. -5 where the file ends too early or cannot be read, -4 on systems without
-// positioned reads too.
-QWEN2_API int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count, int32_t alone);
+// read and pack. -5 where the file ends too early or cannot be read, -4 on systems without positioned reads too.
+QWEN2_API int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count);
 
 // The named rows in fp32: (count, columns).
 QWEN2_API int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out);

@@ -72,16 +72,14 @@ class Matrix:
         check(native().qwen2_unpack_rows(ctypes.addressof(self.struct), rows.ctypes.data, len(rows), out))
 
 
-def pack_file(file: int, matrices: Sequence[Matrix], offsets: Sequence[int], alone: bool = False) -> None:
+def pack_file(file: int, matrices: Sequence[Matrix], offsets: Sequence[int]) -> None:
     """Fill whole matrices from an open file (a descriptor), each from its offset on; all threads of the pool read and pack.
-
-    `alone`: the calling thread only, which leaves the others' cores to whatever else goes on.
 
     Raises ValueError where the file has too few bytes or the system gives none.
     """
     structs = (ctypes.c_void_p * len(matrices))(*(ctypes.addressof(matrix.struct) for matrix in matrices))
     places = (ctypes.c_int64 * len(matrices))(*offsets)
-    check(native().qwen2_pack_file(file, ctypes.addressof(structs), ctypes.addressof(places), len(matrices), alone))
+    check(native().qwen2_pack_file(file, ctypes.addressof(structs), ctypes.addressof(places), len(matrices)))
 
 
 def lanes() -> int:

@@ -93,6 +93,7 @@ static bool fit_expert(const qwen2_matrix* gate, const qwen2_matrix* up, const q
 
 static int mix(const qwen2_mixture* p) {
     if (p->n == 0) return 0;
+    if (p->experts < 1) return NOT_SUPPORTED;
     const int64_t n = p->n, columns = p->router->columns, experts = p->experts, active = p->active;
     const int64_t width = p->gates[0]->rows, shared_width = p->shared_gate->rows, chosen = n * active;
     bool ok = active >= 1 && active <= experts && p->router->rows == experts && p->shared_router->rows == 1 && fit(p->router, columns) &&

@@ -64,7 +64,7 @@ static int pack(int32_t type, int64_t rows, int64_t columns, const void* blocks,
 }
 
 // Whole matrices out of a file: a claim is some tiles of one matrix, read into a thread's own memory and packed from there.
-static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count, bool alone) {
+static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count) {
     constexpr int64_t A_CLAIM = 1 << 18;  // bytes, which stay in the cache between reading and packing
     if (!POSITIONED_READS) return NOT_SUPPORTED;
     const auto row_bytes = [](const qwen2_matrix& m) { return m.columns / kernels_of(m.type)->block * kernels_of(m.type)->bytes; };
@@ -79,7 +79,7 @@ static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const in
     }
     if (claims > MAX_TILES) return NOT_SUPPORTED;
     Failure memory, reading;
-    const auto one = [&](int claim, int thread) {
+    for_tiles(static_cast<int>(claims), [&](int claim, int thread) {
         int64_t left = claim, i = 0;
         for (;; i++) {
             const int64_t own = (tiles_of(matrices[i]->rows) + claim_tiles(*matrices[i]) - 1) / claim_tiles(*matrices[i]);
@@ -103,11 +103,7 @@ static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const in
             const int in_tile = static_cast<int>(last - row < L ? last - row : L);
             kernels_of(m.type)->pack(blocks + (row - first) * bytes, bytes, in_tile, m.columns / kernels_of(m.type)->block, packed + row * bytes);
         }
-    };
-    if (alone)
-        for (int claim = 0; claim < static_cast<int>(claims); claim++) one(claim, 0);
-    else
-        for_tiles(static_cast<int>(claims), [&](int claim, int thread) { one(claim, thread); });
+    });
     return memory.happened ? NO_MEMORY : reading.happened ? NOT_READ : 0;
 }
 

@@ -12,7 +12,7 @@ struct KernelSet {
     int lanes;       // rows that lie interleaved in a packed matrix
     int64_t (*packed_bytes)(int32_t type, int64_t rows, int64_t columns);
     int (*pack)(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed);
-    int (*pack_file)(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count, bool alone);
+    int (*pack_file)(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count);
     int (*unpack_rows)(const qwen2_matrix*, const int64_t* rows, int64_t count, float* out);
     int (*unpack_blocks)(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out);
     int (*multiply)(const qwen2_product*);

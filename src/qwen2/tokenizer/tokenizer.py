@@ -205,11 +205,15 @@ def _backend(parts: Parts) -> Backend:
     }
     try:
         backend = Backend.from_str(json.dumps(skeleton))
-    except Exception as error:  # the library raises nothing narrower for a step or a pattern that it does not know
+    except Exception as error:  # the class that the library raises for a step or a pattern that it does not know
+        if type(error) is not Exception:
+            raise
         raise ValueError(f"the normalizer or pre-tokenizer is not known: {error}") from None
     try:
         backend.model = BPE(vocab=dict(parts.vocab), merges=list(parts.merges), ignore_merges=parts.split.ignore_merges)
-    except Exception as error:  # again nothing narrower: a merge of what the vocabulary lacks
+    except Exception as error:  # again that class itself: a merge of what the vocabulary lacks
+        if type(error) is not Exception:
+            raise
         parts.complain()
         raise ValueError(f"the vocabulary and its merges do not fit each other: {error}") from None
     return backend

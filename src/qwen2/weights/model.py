@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -181,14 +180,13 @@ def _network(opened: Opened, dtype: str, device: torch.device, packed: bool) -> 
         computed = _compute_dtype(dtype, opened.dtype, device)
         return fill(opened.config, opened.source, computed, device, int8_inputs=packed and dtype == "auto")
     network, packing = fill_packed(opened.config, opened.source, DTYPES.get(dtype))
-    texts_read = threading.Event()
-    two = kernels.threads() == 2  # packing with both would take half a core from the vocabulary, which takes longer
     with ThreadPoolExecutor(1) as other:  # whose end waits for the weights, whatever happens meanwhile
-        weights = other.submit(packing.run, lambda: two and not texts_read.is_set())
+        weights = other.submit(packing.run)
         try:
             opened.read_texts()
-        finally:
-            texts_read.set()
+        except BaseException:  # Ctrl-C too: it must not wait for gigabytes
+            packing.stop()
+            raise
     weights.result()
     return network
 

@@ -64,6 +64,11 @@ class Packing:
     def __init__(self) -> None:
         self.arena = Arena(ARENA_PIECE)
         self._waiting: list[tuple[Rows, Matrix]] = []
+        self._stopped = False
+
+    def stop(self) -> None:
+        """From another thread: `run` ends soon, with what it has, since nobody wants the weights any more."""
+        self._stopped = True
 
     def add(self, rows: Rows) -> Matrix:
         """Memory for a matrix. ValueError for a type or a width without a kernel."""
@@ -71,23 +76,23 @@ class Packing:
         self._waiting.append((rows, matrix))
         return matrix
 
-    def run(self, alone: Callable[[], bool] = lambda: False) -> None:
-        """Read and pack everything; on one thread, turn by turn, while `alone` says so. ValueError where a file ends too early."""
+    def run(self) -> None:
+        """Read and pack everything. ValueError where a file ends too early."""
         placed = [(rows.place, matrix) for rows, matrix in self._waiting if rows.place is not None]
         for _, group in groupby(placed, key=lambda pair: pair[0].file):
-            self._run_placed(list(group), alone)
+            self._run_placed(list(group))
         for rows, matrix in self._waiting:
-            if rows.place is None:
+            if rows.place is None and not self._stopped:
                 _pack(rows, matrix)
         self._waiting.clear()
 
-    def _run_placed(self, placed: list[tuple[Place, Matrix]], alone: Callable[[], bool]) -> None:
-        while placed:
+    def _run_placed(self, placed: list[tuple[Place, Matrix]]) -> None:
+        while placed and not self._stopped:
             sizes = accumulate(matrix.nbytes for _, matrix in placed)
             count = max(1, sum(size <= TURN for size in sizes))
             now, placed = placed[:count], placed[count:]
             try:
-                pack_file(now[0][0].file, [matrix for _, matrix in now], [place.offset for place, _ in now], alone())
+                pack_file(now[0][0].file, [matrix for _, matrix in now], [place.offset for place, _ in now])
             except ValueError as error:
                 raise ValueError(f"{now[0][0].path}: {error}; download it again") from None
 
