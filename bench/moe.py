@@ -4,7 +4,7 @@ The mixture is Qwen2-57B-A14B's layer (64 experts of 2,560, 8 active, a shared o
 often as memory allows; speed is a matter of shapes, not of values. Both models run in one process, alternating, medians. Left out:
 its answers, which mean nothing, and llama.cpp (peers.py takes the file too, with --keep).
 
-    python bench/moe.py [--layers 4] [--dense qwen2.5-coder:0.5b] [--keep FILE]
+    python bench/moe.py [--layers 4] [--dense qwen2.5-coder:0.5b] [--keep FILE] [--isa avx2]
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", choices=("avx2", "avx512", "neon"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "mixture.gguf" if args.keep is None else args.keep
         if not path.exists():
             write(path, args.layers, Store().resolve(args.dense)[0])
-        models = {"mixture": LLM(path, threads=args.threads, context=1024), "dense": LLM(args.dense, threads=args.threads)}
+        common = {"threads": args.threads, "isa": args.isa, "context": 1024}
+        models = {"mixture": LLM(path, **common), "dense": LLM(args.dense, **common)}
         rates: dict[str, list[float]] = {name: [] for name in models}
         ceilings, random = Ceilings(), Random(0)
         for llm in models.values():
