@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from peer.machine import processor, read_ceiling
+from peer.machine import command_line, processor, read_ceiling
 from peer.process import interpreter
 from peers import VARIANTS, Bench, describe
 
@@ -34,6 +34,8 @@ def measure(args: argparse.Namespace, path: Path) -> dict[str, float]:
     """One file's medians: speeds of both engines, and the share of the highest read ceiling that was seen meanwhile."""
     bench = Bench(args, describe(str(path), DEPTH + args.tokens + 64))
     weights, position = bench.model["weight_bytes"], bench.model["cache_bytes"]
+    if weights is None:
+        raise SystemExit(f"{args.small}, {args.large}: a token reads a part of a mixture of experts; take dense models, or bench/moe.py")
     found: dict[str, list[float]] = defaultdict(list)
     bench.warm(list(ENGINES))
     for number in range(args.rounds):
@@ -95,12 +97,8 @@ def main() -> None:
     lines.append(
         f"Medians of {args.rounds} rounds, the read ceiling is the highest of those measured between them; answers of {args.tokens} tokens."
     )
-    lines += [
-        f"{', '.join(SMALL)} are of {args.small}, the others of {args.large}.",
-        "",
-        f"| {' | '.join(HEADS)} |",
-        "|---" * len(HEADS) + "|",
-    ]
+    lines.append(f"{', '.join(SMALL)} are of {args.small}, the others of {args.large}. Command: `{command_line()}`")
+    lines += ["", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     print("\n".join(lines), flush=True)
     for name in args.formats:
         with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from peer.machine import cpu_seconds, processor, read_ceiling
+from peer.machine import command_line, cpu_seconds, processor, read_ceiling
 from peer.process import HERE, Worker, interpreter
 from peer.report import document, medians, picture, table
 
@@ -211,10 +210,7 @@ def arguments() -> argparse.Namespace:
 
 def measured(args: argparse.Namespace, columns: list[str]) -> dict[str, Any]:
     """The whole run, as it goes into the raw JSON."""
-    words = [
-        os.sep.join(Path(word).parts[-3:]) if os.path.isabs(word) else word for word in sys.argv[1:]
-    ]  # whose machine it was is no matter
-    cpu, command = processor(), shlex.join(["python", "bench/peers.py", *words])
+    cpu, command = processor(), command_line()
     bench = Bench(args, describe(args.model, args.lengths[-1] + args.tokens + 64))
     ceiling = read_ceiling(args.threads)
     for number in range(min(3, args.rounds) if {"load", "peak"} & set(args.only) else 0):

@@ -1,4 +1,4 @@
-"""The machine a figure was taken on: the processor's name and flags, its load, and how fast two threads read memory.
+"""The machine a figure was taken on, and the command: the processor's name and flags, its load, and how fast two threads read memory.
 
 The ceiling is that of `qwen2 bench`: the median of many reads of memory far larger than the caches, in a process of its own. Left
 out: the arithmetic ceiling.
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,12 @@ def processor() -> dict[str, object]:
         "kind": kind,
         "load": round(os.getloadavg()[0], 2),  # of the last minute: above a few tenths something else ran
     }
+
+
+def command_line() -> str:
+    """How this program was called. Of absolute paths the last parts: whose machine it was is no matter."""
+    words = [os.sep.join(Path(word).parts[-3:]) if os.path.isabs(word) else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
 
 
 def read_ceiling(threads: int) -> float:
