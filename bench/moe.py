@@ -1,8 +1,8 @@
 """Decoding a mixture of experts beside a dense model: bytes of active weights read per second.
 
-The mixture is Qwen2-57B-A14B's layer (64 experts of 2,560, 8 active, a shared one of 20,480, hidden 3,584) with random Q4_0 blocks, as
-often as memory allows; speed is a matter of shapes, not of values. Both models run in one process, alternating, medians. Left out:
-its answers, which mean nothing, and llama.cpp (peers.py takes the file too, with --keep).
+The mixture is Qwen2-57B-A14B's layer (64 experts of 2,560, 8 active, a shared one of 20,480, hidden 3,584) with random Q4_0 weights, as
+often as memory allows. Both models run in one process, alternating, medians. Left out: llama.cpp (peers.py takes the file too, with
+--keep).
 
     python bench/moe.py [--layers 4] [--dense qwen2.5-coder:0.5b] [--keep FILE] [--isa avx2]
 """
@@ -12,52 +12,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import replace
-from functools import partial
-from math import prod
 from pathlib import Path
 from random import Random
 from statistics import median
 
-import numpy as np
-import torch
+from peer.random_model import write
 
 from qwen2 import LLM, kernels
 from qwen2.config.family import FAMILY
-from qwen2.config.gguf import gguf_shapes
 from qwen2.engine.speed import Ceilings, measure_decode
-from qwen2.weights.export import gguf_metadata
-from qwen2.weights.gguf_write import TensorToWrite, write_gguf
-from qwen2.weights.mixes import choose
-from qwen2.weights.model import open_files
 from qwen2.weights.store import Store
-
-MIX, BLOCK_BYTES, BLOCK = "Q4_0", 18, 32
-SCALE = np.float16(0.004)  # of weights of deviation 0.02, as a new model has them
-
-
-def blocks(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Random Q4_0 blocks of one scale."""
-    found = np.frombuffer(np.random.default_rng(seed).bytes(prod(shape) // BLOCK * BLOCK_BYTES), dtype=np.uint8).copy()
-    found.reshape(-1, BLOCK_BYTES)[:, :2] = np.frombuffer(SCALE.tobytes(), dtype=np.uint8)
-    return found
-
-
-def values(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Norms of about one; a router that is undecided."""
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return 1 + 0.01 * drawn if len(shape) == 1 else 0.02 * drawn
-
-
-def write(path: Path, layers: int, vocabulary: Path) -> None:
-    """The random mixture as a GGUF file, with the tokenizer of the model in `vocabulary`."""
-    config = replace(FAMILY["qwen2:57b-a14b"].config, layers=layers)
-    tensors = []
-    for seed, (name, shape) in enumerate(gguf_shapes(config).items()):
-        choice = choose(name, shape, config, MIX)
-        raw = partial(blocks, shape, seed) if choice.type == MIX else None
-        tensors.append(TensorToWrite(name, shape, choice, partial(values, shape, seed), raw))
-    with open_files(vocabulary) as opened:
-        write_gguf(path, gguf_metadata(config, opened.tokenizer, opened.generation, "random mixture"), tensors, MIX)
 
 
 def main() -> None:
@@ -73,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "mixture.gguf" if args.keep is None else args.keep
         if not path.exists():
-            write(path, args.layers, Store().resolve(args.dense)[0])
+            write(path, replace(FAMILY["qwen2:57b-a14b"].config, layers=args.layers), "Q4_0", Store().resolve(args.dense)[0])
         common = {"threads": args.threads, "isa": args.isa, "context": 1024}
         models = {"mixture": LLM(path, **common), "dense": LLM(args.dense, **common)}
         rates: dict[str, list[float]] = {name: [] for name in models}

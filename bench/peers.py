@@ -35,6 +35,8 @@ from peer.machine import command_line, cpu_seconds, processor, read_ceiling
 from peer.process import HERE, Worker, interpreter
 from peer.report import document, medians, picture, table
 
+import qwen2
+from qwen2 import kernels
 from qwen2.config import ModelConfig
 from qwen2.weights.gguf_header import read_header
 from qwen2.weights.store import Store
@@ -43,6 +45,7 @@ KINDS = ("prefill", "decode", "streams", "load", "peak")
 COLUMNS = ("ours", "llama.cpp", "transformers-fp32", "transformers-bf16", "ctranslate2", "openvino")
 VARIANTS = {"llama.cpp": ("fa", "nofa")}
 STREAM_PROMPT = 32
+OURS = Path(qwen2.__file__).parents[1]  # the same installation in the worker as here
 HELD = {  # what holds the libraries of other engines to an instruction set
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3", "CT2_FORCE_CPU_ISA": "AVX512"},  # no AMX
@@ -70,7 +73,7 @@ class Bench:
         environment = dict(HELD.get(args.isa, {}))
         engine, python = column, sys.executable
         if column == "ours":
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH")]))
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OURS), os.environ.get("PYTHONPATH")]))
         elif column == "llama.cpp":
             python, folder = interpreter(args.llama_cpp)
             environment |= {"LLAMA_CPP_LIB_PATH": str(folder)} if folder else {}
@@ -199,6 +202,8 @@ def arguments() -> argparse.Namespace:
     unknown = [kind for kind in args.only if kind not in KINDS]
     if unknown:
         parser.error(f"--only {unknown[0]}: unknown; there are {', '.join(KINDS)}")
+    if kernels.library() is None:
+        parser.error(f"the qwen2 in {OURS} has no native library, so its speed would be torch's: make install, or pip install .")
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads: at least 1")
     whole = not args.quick and args.peers is None and set(args.only) == set(KINDS)

@@ -26,7 +26,7 @@ PARAMS = SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True)
 
 
 class Pieces:
-    """A renderer that keeps what it gets, and presses Ctrl-C at one of the pieces."""
+    """A renderer that keeps what it gets, and presses Ctrl-C at one of the pieces that show something."""
 
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.pieces: list[str] = []
@@ -35,7 +35,7 @@ class Pieces:
 
     def push(self, text: str) -> None:
         self.pieces.append(text)
-        if len(self.pieces) == self.interrupt_at:
+        if text and sum(map(bool, self.pieces)) == self.interrupt_at:
             signal.raise_signal(signal.SIGINT)
 
     def close(self) -> None:

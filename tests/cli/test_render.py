@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qwen2.cli.markdown import MarkdownLines, balanced, neutralise
-from qwen2.cli.render import COLOUR, MarkdownStream, PlainStream
+from qwen2.cli.markdown import MarkdownLines, balanced
+from qwen2.cli.plain import PlainStream, neutralise
+from qwen2.cli.render import COLOUR, MarkdownStream
 
 WIDTH, HEIGHT = 60, 24
 DOCUMENT = '''# Grouped-query attention

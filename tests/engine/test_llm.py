@@ -322,6 +322,14 @@ def test_cuda_without_a_gpu_is_refused(tiny_folder):
         LLM(tiny_folder, device="cuda")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_answers_as_the_cpu_does(tiny_folder):
+    prompts = ["Rivers flow", "x", "one two three four five six seven eight nine ten" * 5]
+    params = SamplingParams(temperature=0, max_tokens=24)
+    here, there = LLM(tiny_folder).generate(prompts, params), LLM(tiny_folder, device="cuda").generate(prompts, params)
+    assert [answer.token_ids for answer in there] == [answer.token_ids for answer in here]
+
+
 def test_the_longest_prompt_that_fits(llm):
     assert len(llm.generate("x" * 511, GREEDY)[0].token_ids) == 1
     assert len(llm.score("x" * 512)[0]) == 512

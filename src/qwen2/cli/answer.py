@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from types import FrameType
 
-    from qwen2.cli.render import Renderer
+    from qwen2.cli.plain import Renderer
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import Chunk, Output, ResolvedParams
 

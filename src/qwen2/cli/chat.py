@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, TextIO
 from qwen2.cli.answer import figures, place, say_how_it_ended, show_answer
 from qwen2.cli.app import one_line, take_debug
 from qwen2.cli.conversation import Conversation, Turn, read_conversation
-from qwen2.cli.markdown import neutralise
+from qwen2.cli.plain import neutralise
 from qwen2.cli.sampling import KIND, change
 from qwen2.engine.request import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qwen2.cli.render import Renderer
+    from qwen2.cli.plain import Renderer
     from qwen2.engine.llm import LLM
 
 TOPICS = ("info", "parameters", "system", "template", "context", "history")

@@ -23,6 +23,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from qwen2.cli.plain import neutralise
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,22 +37,6 @@ BEGUN = re.compile(r"(?<!\S)[*_`~]+$")  # marks at the end that open something n
 STYLES = {"strong": "bold", "em": "italic", "s": "strike", "link": "underline"}
 HEADINGS = {"h1": "bold underline magenta", "h2": "bold magenta"}
 ALIGNED = {"text-align:right": "right", "text-align:center": "center"}
-
-# Escape and the other control characters become visible symbols; overrides of the writing direction and C1 controls (the 8-bit
-# escape introducers) become U+FFFD; a carriage return, which would let text overwrite text, goes.
-UNSAFE: dict[int, int | None] = {
-    **{code: 0x2400 + code for code in range(32)},
-    **dict.fromkeys([*range(0x80, 0xA0), 0x202D, 0x202E], 0xFFFD),
-    0x7F: 0x2421,
-    0x09: 0x09,
-    0x0A: 0x0A,
-    0x0D: None,
-}
-
-
-def neutralise(text: str) -> str:
-    """The text without anything that a terminal would obey, other than tab and newline."""
-    return text.translate(UNSAFE)
 
 
 def make_parser() -> MarkdownIt:

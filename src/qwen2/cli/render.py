@@ -1,4 +1,4 @@
-"""Shows an answer while it is being written: Markdown on a terminal, plain text anywhere else.
+"""Shows an answer on a terminal while it is being written, as styled Markdown.
 
 How the terminal stays calm: a block (an item of a list, some lines of code) that is finished is printed once; only the block still
 growing is drawn again, from its first line that changed. A token therefore costs the same at the end of a long answer as at its
@@ -12,17 +12,15 @@ What is left out: a change of the terminal's size while a block grows is met by 
 from __future__ import annotations
 
 import re
-import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.syntax import Syntax
 
-from qwen2.cli.markdown import MarkdownLines, make_parser, neutralise
+from qwen2.cli.markdown import MarkdownLines, make_parser
+from qwen2.cli.plain import neutralise
 
 if TYPE_CHECKING:
-    from typing import TextIO
-
     from markdown_it.token import Token
     from rich.console import Console
 
@@ -31,33 +29,6 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CALM, SHOW = ESCAPE + "?2026h", ESCAPE + "?2026l"  # synchronized output: a terminal that does not know it ignores it
 LONGEST_CHUNK = 80  # lines of code highlighted together at most
 SLOW_SOURCE = 2000  # characters of one growing block after which it is drawn with every second piece, then every third, ...
-
-
-class Renderer(Protocol):
-    """What an answer is written to."""
-
-    def push(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class PlainStream:
-    """The text as it comes. Into a pipe it is passed on byte for byte; on a terminal control characters are made visible."""
-
-    def __init__(self, file: TextIO | None = None) -> None:
-        self.file = sys.stdout if file is None else file
-        self.safe = self.file.isatty()
-        self.last = "\n"
-
-    def push(self, text: str) -> None:
-        if text:
-            self.last = text[-1]
-            self.file.write(neutralise(text) if self.safe else text)
-            self.file.flush()
-
-    def close(self) -> None:
-        if self.last != "\n":
-            self.push("\n")
 
 
 class Screen:

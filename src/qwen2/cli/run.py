@@ -22,7 +22,7 @@ from qwen2.weights.registry import DEFAULT_MODEL
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qwen2.cli.render import Renderer
+    from qwen2.cli.plain import Renderer
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import SamplingParams
 
@@ -136,10 +136,13 @@ def load_model(
 ) -> tuple[LLM, float]:
     """The model, and the seconds that it took."""
     from qwen2.cli.answer import working
+    from qwen2.cli.lean import import_torch
 
     start = time.perf_counter()
     gc.disable()  # a million objects are made that all stay: each search for garbage would visit them
     with working(f"loading {model}"):
+        if device == "cpu":
+            import_torch()
         from qwen2.engine.llm import LLM
 
         llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context, cache_bits=cache_bits, isa=isa)
@@ -150,11 +153,13 @@ def load_model(
 
 def make_renderer(plain: bool) -> Renderer:
     """Markdown where a person reads, plain text where a program does."""
-    from qwen2.cli.render import MarkdownStream, PlainStream
+    from qwen2.cli.plain import PlainStream
 
     if plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return PlainStream()
     from rich.console import Console
+
+    from qwen2.cli.render import MarkdownStream
 
     console = Console()
     return PlainStream() if console.legacy_windows else MarkdownStream(console)  # a console that would print the escapes as text

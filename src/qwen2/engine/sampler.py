@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,7 +48,7 @@ class Sampler:
         self.history = history
         self.bias = bias
         self.cuts = cuts
-        self.generator: torch.Generator | None = None
+        self.random: Random | None = None
 
     def __call__(self, row: Tensor) -> int:
         """row (V,) float32, left as it is -> a token id, which is remembered."""
@@ -67,7 +68,8 @@ class Sampler:
         if self.greedy:
             return largest(row[None])[0][0]
         logits, ids = candidates((row - row.amax()) / max(self.temperature, COLDEST), self.cuts)
-        place = draw(logits, self.generator)
+        assert self.random is not None, "make_sampler gives one to whoever draws"
+        place = draw(logits, self.random)
         return place if ids is None else int(ids[place])
 
 
@@ -119,7 +121,7 @@ def make_sampler(params: ResolvedParams, prompt: Sequence[int], vocab: int, devi
     sampler = Sampler(params, history, bias, cuts)
     if not sampler.greedy:
         assert params.seed is not None, "resolve() draws a seed"
-        sampler.generator = torch.Generator().manual_seed((params.seed + index) % 2**64)
+        sampler.random = Random((params.seed + index) % 2**64)  # the same numbers on every system, and no torch operation a token
     return sampler
 
 
@@ -162,11 +164,10 @@ def _pick(ids: Tensor | None, places: Tensor) -> Tensor:
     return places if ids is None else ids[places]
 
 
-def draw(logits: Tensor, generator: torch.Generator | None) -> int:
-    """A place (0 .. C-1) with softmax probability, by one uniform number from the generator; in float64, so the tail is exact."""
+def draw(logits: Tensor, random: Random) -> int:
+    """A place (0 .. C-1) with softmax probability, by one uniform number; in float64, so the tail is exact."""
     bounds = logits.double().softmax(-1).cumsum(-1)  # (C,)
-    number = float(torch.rand((), dtype=torch.float64, generator=generator))  # [0, 1)
-    place = torch.searchsorted(bounds, bounds[-1:] * number, right=True)  # the first bound above it: never an empty interval
+    place = torch.searchsorted(bounds, bounds[-1:] * random.random(), right=True)  # the first bound above it: never an empty interval
     return min(int(place), len(logits) - 1)
 
 
