@@ -24,7 +24,7 @@ chat: $(VENV)/.base
 
 test: lint
 	@echo "test: pytest, two at a time"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	@echo "lint: ruff, mypy, import-linter"

@@ -12,9 +12,12 @@ namespace qwen2 {
 namespace QWEN2_ISA {
 
 constexpr int CHUNK = 16;       // groups of weights that are expanded at a time; a multiple of 8
-constexpr int SOME = 24;        // tokens up to which nothing is expanded for later
 constexpr int PANEL_VECTORS = 2;
-constexpr int PANEL_BYTES = 2 * 8 * 4 * L;  // of an expanded group of one tile: signed bytes are widened
+
+// Bytes of an expanded group of one tile: signed bytes are widened.
+template <class Fmt> constexpr int panel_bytes() { return (Fmt::BITS >= 8 ? 2 : 1) * 8 * 4 * L; }
+// Tokens up to which nothing is expanded for later.
+template <class Fmt> constexpr int some_of() { return Fmt::BITS >= 8 ? 24 : 8; }
 
 static inline I pairs(I w, I x) { return _mm256_maddubs_epi16(w, x); }
 static inline I add16(I a, I b) { return _mm256_add_epi16(a, b); }
@@ -78,7 +81,7 @@ static inline void group_sums(const uint8_t* w, const int8_t* const* q, const in
 #pragma GCC unroll 16
         for (int j = 2 * FROM; j < 2 * (FROM + COUNT); j++) {
             I vector[P];
-            for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * PANEL_BYTES + j * 4 * L);
+            for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * panel_bytes<Fmt>() + j * 4 * L);
             for (int t = 0; t < T; t++) {
                 const I two = i_broadcast4(&wide[t][g * 32 + j % 2 * 16 + j / 2 * 2]);
                 for (int p = 0; p < P; p++) sum[p][t] = dot_s16(sum[p][t], vector[p], two);
@@ -92,7 +95,7 @@ static inline void group_sums(const uint8_t* w, const int8_t* const* q, const in
 #pragma GCC unroll 8
             for (int j = from; j < from + RUN; j++) {
                 I vector[P];
-                for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * PANEL_BYTES + j * 4 * L);
+                for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * panel_bytes<Fmt>() + j * 4 * L);
                 for (int t = 0; t < T; t++) {
                     const I four = i_broadcast4(q[t] + g * 32 + 4 * j);
                     for (int p = 0; p < P; p++) keep(run[p][t] = j == from ? pairs(vector[p], four) : add16(run[p][t], pairs(vector[p], four)));
@@ -112,13 +115,18 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
     constexpr int S = Fmt::SUBS, Z = zero_of<Fmt>();
     const int8_t* q[T];
     const float* sx[T];
-    const int32_t* sums[T];
+    alignas(32) int32_t zeros[Z ? T : 1][CHUNK * S];      // zero * sum of x
+    alignas(32) float lows[Fmt::MIN ? T : 1][CHUNK * S];  // scale_x * sum of x
     alignas(32) int16_t wide[Fmt::BITS >= 8 ? T : 1][CHUNK * 32];
     for (int t = 0; t < T; t++) {
         const int64_t row = x.row(token + t), at = row * (x.columns / 32) + group0;
         q[t] = x.q + row * x.columns + group0 * 32;
         sx[t] = x.scales + at;
-        sums[t] = S == 2 ? x.half_sums + 2 * at : x.sums + at;
+        const int32_t* sums = S == 2 ? x.half_sums + 2 * at : x.sums + at;
+        for (int i = 0; i < groups * S; i++) {
+            if constexpr (Z != 0) zeros[t][i] = Z * sums[i];
+            if constexpr (Fmt::MIN) lows[t][i] = sx[t][i / S] * static_cast<float>(sums[i]);
+        }
         if constexpr (Fmt::BITS >= 8)
             for (int i = 0; i < groups * 32; i += 32) {  // 16 words of each kind
                 const I bytes = i_load(q[t] + i);
@@ -126,20 +134,19 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
             }
     }
     for (int g = 0; g < groups; g++) {
-        const uint8_t* w = panel + g * PANEL_BYTES;
+        const uint8_t* w = panel + g * panel_bytes<Fmt>();
         F part[P][T];
         for (int s = 0; s < S; s++) {
             I sum[P][T];
             if constexpr (S == 1) group_sums<Fmt, P, T, 0, 8>(w, q, wide, g, sum);
             else if (s == 0) group_sums<Fmt, P, T, 0, 4>(w, q, wide, g, sum);
             else group_sums<Fmt, P, T, 4, 4>(w, q, wide, g, sum);
-            for (int t = 0; t < T; t++) {
-                const I zero = i_set(Z * sums[t][g * S + s]);
+            for (int t = 0; t < T; t++)
                 for (int p = 0; p < P; p++) {
-                    const F f = f_from_i(Z ? i_sub(sum[p][t], zero) : sum[p][t]), scale = f_load(scales + ((p * CHUNK + g) * S + s) * L);
+                    const F f = f_from_i(Z ? i_sub(sum[p][t], i_set(zeros[t][g * S + s])) : sum[p][t]);
+                    const F scale = f_load(scales + ((p * CHUNK + g) * S + s) * L);
                     part[p][t] = s == 0 ? f_mul(f, scale) : f_fma(f, scale, part[p][t]);
                 }
-            }
         }
         for (int t = 0; t < T; t++) {
             const F scale = f_set(sx[t][g]);
@@ -148,7 +155,7 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
                 F y = f_fma(part[p][t], scale, f_load(place));
                 if (Fmt::MIN)
                     for (int s = 0; s < S; s++)
-                        y = f_fnma(f_load(mins + ((p * CHUNK + g) * S + s) * L), f_set(sx[t][g] * static_cast<float>(sums[t][g * S + s])), y);
+                        y = f_fnma(f_load(mins + ((p * CHUNK + g) * S + s) * L), f_set(lows[t][g * S + s]), y);
                 f_store(place, y);
             }
         }

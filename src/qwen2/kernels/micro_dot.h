@@ -23,7 +23,7 @@ static inline I dot_steps(const I* w, const int8_t* x) {
 
 constexpr int CHUNK = 16;       // groups of weights that are expanded at a time; a multiple of 8
 constexpr int PANEL_VECTORS = 2;
-constexpr int PANEL_BYTES = 8 * 4 * L;  // of an expanded group of one tile
+template <class Fmt> constexpr int panel_bytes() { return 8 * 4 * L; }  // of an expanded group of one tile
 
 // What a group of one tile looks like when it is expanded for many tokens.
 template <class Fmt>
@@ -69,7 +69,7 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
         for (int p = 0; p < P; p++) y[p][t] = f_load(out + t * stride + p * L);
     }
     for (int g = 0; g < groups; g++) {
-        const uint8_t* w = panel + g * PANEL_BYTES;
+        const uint8_t* w = panel + g * panel_bytes<Fmt>();
         F part[P][T];
         for (int s = 0; s < S; s++) {
             I sum[P][T];
@@ -78,7 +78,7 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
 #pragma GCC unroll 8
             for (int j = s * 8 / S; j < (s + 1) * 8 / S; j++) {
                 I vector[P];
-                for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * PANEL_BYTES + j * 4 * L);
+                for (int p = 0; p < P; p++) vector[p] = i_load(w + p * CHUNK * panel_bytes<Fmt>() + j * 4 * L);
                 for (int t = 0; t < T; t++) {
                     const auto bytes = step_of(q[t] + g * 32, j);
                     for (int p = 0; p < P; p++) sum[p][t] = dot_bytes(sum[p][t], vector[p], bytes);

@@ -13,6 +13,8 @@ constexpr int SEVERAL = 8;  // tokens from which on two tiles are taken at once
 constexpr int SOME = 40;    // tokens up to which nothing is expanded for later
 constexpr int A_PASS = 8;   // tokens: with two tiles 16 sums, beside a step of weights
 
+template <class Fmt> constexpr int some_of() { return SOME; }
+
 // Two tiles' group, expanded, and what follows from its unit.
 template <class Fmt>
 struct GroupOfTwo {

@@ -13,6 +13,7 @@ namespace QWEN2_ISA {
 constexpr int PANEL = 32;            // rows
 constexpr int TILES = PANEL / L;     // of a full panel
 constexpr int FEW = 8;               // tokens that share one expansion of a group of weights in registers
+constexpr int FETCHES = 16;          // of a chunk's bytes, one for each few tokens
 constexpr int AHEAD = 4096;          // bytes between what is computed with and what is fetched
 
 constexpr int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
@@ -78,12 +79,11 @@ static void micro_of(int left, const uint8_t* panel, const float* scales, const 
     else if constexpr (T > 1) micro_of<Fmt, P, T - 1>(left, panel, scales, mins, groups, x, token, group0, out);
 }
 
-// Half a chunk of a tile's groups into the cache.
+// One of `parts` parts of a tile's groups `from` .. `to` into the cache.
 template <class Fmt>
-static inline void fetch(const uint8_t* tile, int64_t group, int64_t groups) {
-    const int64_t to = group + CHUNK / 2 < groups ? group + CHUNK / 2 : groups;
-    const uint8_t* end = tile + to / Fmt::GROUPS * Unit<Fmt>::BYTES;
-    for (const uint8_t* p = tile + group / Fmt::GROUPS * Unit<Fmt>::BYTES; p < end; p += 64) prefetch(p);
+static inline void fetch(const uint8_t* tile, int64_t from, int64_t to, int64_t part, int64_t parts) {
+    const int64_t begin = from / Fmt::GROUPS * Unit<Fmt>::BYTES / 64, lines = (to / Fmt::GROUPS * Unit<Fmt>::BYTES + 63) / 64 - begin;
+    for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; line++) prefetch(tile + (begin + line) * 64);
 }
 
 // P neighbouring tiles times many tokens, from column 0 of `out` [n][PANEL].
@@ -91,7 +91,7 @@ template <class Fmt, int P>
 static bool many_tokens(const uint8_t* tiles, const Activations& x, int64_t n, float* out, int thread) {
     constexpr int S = Fmt::SUBS, T = tokens_of<Fmt>();
     const int64_t groups = x.columns / 32, tile_bytes = groups / Fmt::GROUPS * Unit<Fmt>::BYTES;
-    constexpr size_t quants_size = PANEL_VECTORS * CHUNK * PANEL_BYTES, scales_size = PANEL_VECTORS * CHUNK * 2 * L * sizeof(float);
+    constexpr size_t quants_size = PANEL_VECTORS * CHUNK * panel_bytes<Fmt>(), scales_size = PANEL_VECTORS * CHUNK * 2 * L * sizeof(float);
     uint8_t* panel = static_cast<uint8_t*>(scratch(thread, PANEL_MEMORY, quants_size + 2 * scales_size));
     if (panel == nullptr) return false;
     float* scales = reinterpret_cast<float*>(panel + quants_size);
@@ -105,15 +105,18 @@ static bool many_tokens(const uint8_t* tiles, const Activations& x, int64_t n, f
                 const uint8_t* unit = tiles + p * tile_bytes + (group0 + g) / Fmt::GROUPS * Unit<Fmt>::BYTES;
                 const int group = static_cast<int>((group0 + g) % Fmt::GROUPS);
                 const Scaling<Fmt> scaling(unit);
-                expand_to<Fmt>(unit + Unit<Fmt>::QUANTS + group * Unit<Fmt>::GROUP, panel + (p * CHUNK + g) * PANEL_BYTES);
+                expand_to<Fmt>(unit + Unit<Fmt>::QUANTS + group * Unit<Fmt>::GROUP, panel + (p * CHUNK + g) * panel_bytes<Fmt>());
                 for (int s = 0; s < S; s++) {
                     f_store(scales + ((p * CHUNK + g) * S + s) * L, scaling.scale(group, s));
                     if (Fmt::MIN) f_store(mins + ((p * CHUNK + g) * S + s) * L, scaling.min(group, s));
                 }
             }
-        for (int64_t t = 0; t < n; t += T) {
-            if (t < 2 * T)  // while computing, the memory is free to bring what comes next
-                for (int p = 0; p < P; p++) fetch<Fmt>(tiles + p * tile_bytes, group0 + CHUNK + (t ? CHUNK / 2 : 0), groups);
+        // While computing, the memory is free to bring what comes next, some lines at a time: the next groups, or the next tiles' first.
+        const int64_t from = group0 + CHUNK < groups ? group0 + CHUNK : 0, to = from + CHUNK < groups ? from + CHUNK : groups;
+        const uint8_t* next = tiles + (from ? 0 : P) * tile_bytes;
+        const int64_t parts = (n + T - 1) / T < FETCHES ? (n + T - 1) / T : FETCHES;
+        for (int64_t t = 0, part = 0; t < n; t += T, part++) {
+            for (int p = 0; p < P && part < parts; p++) fetch<Fmt>(next + p * tile_bytes, from, to, part, parts);
             micro_of<Fmt, P, T>(static_cast<int>(n - t < T ? n - t : T), panel, scales, mins, count, x, t, group0, out + t * PANEL);
         }
     }
@@ -126,7 +129,7 @@ static bool quantized_panel(const uint8_t* packed, int64_t rows, int64_t first_r
     const int64_t tile_bytes = x.columns / Fmt::BLOCK * Unit<Fmt>::BYTES, left = (rows - first_row + L - 1) / L;
     const int tiles = static_cast<int>(left < TILES ? left : TILES);
     const uint8_t* first = packed + first_row / L * tile_bytes;
-    if (n <= SOME) {
+    if (n <= some_of<Fmt>()) {
         for (int i = pairs_of_tiles<Fmt>(first, tiles, x, static_cast<int>(n), out, PANEL, AHEAD); i < tiles; i++)
             for (int64_t t = 0; t < n; t += FEW)
                 some_tokens<Fmt, FEW>(first + i * tile_bytes, x, t, static_cast<int>(n - t < FEW ? n - t : FEW), out + t * PANEL + i * L);
