@@ -9,6 +9,7 @@ namespace qwen2 {
 namespace QWEN2_ISA {
 
 constexpr int FLOAT_TILES = L == 4 ? 4 : 2, FLOAT_TOKENS = L == 4 ? 4 : 6;  // of a micro-kernel: what the registers hold
+constexpr int FEW_FLOATS = L == 8 ? 2 : 0;  // tokens whose sums of a whole panel they hold: with two tiles an addition waits for the last
 
 template <Type TYPE> constexpr int float_bytes() { return TYPE == F32 ? 4 : 2; }
 
@@ -34,7 +35,7 @@ static void float_micro(const uint8_t* tiles, int64_t tile_bytes, const Activati
         F w[P];
         for (int p = 0; p < P; p++) {
             w[p] = load_weights<TYPE>(tiles + p * tile_bytes + k * W);
-            if (L > 4) prefetch(tiles + p * tile_bytes + k * W + AHEAD);
+            if (L > 4 && P <= FLOAT_TILES) prefetch(tiles + p * tile_bytes + k * W + AHEAD);
         }
         for (int t = 0; t < T; t++) {
             const F xk = f_set(xs[t][k]);
@@ -52,9 +53,9 @@ static void float_micro_of(int64_t left, const uint8_t* tiles, int64_t tile_byte
     else if constexpr (T > 1) float_micro_of<TYPE, P, T - 1>(left, tiles, tile_bytes, x, token, from, to, out);
 }
 
-template <Type TYPE, int P>
+template <Type TYPE, int P, int T>
 static void float_tiles(const uint8_t* tiles, int64_t tile_bytes, const Activations& x, int64_t n, float* out) {
-    constexpr int T = FLOAT_TOKENS, COLUMNS = 256;  // of a chunk that stays in the cache while the tokens pass
+    constexpr int COLUMNS = 256;  // of a chunk that stays in the cache while the tokens pass
     if (x.columns == 0)
         for (int64_t t = 0; t < n; t++)
             for (int p = 0; p < P; p++) f_store(out + t * PANEL + p * L, f_zero());
@@ -71,8 +72,12 @@ static bool float_panel(const uint8_t* packed, int64_t rows, int64_t first_row, 
     const int tiles = static_cast<int>(left < TILES ? left : TILES);
     const uint8_t* first = packed + first_row / L * tile_bytes;
     int i = 0;
-    for (; i + FLOAT_TILES <= tiles; i += FLOAT_TILES) float_tiles<TYPE, FLOAT_TILES>(first + i * tile_bytes, tile_bytes, x, n, out + i * L);
-    for (; i < tiles; i++) float_tiles<TYPE, 1>(first + i * tile_bytes, tile_bytes, x, n, out + i * L);
+    if constexpr (FEW_FLOATS > 0)
+        if (n <= FEW_FLOATS)
+            for (; i + TILES <= tiles; i += TILES) float_tiles<TYPE, TILES, FEW_FLOATS>(first + i * tile_bytes, tile_bytes, x, n, out + i * L);
+    for (; i + FLOAT_TILES <= tiles; i += FLOAT_TILES)
+        float_tiles<TYPE, FLOAT_TILES, FLOAT_TOKENS>(first + i * tile_bytes, tile_bytes, x, n, out + i * L);
+    for (; i < tiles; i++) float_tiles<TYPE, 1, FLOAT_TOKENS>(first + i * tile_bytes, tile_bytes, x, n, out + i * L);
     return true;
 }
 
