@@ -186,7 +186,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen2.5-coder:0.5b", help="a name or a GGUF file")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="left out: 5, or 1 with --quick")
     parser.add_argument("--only", type=comma, default=list(KINDS), help=f"some of {','.join(KINDS)}")
     parser.add_argument("--peers", type=comma, help=f"some of {','.join(COLUMNS)}; left out: all whose place is given")
     parser.add_argument("--llama-cpp", metavar="PATH", help="a Python that has llama_cpp, or a build folder of llama.cpp")
@@ -194,7 +194,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--openvino", nargs=2, metavar=("PYTHON", "FOLDER_OR_GGUF"))
     parser.add_argument("--hf", type=Path, metavar="FOLDER", help="keeps the exports that transformers reads; left out: made anew")
     parser.add_argument("--isa", choices=("avx2", "avx512"), help="hold every engine to it (llama.cpp must be built so)")
-    parser.add_argument("--quick", action="store_true", help="short prompts, one round: whether all works, no figures to keep")
+    parser.add_argument("--quick", action="store_true", help="short prompts: whether all works, no figures to keep")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the results' files; left out: peers_ and the machine's kind, with the model's if it is another")
     parser.add_argument("--out", type=Path, help="left out: bench/results/ for a full run, nowhere for a part of one")
@@ -204,11 +204,11 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--only {unknown[0]}: unknown; there are {', '.join(KINDS)}")
     if kernels.library() is None:
         parser.error(f"the qwen2 in {OURS} has no native library, so its speed would be torch's: make install, or pip install .")
+    args.rounds = (1 if args.quick else 5) if args.rounds is None else args.rounds
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads: at least 1")
     whole = not args.quick and args.peers is None and set(args.only) == set(KINDS)
     args.lengths, args.tokens, args.streams = ((128, 256), 16, 16) if args.quick else ((512, 4096), 64, 16)
-    args.rounds = 1 if args.quick else args.rounds
     args.out = HERE.parent / "results" if args.out is None and whole else args.out
     return args
 

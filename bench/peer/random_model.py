@@ -22,7 +22,7 @@ from qwen2.config.model import ModelConfig
 from qwen2.quant import FORMATS, quantize
 from qwen2.weights.export import gguf_metadata
 from qwen2.weights.gguf_write import TensorToWrite, write_gguf
-from qwen2.weights.mixes import choose
+from qwen2.weights.mixes import choose, mix_named
 from qwen2.weights.model import open_files
 from qwen2.weights.store import Store
 
@@ -46,7 +46,8 @@ def write(path: Path, config: ModelConfig, mix: str, vocabulary: Path) -> None:
     tensors = []
     for seed, (name, shape) in enumerate(gguf_shapes(config).items()):
         choice = choose(name, shape, config, mix)
-        tensors.append(TensorToWrite(name, shape, choice, partial(values, shape, seed), partial(packed, shape, choice.number, seed)))
+        raw = None if choice.type == "F32" else partial(packed, shape, choice.number, seed)  # norms, biases, routers: every row its own
+        tensors.append(TensorToWrite(name, shape, choice, partial(values, shape, seed), raw))
     with open_files(vocabulary) as opened:
         write_gguf(path, gguf_metadata(config, opened.tokenizer, opened.generation, "random weights"), tensors, mix)
 
@@ -60,8 +61,11 @@ def main() -> None:
     parser.add_argument("--vocabulary", default="qwen2.5-coder:0.5b", help="a name or a GGUF file")
     args = parser.parse_args()
     config = FAMILY[args.shape].config
-    config = config if args.layers is None else replace(config, layers=args.layers)
-    write(args.out, config, args.mix, Store().resolve(args.vocabulary)[0])
+    try:
+        config = config if args.layers is None else replace(config, layers=args.layers)
+        write(args.out, config, mix_named(args.mix), Store().resolve(args.vocabulary)[0])
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -46,10 +46,11 @@ def test_the_table(tiny_folder: Path, capsys: Out) -> None:
         (["--prompt", "0"], "--prompt must be at least 1"),
         (["--depth", "-1"], "--depth must be at least 0"),
         (["--repeat", "0"], "--repeat must be at least 1"),
-        (["--depth", "0", "--tokens", "100000"], "--depth 0 with --tokens 100,000 does not fit the window of"),
-        (["--tokens", "100000"], "--depth 0 with --tokens 100,000 does not fit the window of"),
+        (["--depth", "0", "--tokens", "100000"], "--depth 0 with --tokens 100,000 and --streams 1 needs 100,010 tokens, the window is"),
+        (["--tokens", "100000"], "--depth 0 with --tokens 100,000 and --streams 1 needs 100,010 tokens, the window is"),
+        (["--depth", "400", "--streams", "200", "--tokens", "32"], "--depth 400 with --tokens 32 and --streams 200 needs 832 tokens, the"),
         (["--threads", "0"], "threads 0: must be a whole number of at least 1"),
-        (["--prompt", "100000"], "prompt has 100,000 tokens, the window is"),
+        (["--prompt", "100000"], "--prompt 100,000 does not fit the window of"),
     ],
 )
 def test_refusals(flags: list[str], message: str, tiny_folder: Path, capsys: Out) -> None:

@@ -57,6 +57,18 @@ def test_what_was_left_out_comes_when_it_is_used(code, printed):
     assert python(f"{LEAN}torch_of = lambda: sys.modules['torch']\n{code}") == [printed]
 
 
+@pytest.mark.skipif(not torch.__version__.startswith(TESTED), reason="this torch is imported as ever")
+def test_the_command_imports_it_so(tiny_folder):
+    code = f"""
+import sys
+from qwen2.cli.app import main
+from qwen2.cli.lean import LATER
+code = main(["run", {str(tiny_folder)!r}, "hi", "--max-tokens", "1"])
+print("\\n", code, [name for name in LATER if name in sys.modules])
+"""
+    assert python(code)[-1].strip() == "0 []"
+
+
 def test_an_unknown_torch_is_imported_as_ever():
     code = "import sys\nfrom qwen2.cli import lean\nlean.TESTED = ('0.0.',)\nlean.import_torch()\nimport torch"
     assert python(f"{code}\nprint([name for name in ('torch', *lean.LATER) if name not in sys.modules])") == ["[]"]

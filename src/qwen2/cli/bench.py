@@ -118,14 +118,20 @@ def measure(
 ) -> Row:
     """All figures; lengths that were asked for must fit the window, our own are left out where they do not."""
     from qwen2 import kernels
-    from qwen2.engine.speed import Ceilings, measure_decode, measure_prefill
+    from qwen2.engine.speed import Ceilings, measure_decode, measure_prefill, room
 
     lengths = [length for length in (512, 4096) if length < llm.window] if prompt is None else prompt
-    depths = [0, *(length for length in (4096,) if length + 2 * tokens < llm.window)] if depth is None else depth
-    for length in depths:
-        if length + 2 * tokens >= llm.window:
-            raise ValueError(f"--depth {length:,} with --tokens {tokens:,} does not fit the window of {llm.window:,}; take less of either")
-    pairs = [(depths[0], count) for count in streams or (1, 16)] + [(length, 1) for length in depths[1:]]
+    depths = [0, *(length for length in (4096,) if room(llm, length, 1, tokens) <= llm.window)] if depth is None else depth
+    counts = [1, *(count for count in (16,) if room(llm, depths[0], count, tokens) <= llm.window)] if streams is None else streams
+    pairs = [(depths[0], count) for count in counts] + [(length, 1) for length in depths[1:]]
+    for length in lengths:
+        if length >= llm.window:
+            raise ValueError(f"--prompt {length:,} does not fit the window of {llm.window:,}; take less")
+    for length, count in pairs:
+        needed = room(llm, length, count, tokens)
+        if needed > llm.window:
+            asked = f"--depth {length:,} with --tokens {tokens:,} and --streams {count:,}"
+            raise ValueError(f"{asked} needs {needed:,} tokens, the window is {llm.window:,}; take less of one")
     measure_prefill(llm, min(64, llm.window - 1), random)  # memory is there, threads are awake
     ceilings = Ceilings() if kernels.isa() is not None else None
     prefills, decodes = [], []

@@ -54,12 +54,15 @@ def import_torch() -> None:
         return
     left_out = {name: Unloaded(name) for name in LATER}
     sys.modules.update(left_out)
-    import_module("torch")
-    for name, stand_in in left_out.items():
-        if sys.modules.get(name) is stand_in:
+    try:
+        import_module("torch")
+    finally:
+        left = [name for name, stand_in in left_out.items() if sys.modules.get(name) is stand_in]
+        for name in left:
             del sys.modules[name]  # from here on, an import is one
-            parent, _, child = name.rpartition(".")
-            setattr(sys.modules[parent], child, stand_in)
+    for name in left:
+        parent, _, child = name.rpartition(".")
+        setattr(sys.modules[parent], child, left_out[name])
     sys.meta_path.insert(0, ShapesFirst())
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # escape introducers) become U+FFFD; a carriage return, which would let text overwrite text, goes.
 UNSAFE: dict[int, int | None] = {
     **{code: 0x2400 + code for code in range(32)},
-    **dict.fromkeys([*range(0x80, 0xA0), 0x202D, 0x202E], 0xFFFD),
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
     0x7F: 0x2421,
     0x09: 0x09,
     0x0A: 0x0A,

@@ -111,11 +111,17 @@ def measure_prefill(llm: LLM, length: int, random: Random) -> Prefill:
     return Prefill(length, seconds, operations(llm, length))
 
 
+def room(llm: LLM, depth: int, streams: int, tokens: int) -> int:
+    """Tokens of the window that `measure_decode` takes: the first stream writes on until the last has begun."""
+    start = max(SHORTEST, depth)
+    return start + tokens + streams * (start // llm.engine.scheduler.chunk + 2)
+
+
 def measure_decode(llm: LLM, depth: int, streams: int, tokens: int, random: Random) -> Decode:
     """`tokens` steps of `streams` answers at once, each behind a prompt of `depth` tokens of its own. A chunk is a token."""
     start = max(SHORTEST, depth)
-    early = streams * (start // llm.engine.scheduler.chunk + 2)  # tokens that the first may have before the last begins
-    requests = [llm.engine.request(prompt(llm, start, random), greedy(tokens + early)) for _ in range(streams)]
+    most = room(llm, depth, streams, tokens) - start
+    requests = [llm.engine.request(prompt(llm, start, random), greedy(most)) for _ in range(streams)]
     waiting, written, begin, busy = {request.id for request in requests}, 0, 0.0, 0
     for request, _ in llm.engine.run(requests):
         if waiting:

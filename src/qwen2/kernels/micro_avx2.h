@@ -107,8 +107,8 @@ static inline void group_sums(const uint8_t* w, const int8_t* const* q, const in
     }
 }
 
-// P tiles times T tokens over one chunk: y[T][P] in memory is added to. `panel` [P][groups][..], `scales` and `mins`
-// [P][groups][SUBS][L].
+// P tiles times T tokens over one chunk: y[T][P] in memory is added to. `panel` [P][CHUNK][..], `scales` and `mins`
+// [P][CHUNK][SUBS][L].
 template <class Fmt, int P, int T>
 static void micro(const uint8_t* panel, const float* scales, const float* mins, int groups, const Activations& x, int64_t token, int64_t group0,
                   float* out, int stride) {

@@ -51,8 +51,8 @@ struct Corrections {
     }
 };
 
-// P tiles times T tokens over one chunk: y[T][P] is read, added to and written. `panel` [P][groups][8][4L] expanded weights,
-// `scales` and `mins` [P][groups][SUBS][L].
+// P tiles times T tokens over one chunk: y[T][P] is read, added to and written. `panel` [P][CHUNK][8][4L] expanded weights,
+// `scales` and `mins` [P][CHUNK][SUBS][L].
 template <class Fmt, int P, int T>
 static void micro(const uint8_t* panel, const float* scales, const float* mins, int groups, const Activations& x, int64_t token, int64_t group0,
                   float* out, int stride) {
