@@ -316,6 +316,11 @@ def test_constructor_refusals(model, values, message):
         LLM(model, **values)
 
 
+def test_an_instruction_set_of_a_gpu_is_refused(tiny_folder):
+    with pytest.raises(ValueError, match="^isa 'avx2' with device 'cuda': only a CPU has kernels; leave one of them out$"):
+        LLM(tiny_folder, device="cuda", isa="avx2")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_without_a_gpu_is_refused(tiny_folder):
     with pytest.raises(ValueError, match=r"^device 'cuda': torch [^ ]+ finds no CUDA device here; .* to run on the CPU$"):

@@ -36,7 +36,10 @@ LOGIT_ELEMENTS = 2**26  # of one block of rows while scoring: 256 MiB of float32
 
 
 class LLM:
-    """A loaded model and its engine. `context` narrows the window, which is the model's own by default."""
+    """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
+
+    `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,8 @@ class LLM:
         cache_bits: int = 16,
         isa: str | None = None,
     ) -> None:
+        if isa is not None and device.partition(":")[0] != "cpu":
+            raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
         if threads is not None:
             _at_least_one("threads", threads)
             torch.set_num_threads(threads)
