@@ -317,7 +317,7 @@ def test_constructor_refusals(model, values, message):
 
 
 def test_an_instruction_set_of_a_gpu_is_refused(tiny_folder):
-    with pytest.raises(ValueError, match="^isa 'avx2' with device 'cuda': only a CPU has kernels; leave one of them out$"):
+    with pytest.raises(ValueError, match=r"^isa 'avx2' with device 'cuda': only a CPU has kernels; leave one of them out$"):
         LLM(tiny_folder, device="cuda", isa="avx2")
 
 
