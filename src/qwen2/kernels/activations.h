@@ -13,6 +13,9 @@ struct Activations {          // K columns, G = K / 32 groups; rows of the step,
     const float* scales;      // [row][G]
     const int32_t* sums;      // [row][G]
     const int32_t* half_sums; // [row][2G], of 16 each
+    const int32_t* halves;    // [row][G]: the same two in 16 bits each
+    const float* lows;        // [row][G]: scale * sum, what a minimum of the weights is multiplied by
+    const float* half_lows;   // [row][2G]
     const float* x;           // [row][stride]: as they are, for float weights; may be null
     int64_t columns, stride;
     const int32_t* rows;      // of the step's activations, or null: all in order
@@ -24,53 +27,59 @@ struct Activations {          // K columns, G = K / 32 groups; rows of the step,
 struct ActivationMemory {
     int8_t* q;
     float* scales;
-    int32_t *sums, *half_sums;
+    int32_t *sums, *half_sums, *halves;
+    float *lows, *half_lows;
     int64_t columns;
 
-    static int64_t bytes(int64_t rows, int64_t columns) { return rows * (columns + columns / 32 * 16) + 256; }
+    static int64_t bytes(int64_t rows, int64_t columns) { return rows * (columns + columns / 32 * 32) + 256; }
     ActivationMemory(void* memory, int64_t rows, int64_t columns_) : columns(columns_) {
         const int64_t groups = rows * (columns / 32);
         scales = static_cast<float*>(memory);
         sums = reinterpret_cast<int32_t*>(scales + groups);
         half_sums = sums + groups;
-        q = reinterpret_cast<int8_t*>(half_sums + 2 * groups);
+        halves = half_sums + 2 * groups;
+        lows = reinterpret_cast<float*>(halves + groups);
+        half_lows = lows + groups;
+        q = reinterpret_cast<int8_t*>(half_lows + 2 * groups);
     }
-    Activations view(const float* x, int64_t stride) const { return {q, scales, sums, half_sums, x, columns, stride, nullptr}; }
+    Activations view(const float* x, int64_t stride) const { return {q, scales, sums, half_sums, halves, lows, half_lows, x, columns, stride, nullptr}; }
 };
 
-// 32 numbers.
-static inline void quantize_group(const float* x, int8_t* q, float* scale, int32_t* sum, int32_t* half_sums) {
+// The 32 numbers at `x` become group `g` of a row.
+static inline void quantize_group(const float* x, const ActivationMemory& out, int64_t row, int64_t g) {
     constexpr int V = 32 / L, HALF = V / 2;
+    const int64_t at = row * (out.columns / 32) + g;
+    int8_t* q = out.q + row * out.columns + g * 32;
     const I magnitude = i_set(0x7fffffff);
     F v[V];
     I bits = i_zero();
     for (int i = 0; i < V; i++) v[i] = f_load(x + i * L), bits = i_max(bits, i_and(i_bits(v[i]), magnitude));
     const int32_t highest = i_highest(bits);
+    I half[2] = {i_zero(), i_zero()};
     if (highest < 0x0554ad2e || highest >= 0x7f800000) {  // below 1e-35 (whose inverse overflows): zeros; NaN and infinity
         for (int i = 0; i < V; i++) i_store_s8(q + i * L, i_zero());
-        *scale = highest >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
-        *sum = half_sums[0] = half_sums[1] = 0;
-        return;
+        out.scales[at] = highest >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
+    } else {
+        float amax;
+        __builtin_memcpy(&amax, &highest, 4);
+        const F inverse = f_set(127.0f / amax);
+        for (int i = 0; i < V; i++) {
+            const I rounded = i_from_f(f_mul(v[i], inverse));
+            i_store_s8(q + i * L, rounded);
+            half[i / HALF] = i_add(half[i / HALF], rounded);
+        }
+        out.scales[at] = amax * (1.0f / 127.0f);
     }
-    float amax;
-    __builtin_memcpy(&amax, &highest, 4);
-    const F inverse = f_set(127.0f / amax);
-    I first = i_zero(), second = i_zero();
-    for (int i = 0; i < V; i++) {
-        const I rounded = i_from_f(f_mul(v[i], inverse));
-        i_store_s8(q + i * L, rounded);
-        if (i < HALF) first = i_add(first, rounded);
-        else second = i_add(second, rounded);
-    }
-    *scale = amax * (1.0f / 127.0f);
-    half_sums[0] = i_sum(first), half_sums[1] = i_sum(second);
-    *sum = half_sums[0] + half_sums[1];
+    const int32_t first = i_sum(half[0]), second = i_sum(half[1]);
+    const float scale = out.scales[at];
+    out.sums[at] = first + second, out.half_sums[2 * at] = first, out.half_sums[2 * at + 1] = second;
+    out.halves[at] = (first & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(second) << 16);
+    out.lows[at] = scale * static_cast<float>(first + second);
+    out.half_lows[2 * at] = scale * static_cast<float>(first), out.half_lows[2 * at + 1] = scale * static_cast<float>(second);
 }
 
 static inline void quantize_row(const float* x, const ActivationMemory& out, int64_t row) {
-    const int64_t groups = out.columns / 32, at = row * groups;
-    for (int64_t g = 0; g < groups; g++)
-        quantize_group(x + g * 32, out.q + row * out.columns + g * 32, out.scales + at + g, out.sums + at + g, out.half_sums + 2 * (at + g));
+    for (int64_t g = 0; g < out.columns / 32; g++) quantize_group(x + g * 32, out, row, g);
 }
 
 // RMSNorm of a row: x / sqrt(mean(x^2) + eps) * weight. Any width.

@@ -3,7 +3,7 @@
 #define QWEN2_ISA avx2
 #include "simd_avx2.h"
 
-#include "micro_avx2.h"
+#include "one_avx2.h"
 #include "ceilings.h"
 #include "layer.h"
 #include "search.h"

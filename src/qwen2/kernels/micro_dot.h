@@ -21,6 +21,31 @@ static inline I dot_steps(const I* w, const int8_t* x) {
     return i_add(even, odd);
 }
 
+// What scales a group of one tile.
+template <class Fmt>
+struct GroupScales {
+    static constexpr int VECTORS = Fmt::SUBS;  // of L floats, as `store` leaves them
+    F scale[Fmt::SUBS];
+
+    void read(const Scaling<Fmt>& scaling, int group) {
+        for (int s = 0; s < Fmt::SUBS; s++) scale[s] = scaling.scale(group, s);
+    }
+    void store(float* out) const {
+        for (int s = 0; s < Fmt::SUBS; s++) f_store(out + s * L, scale[s]);
+    }
+    // The scaled sum of group `g` for a token whose bytes begin at x and whose sums of integers at `sums`.
+    F part(const I* w, const int8_t* x, const int32_t* sums, const int32_t*, int64_t g) const {
+        constexpr int Z = zero_of<Fmt>(), S = Fmt::SUBS;
+        F part = f_zero();
+        for (int s = 0; s < S; s++) {
+            I sum = S == 1 ? dot_steps<Fmt, 0, 8>(w, x + g * 32) : s == 0 ? dot_steps<Fmt, 0, 4>(w, x + g * 32) : dot_steps<Fmt, 4, 4>(w, x + g * 32);
+            if (Z) sum = i_sub(sum, i_sll<log2_of(Z)>(i_broadcast4(sums + g * S + s)));
+            part = s == 0 ? f_mul(f_from_i(sum), scale[s]) : f_fma(f_from_i(sum), scale[s], part);
+        }
+        return part;
+    }
+};
+
 constexpr int CHUNK = 16;       // groups of weights that are expanded at a time; a multiple of 8
 constexpr int PANEL_VECTORS = 2;
 template <class Fmt> constexpr int panel_bytes() { return 8 * 4 * L; }  // of an expanded group of one tile
@@ -37,16 +62,15 @@ static inline void expand_to(const uint8_t* quants, uint8_t* out) {
 template <class Fmt, int T>
 struct Corrections {
     alignas(64) int32_t zeros[T][CHUNK * Fmt::SUBS + L];  // -zero * sum of x
-    alignas(64) float mins[T][CHUNK * Fmt::SUBS + L];     // scale_x * sum of x
+    const float* lows[T];                                 // scale_x * sum of x
 
     void prepare(const Activations& x, int64_t first_token, int tokens, int64_t first_group, int groups) {
         for (int t = 0; t < tokens; t++) {
             const int64_t at = x.row(first_token + t) * (x.columns / 32) + first_group;
             const int32_t* sums = Fmt::SUBS == 2 ? x.half_sums + 2 * at : x.sums + at;
-            for (int i = 0; i < groups * Fmt::SUBS; i++) {
-                if (zero_of<Fmt>() != 0) zeros[t][i] = -zero_of<Fmt>() * sums[i];
-                if (Fmt::MIN) mins[t][i] = x.scales[at + i / Fmt::SUBS] * static_cast<float>(sums[i]);
-            }
+            lows[t] = Fmt::SUBS == 2 ? x.half_lows + 2 * at : x.lows + at;
+            if (zero_of<Fmt>() != 0)
+                for (int i = 0; i < groups * Fmt::SUBS; i++) zeros[t][i] = -zero_of<Fmt>() * sums[i];
         }
     }
 };
@@ -100,7 +124,7 @@ static void micro(const uint8_t* panel, const float* scales, const float* mins, 
             for (int s = 0; s < S; s++)
                 for (int p = 0; p < P; p++) {
                     const F min = f_load(mins + ((p * CHUNK + g) * S + s) * L);
-                    for (int t = 0; t < T; t++) y[p][t] = f_fnma(min, f_set(corrections.mins[t][g * S + s]), y[p][t]);
+                    for (int t = 0; t < T; t++) y[p][t] = f_fnma(min, f_set(corrections.lows[t][g * S + s]), y[p][t]);
                 }
     }
     for (int t = 0; t < T; t++)

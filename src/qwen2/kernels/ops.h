@@ -239,12 +239,8 @@ struct Hidden {  // silu(gate) * up of every token, as `down` takes it
     void put(int64_t t, int64_t row, int64_t rows, const float* gate, const float* up) const {
         alignas(64) float h[PANEL];
         for (int i = 0; i < PANEL; i += L) f_store(h + i, f_mul(silu(f_load(gate + i)), f_load(up + i)));
-        if (as_int8) {
-            const int64_t at = t * (width / 32) + row / 32;
-            quantize_group(h, quantized.q + t * width + row, quantized.scales + at, quantized.sums + at, quantized.half_sums + 2 * at);
-        } else {
-            __builtin_memcpy(floats + t * width + row, h, static_cast<size_t>(rows) * sizeof(float));
-        }
+        if (as_int8) quantize_group(h, quantized, t, row / 32);
+        else __builtin_memcpy(floats + t * width + row, h, static_cast<size_t>(rows) * sizeof(float));
     }
 };
 

@@ -64,7 +64,7 @@ static inline void pass(const GroupOfTwo<Fmt>& two, const int8_t* const* q, cons
             float* place = out + t * stride + p * L;
             F y = f_fma(part[p][t], f_set(sx[t][g]), f_load(place));
             if (Fmt::MIN)
-                for (int s = 0; s < S; s++) y = f_fnma(two.min[p][s], f_set(corrections.mins[first + t][at + s]), y);
+                for (int s = 0; s < S; s++) y = f_fnma(two.min[p][s], f_set(corrections.lows[first + t][at + s]), y);
             f_store(place, y);
         }
 }
@@ -107,7 +107,7 @@ static void several_tokens(const uint8_t* tile, const Activations& x, int n, flo
 
 // The tiles of a panel that were multiplied so, of n <= SOME tokens; `ahead` bytes are fetched before they are needed.
 template <class Fmt>
-static int pairs_of_tiles(const uint8_t* first, int tiles, const Activations& x, int n, float* out, int stride, int ahead) {
+static int several_tiles(const uint8_t* first, int tiles, const Activations& x, int n, float* out, int stride, int ahead) {
     int done = 0;
     if (n >= SEVERAL)
         for (; done + 2 <= tiles; done += 2)

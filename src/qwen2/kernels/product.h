@@ -16,21 +16,22 @@ constexpr int FEW = 8;               // tokens that share one expansion of a gro
 constexpr int FETCHES = 16;          // of a chunk's bytes, one for each few tokens
 constexpr int AHEAD = 4096;          // bytes between what is computed with and what is fetched
 
-constexpr int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
-
 // y[t][L] of one tile for T tokens from `token` on.
 template <class Fmt, int T>
 static void few_tokens(const uint8_t* tile, const Activations& x, int64_t token, float* out) {
-    constexpr int S = Fmt::SUBS, Z = zero_of<Fmt>();
+    constexpr int S = Fmt::SUBS;
     const int64_t units = x.columns / Fmt::BLOCK;
     const int8_t* q[T];
     const float* sx[T];
-    const int32_t* sums[T];
+    const int32_t *sums[T], *halves[T];
+    const float* lows[T];
     F y[T];
     for (int t = 0; t < T; t++) {
         const int64_t row = x.row(token + t), groups = x.columns / 32;
         q[t] = x.q + row * x.columns, sx[t] = x.scales + row * groups;
         sums[t] = S == 2 ? x.half_sums + 2 * row * groups : x.sums + row * groups;
+        halves[t] = x.halves + row * groups;
+        lows[t] = S == 2 ? x.half_lows + 2 * row * groups : x.lows + row * groups;
         y[t] = f_zero();
     }
     int64_t g = 0;
@@ -41,25 +42,17 @@ static void few_tokens(const uint8_t* tile, const Activations& x, int64_t token,
             for (int line = 0; line < Unit<Fmt>::GROUP; line += 64) prefetch(quants + AHEAD + line);
             I w[8];
             expand<Fmt>(quants, w);
-            F scale[S], min[S];
-            for (int s = 0; s < S; s++) {
-                scale[s] = scaling.scale(group, s);
-                if (Fmt::MIN) min[s] = scaling.min(group, s);
-            }
+            GroupScales<Fmt> scales;
+            scales.read(scaling, group);
+            F min[S];
+            if (Fmt::MIN)
+                for (int s = 0; s < S; s++) min[s] = scaling.min(group, s);
 #pragma GCC unroll 16  // otherwise the sums of many tokens lie in memory
             for (int t = 0; t < T; t++) {
-                F part = f_zero();
-                for (int s = 0; s < S; s++) {
-                    const int8_t* bytes = q[t] + g * 32;
-                    I sum = S == 1 ? dot_steps<Fmt, 0, 8>(w, bytes) : s == 0 ? dot_steps<Fmt, 0, 4>(w, bytes) : dot_steps<Fmt, 4, 4>(w, bytes);
-                    if (Z) sum = i_sub(sum, i_sll<log2_of(Z)>(i_broadcast4(sums[t] + g * S + s)));
-                    const F f = f_from_i(sum);
-                    part = s == 0 ? f_mul(f, scale[s]) : f_fma(f, scale[s], part);
-                }
+                const F part = scales.part(w, q[t], sums[t], halves[t], g);
                 y[t] = f_fma(part, f_set(sx[t][g]), y[t]);
                 if (Fmt::MIN)
-                    for (int s = 0; s < S; s++)
-                        y[t] = f_fnma(min[s], f_set(sx[t][g] * static_cast<float>(sums[t][g * S + s])), y[t]);
+                    for (int s = 0; s < S; s++) y[t] = f_fnma(min[s], f_set(lows[t][g * S + s]), y[t]);
             }
         }
     }
@@ -91,7 +84,7 @@ template <class Fmt, int P>
 static bool many_tokens(const uint8_t* tiles, const Activations& x, int64_t n, float* out, int thread) {
     constexpr int S = Fmt::SUBS, T = tokens_of<Fmt>();
     const int64_t groups = x.columns / 32, tile_bytes = groups / Fmt::GROUPS * Unit<Fmt>::BYTES;
-    constexpr size_t quants_size = PANEL_VECTORS * CHUNK * panel_bytes<Fmt>(), scales_size = PANEL_VECTORS * CHUNK * 2 * L * sizeof(float);
+    constexpr size_t quants_size = PANEL_VECTORS * CHUNK * panel_bytes<Fmt>(), scales_size = PANEL_VECTORS * CHUNK * 4 * L * sizeof(float);
     uint8_t* panel = static_cast<uint8_t*>(scratch(thread, PANEL_MEMORY, quants_size + 2 * scales_size));
     if (panel == nullptr) return false;
     float* scales = reinterpret_cast<float*>(panel + quants_size);
@@ -101,14 +94,17 @@ static bool many_tokens(const uint8_t* tiles, const Activations& x, int64_t n, f
     for (int64_t group0 = 0; group0 < groups; group0 += CHUNK) {
         const int count = static_cast<int>(groups - group0 < CHUNK ? groups - group0 : CHUNK);
         for (int p = 0; p < P; p++)
-            for (int g = 0; g < count; g++) {
+            for (int g = 0; g < count; g += Fmt::GROUPS) {
                 const uint8_t* unit = tiles + p * tile_bytes + (group0 + g) / Fmt::GROUPS * Unit<Fmt>::BYTES;
-                const int group = static_cast<int>((group0 + g) % Fmt::GROUPS);
                 const Scaling<Fmt> scaling(unit);
-                expand_to<Fmt>(unit + Unit<Fmt>::QUANTS + group * Unit<Fmt>::GROUP, panel + (p * CHUNK + g) * panel_bytes<Fmt>());
-                for (int s = 0; s < S; s++) {
-                    f_store(scales + ((p * CHUNK + g) * S + s) * L, scaling.scale(group, s));
-                    if (Fmt::MIN) f_store(mins + ((p * CHUNK + g) * S + s) * L, scaling.min(group, s));
+                for (int group = 0; group < Fmt::GROUPS; group++) {
+                    const int at = p * CHUNK + g + group;
+                    expand_to<Fmt>(unit + Unit<Fmt>::QUANTS + group * Unit<Fmt>::GROUP, panel + at * panel_bytes<Fmt>());
+                    GroupScales<Fmt> of_group;
+                    of_group.read(scaling, group);
+                    of_group.store(scales + at * GroupScales<Fmt>::VECTORS * L);
+                    if (Fmt::MIN)
+                        for (int s = 0; s < S; s++) f_store(mins + (at * S + s) * L, scaling.min(group, s));
                 }
             }
         // While computing, the memory is free to bring what comes next, some lines at a time: the next groups, or the next tiles' first.
@@ -130,7 +126,7 @@ static bool quantized_panel(const uint8_t* packed, int64_t rows, int64_t first_r
     const int tiles = static_cast<int>(left < TILES ? left : TILES);
     const uint8_t* first = packed + first_row / L * tile_bytes;
     if (n <= some_of<Fmt>()) {
-        for (int i = pairs_of_tiles<Fmt>(first, tiles, x, static_cast<int>(n), out, PANEL, AHEAD); i < tiles; i++)
+        for (int i = several_tiles<Fmt>(first, tiles, x, static_cast<int>(n), out, PANEL, AHEAD); i < tiles; i++)
             for (int64_t t = 0; t < n; t += FEW)
                 some_tokens<Fmt, FEW>(first + i * tile_bytes, x, t, static_cast<int>(n - t < FEW ? n - t : FEW), out + t * PANEL + i * L);
         return true;

@@ -98,12 +98,14 @@ static void pack_tile(const uint8_t* blocks, int64_t row_bytes, int rows, int64_
 
 // ---- reading
 
-// Scales of six bits taken apart once for all of a unit's groups, [index][row]: one short vector is not worth it group by group.
-constexpr bool SIXES_AT_ONCE = L == 4;
+// Scales of six bits taken apart once for all of a unit's groups, [index][row]: short vectors are not worth it group by group.
+constexpr bool SIXES_AT_ONCE = L <= 8;
+template <int COUNT> static inline void sixes_in_vectors(const uint8_t* plane, uint8_t* out);  // for L = 8; sixteen come out less 32
 
 template <int COUNT>
 static inline void all_sixes(const uint8_t* plane, uint8_t* out) {
     constexpr int LOW = COUNT / 2 * L, HIGH = COUNT / 4 * L;  // bytes
+    if constexpr (L == 8) return sixes_in_vectors<COUNT>(plane, out);
     for (int i = 0; i < LOW; i += 8) {
         uint64_t low, high;
         __builtin_memcpy(&low, plane + i, 8);
@@ -133,7 +135,9 @@ struct Scaling {
     const uint8_t* planes;
     uint8_t sixes[APART ? 16 * L : 1];
 
-    explicit Scaling(const uint8_t* unit) : d(f_load_half(reinterpret_cast<const uint16_t*>(unit))), m(d), planes(unit + Unit<Fmt>::SCALES) {
+    void read(const uint8_t* unit) {
+        d = m = f_load_half(reinterpret_cast<const uint16_t*>(unit));
+        planes = unit + Unit<Fmt>::SCALES;
         if (Fmt::MIN) m = f_load_half(reinterpret_cast<const uint16_t*>(unit + Unit<Fmt>::M));
         if constexpr (APART) {
             if constexpr (Fmt::SUBS == 2) all_sixes<16>(planes, sixes);
@@ -141,11 +145,14 @@ struct Scaling {
             planes = sixes;
         }
     }
+    Scaling() = default;
+    explicit Scaling(const uint8_t* unit) { read(unit); }
     Scaling(const Scaling&) = delete;
+    const uint8_t* integers(int group) const { return planes + 2 * group * L; }  // of a group's halves, [2][L]
     F scale(int group, int sub) const {
         if constexpr (Fmt::SCALES == NONE) return d;
         else if constexpr (Fmt::SCALES == SIX_WITH_MINS) return f_mul(d, f_from_i(six(planes, group, 8)));
-        else if constexpr (Fmt::SCALES == SIX_OF_16) return f_mul(d, f_from_i(i_sub(six(planes, 2 * group + sub, 16), i_set(32))));
+        else if constexpr (Fmt::SCALES == SIX_OF_16) return f_mul(d, f_from_i(L == 8 ? i_load_s8(reinterpret_cast<const int8_t*>(integers(group)) + sub * L) : i_sub(six(planes, 2 * group + sub, 16), i_set(32))));
         else if constexpr (Fmt::SCALES == FOUR_WITH_MINS_OF_16) return f_mul(d, f_from_i(i_and(i_load_u8(planes + (2 * group + sub) * L), i_set(15))));
         else return f_mul(d, f_from_i(i_load_s8(reinterpret_cast<const int8_t*>(planes) + (2 * group + sub) * L)));
     }
@@ -203,6 +210,7 @@ static inline void expand(const uint8_t* p, I* w) {
 }
 
 // What the quants that `expand` gives have too much.
+constexpr int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
 template <class Fmt> constexpr int zero_of() { return Fmt::BITS >= 8 ? S8_ZERO : Fmt::ZERO; }
 
 }  // namespace QWEN2_ISA
