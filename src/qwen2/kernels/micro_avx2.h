@@ -61,8 +61,8 @@ static inline I dot_steps(const I* w, const int8_t* x, I by) {
     return sum;
 }
 
-// Where a byte of each row goes: from the two times eight bytes of a group's scales, `low` and `high` name the bytes of a row's word
-// pair; -1 is zero.
+// Bytes of the rows into their lanes: of row 0 byte `a` goes to the lane's lowest byte, `d` to its highest, of row r the r-th after it;
+// -1 gives a zero.
 template <int a, int b, int c, int d>
 static inline I spread(I scales) {
     constexpr auto at = [](int byte, int row) { return static_cast<char>(byte < 0 ? -128 : byte + row); };

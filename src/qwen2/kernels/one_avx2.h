@@ -12,49 +12,42 @@ namespace QWEN2_ISA {
 constexpr int ONE_TILES = 4;
 constexpr int ONE_AHEAD = 16384;  // bytes of each tile between what is computed with and what is fetched into the second cache
 
-// Whether that is faster: formats of six and eight bits are short of nothing but memory, and one tile after the other is read best.
+// Whether that is faster. Formats of six and eight bits are short of nothing but memory, and that reads one tile after the other best.
 template <class Fmt> constexpr bool tiles_together() { return Fmt::BITS != 6 && Fmt::BITS != 8; }
 
-// A group's quants of one tile, two steps at a time: pair i are steps `FIRST` and `SECOND` of i.
+// A group's quants of one tile, two steps at a time.
 template <class Fmt>
 struct Pairs {
-    static constexpr bool NIBBLES = Fmt::BITS >= 4 && Fmt::BITS != 8;
-    static constexpr int W = 4 * L, HIGH = Fmt::BITS == 6 ? 2 : Fmt::BITS == 5 || Fmt::BITS == 3 ? 1 : 0;  // planes of upper bits
-    static constexpr int first(int i) { return NIBBLES ? i : 2 * i; }
+    static constexpr bool NIBBLES = Fmt::BITS >= 4, FIFTH = Fmt::BITS == 5 || Fmt::BITS == 3;  // or third: bits in a plane of their own
+    static constexpr int W = 4 * L;
+    static constexpr int first(int i) { return NIBBLES ? i : 2 * i; }  // steps of pair i
     static constexpr int second(int i) { return NIBBLES ? i + 4 : 2 * i + 1; }
 
     const uint8_t* p;
-    I high[HIGH ? HIGH : 1], low;
+    I low, high;
 
     void begin(const uint8_t* quants) {
         p = quants;
-        for (int i = 0; i < HIGH; i++) high[i] = i_load(p + ((NIBBLES ? 4 : 2) + i) * W), keep(high[i]);
+        if (FIFTH) high = i_load(p + (NIBBLES ? 4 : 2) * W), keep(high);
     }
-    template <int step> I with_high(I quant) const {
-        if constexpr (Fmt::BITS == 6) return i_and_or(shifted<4 - step % 4 * 2>(high[step / 4]), i_set_bytes(0x30), quant);
-        else if constexpr (HIGH == 1) return i_and_or(shifted<Fmt::BITS - 1 - step>(high[0]), i_set_bytes(1 << (Fmt::BITS - 1)), quant);
+    template <int step> I whole(I quant) const {
+        if constexpr (FIFTH) return i_and_or(shifted<Fmt::BITS - 1 - step>(high), i_set_bytes(1 << (Fmt::BITS - 1)), quant);
         else if constexpr (Fmt::BITS == 9) return i_table(i_repeat16(IQ4_VALUES), quant);
         else return quant;
     }
     template <int i> void take(I& a, I& b) {
-        if constexpr (Fmt::BITS == 8) {
-            a = i_load(p + first(i) * W), b = i_load(p + second(i) * W);
-        } else if constexpr (NIBBLES) {
-            low = i_load(p + i * W), keep(low);  // one load, not one for each use
-            a = with_high<first(i)>(i_and(low, i_set_bytes(15))), b = with_high<second(i)>(i_and(i_srl16<4>(low), i_set_bytes(15)));
-        } else {
-            if constexpr (i % 2 == 0) low = i_load(p + i / 2 * W), keep(low);
-            a = with_high<first(i)>(i_and(i_srl16<i % 2 * 4>(low), i_set_bytes(3))), b = with_high<second(i)>(i_and(i_srl16<i % 2 * 4 + 2>(low), i_set_bytes(3)));
-        }
+        if constexpr (NIBBLES || i % 2 == 0) low = i_load(p + (NIBBLES ? i : i / 2) * W), keep(low);  // one load, not one for each use
+        const I mask = i_set_bytes(NIBBLES ? 15 : 3);
+        constexpr int at = NIBBLES ? 0 : i % 2 * 4, next = NIBBLES ? 4 : at + 2;  // bits
+        a = whole<first(i)>(i_and(i_srl16<at>(low), mask)), b = whole<second(i)>(i_and(i_srl16<next>(low), mask));
     }
 };
 
-// The exact sums of P tiles' groups, of halves times their scales where there are two: pairs i .. 3 are added.
+// The exact sums of P tiles' groups, where there are two scales of halves times these: pairs i .. 3 are added.
 template <class Fmt, int P, int i>
-static inline void add_pairs(Pairs<Fmt>* quants, const GroupScales<Fmt>* scales, const int8_t* q, I (*run)[2], I* sum) {
-    constexpr int A = Pairs<Fmt>::first(i), B = Pairs<Fmt>::second(i), S = Fmt::SUBS;
-    constexpr int sub_a = S == 2 ? A / 4 : 0, sub_b = S == 2 ? B / 4 : 0;
-    const I xa = i_broadcast4(q + 4 * A), xb = i_broadcast4(q + 4 * B);
+static inline void add_pairs(Pairs<Fmt>* quants, const GroupScales<Fmt>* scales, const int8_t* q, I* run, I* sum) {
+    constexpr int S = Fmt::SUBS, HALF = i / 2, STEPS = steps_in_16<Fmt>() < 8 / S ? steps_in_16<Fmt>() : 8 / S;
+    const I xa = i_broadcast4(q + 4 * Pairs<Fmt>::first(i)), xb = i_broadcast4(q + 4 * Pairs<Fmt>::second(i));
 #pragma GCC unroll 4
     for (int p = 0; p < P; p++) {
         I a, b;
@@ -64,17 +57,12 @@ static inline void add_pairs(Pairs<Fmt>* quants, const GroupScales<Fmt>* scales,
             sum[p] = i == 0 ? both : i_add(sum[p], both);
             keep(sum[p]);
         } else {
-            // Where a run of a sub begins with this step, and where it ends.
-            constexpr int STEPS = steps_in_16<Fmt>() < 8 / S ? steps_in_16<Fmt>() : 8 / S;
-            constexpr int before_a = sub_a == sub_b ? (2 * i) % (8 / S) : i, before_b = sub_a == sub_b ? before_a + 1 : i;
-            run[p][sub_a] = before_a % STEPS == 0 ? pairs(a, xa) : add16(run[p][sub_a], pairs(a, xa));
-            run[p][sub_b] = before_b % STEPS == 0 ? pairs(b, xb) : add16(run[p][sub_b], pairs(b, xb));
-            keep(run[p][sub_a]), keep(run[p][sub_b]);
-            constexpr bool one = sub_a == sub_b;
-            if constexpr ((before_b + 1) % STEPS == 0) {
-                I four = S == 2 ? weigh16(run[p][sub_b], scales[p].by[sub_b]) : widen(run[p][sub_b]);
-                if constexpr (!one) four = i_add(four, weigh16(run[p][sub_a], scales[p].by[sub_a]));
-                sum[p] = before_b < STEPS && (!one || sub_b == 0) ? four : i_add(sum[p], four);
+            run[p] = 2 * i % STEPS == 0 ? pairs(a, xa) : add16(run[p], pairs(a, xa));
+            run[p] = add16(run[p], pairs(b, xb));
+            keep(run[p]);
+            if constexpr ((2 * i + 2) % STEPS == 0) {
+                const I four = S == 2 ? weigh16(run[p], scales[p].by[HALF]) : widen(run[p]);
+                sum[p] = 2 * i + 2 == STEPS ? four : i_add(sum[p], four);
             }
         }
     }
@@ -109,7 +97,7 @@ static void one_token(const uint8_t* tile, const Activations& x, int64_t token, 
             for (int p = 0; p < P; p++) quants[p].begin(at + p * tile_bytes);
             GroupScales<Fmt> scales[P];
             for (int p = 0; p < P; p++) scales[p].read(scaling[p], group);
-            I run[P][2], sum[P];
+            I run[P], sum[P];
             add_pairs<Fmt, P, 0>(quants, scales, q, run, sum);
             const F scale_x = f_set(*sx);
 #pragma GCC unroll 4
@@ -129,7 +117,7 @@ static void one_token(const uint8_t* tile, const Activations& x, int64_t token, 
 template <class Fmt>
 static int several_tiles(const uint8_t* first, int tiles, const Activations& x, int n, float* out, int, int) {
     if constexpr (tiles_together<Fmt>())
-        if (n == 1 && tiles == ONE_TILES) return one_token<Fmt, ONE_TILES>(first, x, 0, out), tiles;
+        if (n == 1 && tiles == ONE_TILES && x.columns > 0) return one_token<Fmt, ONE_TILES>(first, x, 0, out), tiles;
     return 0;
 }
 
