@@ -21,6 +21,7 @@ from peer.random_model import write
 from qwen2 import LLM, kernels
 from qwen2.config.family import FAMILY
 from qwen2.engine.speed import Ceilings, measure_decode
+from qwen2.weights.gguf_header import read_header
 from qwen2.weights.store import Store
 
 
@@ -34,9 +35,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", choices=("avx2", "avx512", "neon"))
     args = parser.parse_args()
+    if min(args.layers, args.rounds, args.tokens, args.threads) < 1:
+        parser.error("--layers, --rounds, --tokens and --threads: at least 1")
+    try:
+        compare(args)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def compare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "mixture.gguf" if args.keep is None else args.keep
-        if not path.exists():
+        if path.exists():
+            found = read_header(path).metadata.get("qwen2moe.block_count")
+            if found != args.layers:
+                raise ValueError(f"{path} has {found} layers, --layers is {args.layers}: remove it, or name another file")
+        else:
             write(path, replace(FAMILY["qwen2:57b-a14b"].config, layers=args.layers), "Q4_0", Store().resolve(args.dense)[0])
         common = {"threads": args.threads, "isa": args.isa, "context": 1024}
         models = {"mixture": LLM(path, **common), "dense": LLM(args.dense, **common)}

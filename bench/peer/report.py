@@ -88,7 +88,7 @@ def document(run: Mapping[str, Any]) -> str:
     lines = [
         f"# {run['model']['name']} beside its peers, {cpu['kind']} machine{forced}",
         "",
-        f"{cpu['name']}, {cpu['cores']} cores ({', '.join(cpu['flags'])}); {run['threads']} threads; load before the run {cpu['load']}; "
+        f"{cpu['name']}, {cpu['cores']} cores ({', '.join(cpu['flags'])}); {run['threads']} threads; other load {cpu['load']:.2f} cores; "
         f"read ceiling {run['read_ceiling'] / 1e9:.1f} GB/s; {run['date']}.",
         f"Medians of {run['rounds']} rounds, alternating, a fresh random prompt each; idle engines used at most "
         f"{run['idle_share']:.1%} of a core. Command: `{run['command']}`",
