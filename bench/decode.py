@@ -92,7 +92,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args, cpu = arguments(), processor()
     lines = ["# Decoding of every format", ""]
-    lines.append(f"{cpu['name']} ({', '.join(cpu['flags'])}); {args.threads} threads; other load {cpu['load']:.2f} cores; {time.strftime('%Y-%m-%d')}.")  # type: ignore[arg-type]
+    flags = ", ".join(cpu["flags"])  # type: ignore[arg-type]
+    lines.append(f"{cpu['name']} ({flags}); {args.threads} threads; other load {cpu['load']:.2f} cores; {time.strftime('%Y-%m-%d')}.")
     lines.append(f"Held to {args.isa}." if args.isa else "Each engine used what it could.")
     lines.append(
         f"Medians of {args.rounds} rounds, the read ceiling is the highest of those measured between them; answers of {args.tokens} tokens."

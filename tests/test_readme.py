@@ -73,7 +73,9 @@ def test_the_speeds_are_those_of_the_tables() -> None:
 
 def table_of(path: Path) -> dict[str, dict[str, float]]:
     """The first table of a report, by row and column."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text(encoding="utf-8").splitlines() if line[:2] == "| "
+    ]
     heads, *rest = lines
     numbers = [[float(cell.replace(",", "")) if cell[:1].isdigit() else float("nan") for cell in cells[1:]] for cells in rest]
     return {cells[0]: dict(zip(heads[1:], row, strict=True)) for cells, row in zip(rest, numbers, strict=True)}

@@ -76,11 +76,11 @@ class Engine:
         batch = self.scheduler.next_batch()  # sequences, and which tokens of each
         if not batch:
             return
-        hidden = self.runner.forward(batch)  # (N, D)
-        self._hand_to_readers(batch, hidden)
+        x = self.runner.forward(batch)  # (N, D)
+        self._hand_to_readers(batch, x)
         answers, rows = self.scheduler.due(batch)  # those whose last token was read
         if answers:
-            logits = self.runner.logits(hidden, rows)  # (R, V)
+            logits = self.runner.logits(x, rows)  # (R, V)
             self._commit(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]))
         self._sweep()  # free what has ended
 
@@ -98,14 +98,14 @@ class Engine:
                 asked = request.params.logprobs
                 answer.add(token, None if asked is None else token_logprob(row, token, asked, self.vocab))
 
-    def _hand_to_readers(self, batch: Batch, hidden: Tensor) -> None:
+    def _hand_to_readers(self, batch: Batch, x: Tensor) -> None:
         start = 0
         for span in batch:
             reader = span.answer.request.reader
             if reader is not None:
                 span.answer.done = span.is_last
                 try:
-                    reader(hidden[start : start + span.count])
+                    reader(self.runner.hidden(x[start : start + span.count]))
                 except ArithmeticError as error:  # raised where the request is waited for
                     span.answer.request.error, span.answer.done = error, True
             start += span.count

@@ -7,6 +7,7 @@ Rows of logits are computed only where they are asked for, and handed on in floa
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,23 +52,29 @@ class Runner:
         return BlockSequence(self.layout)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Read the batch's tokens, (N, D); their keys and values are in the caches, which the scheduler then advances.
+        """Read the batch's tokens: (N, D) as the last layer leaves them, not normed. The scheduler then advances the caches.
 
         Rows that are neither a span's last nor for a reader may be unfinished.
         """
-        tokens = torch.tensor([token for span in batch for token in span.tokens], device=self.device)  # (N,)
+        ids = array("q", [token for span in batch for token in span.tokens])
+        tokens = torch.frombuffer(ids, dtype=torch.int64).to(self.device)  # (N,); a third of torch.tensor's time
         spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
         if self.layout is None:
             attend: Attend = cached_attend(self.rope, spans, self.dtype, self.device)
         else:
             attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted_rows(batch))
-        hidden: Tensor = self.network(tokens, attend)
-        return hidden
+        x: Tensor = self.network(tokens, attend, normed=False)
+        return x
 
-    def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
-        """Logits of some rows of hidden (N, D) -> (R, V) float32."""
-        wanted = hidden if len(rows) == len(hidden) and rows == list(range(len(hidden))) else hidden[rows]
-        return self.network.logits(wanted).float()
+    def hidden(self, x: Tensor) -> Tensor:
+        """Rows of x (n, D) as the final norm leaves them: what logits and embeddings are made of."""
+        normed: Tensor = self.network.model.norm(x)
+        return normed
+
+    def logits(self, x: Tensor, rows: list[int]) -> Tensor:
+        """Logits of some rows of x (N, D) -> (R, V) float32."""
+        wanted = x if len(rows) == len(x) and rows == list(range(len(x))) else x[rows]
+        return self.network.next_logits(wanted).float()
 
 
 def wanted_rows(batch: Batch) -> list[int] | None:

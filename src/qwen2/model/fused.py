@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen2.kernels.calls import BoundFeedForward, BoundLayer, BoundLayers, BoundMixture, BoundProduct
-from qwen2.model.packed import PackedExperts
+from qwen2.model.packed import PackedExperts, TiedEmbedding
 from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def packed(*layers: nn.Module) -> bool:
     """Whether these may be computed in one native call."""
-    return all(type(layer) is PackedLinear for layer in layers) and not torch.is_grad_enabled()
+    return all(type(layer) in (PackedLinear, TiedEmbedding) for layer in layers) and not torch.is_grad_enabled()
 
 
 def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:

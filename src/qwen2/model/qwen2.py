@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, run_layers
+from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, packed, run_layers
 from qwen2.model.linear import Linear, as_int8, linear
 from qwen2.model.moe import Experts, gated, route
 from qwen2.model.packed import PackedEmbedding, PackedExperts, TiedEmbedding
@@ -144,13 +144,13 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps, factory)
         self.bound: Any = None  # the native call that layers of packed weights are
 
-    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
+    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None, normed: bool) -> Tensor:
         embed = self.embed_tokens
         x = embed.rows(tokens) if isinstance(embed, TiedEmbedding) else embed(tokens)  # (N, D)
         if not run_layers(self, x, attend, router_logits):  # the loop below in one native call
             for layer in self.layers:
                 x = layer(x, attend, router_logits)
-        return self.norm(x)
+        return self.norm(x) if normed else x
 
 
 class Qwen2(nn.Module):
@@ -163,16 +163,26 @@ class Qwen2(nn.Module):
         self.model = Decoder(config, factory)
         self.lm_head = None if config.tied else Linear(config.hidden, config.vocab, bias=False, **factory)
 
-    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None = None) -> Tensor:
-        """tokens (N,) of a ragged batch -> normed hidden states (N, D).
+    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None = None, normed: bool = True) -> Tensor:
+        """tokens (N,) of a ragged batch -> normed hidden states (N, D), or as the last layer left them.
 
         `router_logits`, when given, receives each mixture layer's (N, E), for the balance loss.
         """
-        return self.model(tokens, attend, router_logits)
+        return self.model(tokens, attend, router_logits, normed)
+
+    def next_logits(self, x: Tensor) -> Tensor:
+        """Rows as the last layer left them (R, D) -> (R, V): the final norm and the head, one native call where that is packed."""
+        (logits,) = normed_products(x, self.model.norm, (self.head,)) if packed(self.head) else (self.logits(self.model.norm(x)),)
+        return logits
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of hidden states: a matrix of its own, or the embedding."""
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        head = self.head
         if isinstance(head, Embedding):
             return linear(as_int8(hidden) if head.int8_input and not torch.is_grad_enabled() else hidden, head.weight)
         return head(hidden)
