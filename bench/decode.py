@@ -23,7 +23,7 @@ from peer.machine import command_line, processor, read_ceiling
 from peer.process import interpreter
 from peers import VARIANTS, Bench, describe
 
-SMALL = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+SMALL = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "q4_k_m")
 LARGE = ("q2_k", "q3_k_s", "q4_k_s", "q5_k_s", "q6_k")
 DEPTH = 4096
 ENGINES = ("ours", "llama.cpp")

@@ -94,6 +94,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     text = default_text(3 * args.tokens + 20_000, 4 * args.tokens) if args.text is None else args.text.read_text(encoding="utf-8")
     listed = windows(ours, text, args.tokens, args.window)
     figures = {"fp32": Figures(), "ours": Figures()}
+    narrow = LLM(ours.model, threads=args.threads, isa=args.isa, cache_bits=8) if kernels.isa() is not None else None
+    if narrow is not None:
+        figures["ours, cache of 8 bits"] = Figures()
     worker = None
     if args.llama_cpp is not None:
         python, folder = interpreter(args.llama_cpp)
@@ -106,6 +109,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             true = witness.logits(ids)[:, :vocabulary]  # (T, V)
             figures["fp32"].add(true, true, ids)
             figures["ours"].add(true, ours.logits(ids)[:, :vocabulary], ids)
+            if narrow is not None:
+                figures["ours, cache of 8 bits"].add(true, narrow.logits(ids)[:, :vocabulary], ids)
             if worker is not None:
                 figures["llama.cpp"].add(true, theirs(worker, ids, Path(scratch), vocabulary), ids)
             said = ", ".join(f"{name} {f.perplexity:.4f}" for name, f in figures.items())

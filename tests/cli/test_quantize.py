@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from qwen2.cli.app import main
 from qwen2.config import tiny
@@ -51,3 +52,22 @@ def test_the_dry_run_shows_every_tensor_and_writes_nothing(folder: Path, capsys:
 def test_an_unknown_type_is_a_wrong_command_line(folder: Path, capsys: Out) -> None:
     assert main(["quantize", str(folder), "--to", "q9"]) == 2
     assert "q9" in capsys.readouterr().err
+
+
+def test_the_dry_run_says_that_the_destination_is_taken(folder: Path, capsys: Out) -> None:
+    (folder.parent / "out.gguf").touch()
+    assert main(["quantize", str(folder), "out.gguf", "--to", "q8_0", "--dry-run"]) == 0
+    assert "out.gguf exists already" in capsys.readouterr().err
+
+
+def test_no_more_threads_than_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, used = torch.get_num_threads(), list[int]()
+    monkeypatch.setattr(
+        "qwen2.weights.quantize.Plan.write", lambda *_: used.append(torch.get_num_threads()) or (folder.parent / "a").touch()
+    )
+    try:
+        torch.set_num_threads(2)
+        main(["quantize", str(folder), "a", "--to", "q8_0", "--threads", "1"])
+    finally:
+        torch.set_num_threads(before)
+    assert used == [1]

@@ -16,12 +16,14 @@ from qwen2.quant import FORMATS
 from tests.kernels.conftest import BY_NAME, HALVES, close_by_row, dense, multiply, pack, random_blocks, sets_here, unit_blocks
 
 NAMES = list(BY_NAME)
+SCALES = {"Q3_K": (96, 108), "Q6_K": (192, 208)}  # where the scales of a block's halves lie
+EXTREMES = {"Q3_K": (0x00, 0xFF), "Q6_K": (0x80, 0x7F)}  # bytes that make these scales as large as they can be, of either sign
 relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def as_int8(x: np.ndarray) -> np.ndarray:
     """What the kernels make of activations: groups of 32, integers up to 127 times a scale; in fp64."""
-    groups = x.reshape(len(x), -1, 32)
+    groups = x.reshape(len(x), x.shape[1] // 32, 32)
     highest = np.abs(groups).max(-1, keepdims=True)
     inverse = np.divide(np.float32(127), highest, out=np.zeros_like(highest), where=highest > 0)
     return (np.rint(groups * inverse).astype(np.float64) * (highest * np.float32(1 / 127))).reshape(x.shape)
@@ -41,9 +43,9 @@ def close(found: np.ndarray, expected: np.ndarray, weights: np.ndarray, x: np.nd
 @pytest.mark.parametrize("name", NAMES)
 @relaxed
 @given(
-    rows=st.integers(1, 83),
-    units=st.integers(1, 5),
-    n=st.integers(1, 40),
+    rows=st.integers(0, 83),
+    units=st.integers(0, 5),
+    n=st.integers(0, 40),
     seed=st.integers(0, 10**6),
     scale=st.sampled_from([1e-4, 0.1, 300.0]),
 )
@@ -166,12 +168,16 @@ def test_extreme_activations(isa: str, name: str, size: float):
 def test_sums_at_their_largest_do_not_overflow(isa: str, name: str):
     """Every quant at its end and every activation at 127 or -127 of one sign: what sums in 16 bits have to hold on AVX2."""
     columns = 512
-    for byte in (0xFF, 0x00, 0x7F, 0x80):
+    for byte, scales in [(byte, None) for byte in (0xFF, 0x00, 0x7F, 0x80)] + [
+        (q, s) for q in (0xFF, 0x00) for s in EXTREMES.get(name, ())
+    ]:
         blocks = random_blocks(name, 32, columns, 5)
         whole = blocks.reshape(-1, FORMATS[BY_NAME[name]].bytes)
         halves = np.concatenate([np.arange(at, at + 2) for at in HALVES[name]])
         others = np.setdiff1d(np.arange(whole.shape[1]), halves)
         whole[:, others] = byte
+        if scales is not None:
+            whole[:, slice(*SCALES[name])] = scales
         for sign in (1.0, -1.0):
             for n in (1, 3, 8, 16, 25, 40):
                 x = np.full((n, columns), sign, dtype=np.float32)
@@ -219,12 +225,9 @@ def test_what_does_not_fit_is_refused(isa: str):
     with pytest.raises(ValueError, match=r"^there is no kernel for rows of 256 weights of ggml type 16$"):
         packed_bytes(16, 16, 256)
     blocks = random_blocks("Q4_0", 16, 64, 0)
-    for cut in (blocks[:-1], blocks[:-36], np.concatenate([blocks, blocks])):
-        if cut.nbytes % 36:
-            with pytest.raises(ValueError, match=r"are not whole rows of a matrix \(16, 64\)$"):
-                pack("Q4_0", cut, 16, 64)
-    with pytest.raises(ValueError, match=r"^1152 bytes from row 0 on are not whole rows of a matrix \(16, 64\)$"):
-        pack("Q4_0", np.concatenate([blocks, blocks]), 16, 64)
+    for wrong in (blocks[:-1], blocks[:35], np.concatenate([blocks, blocks])):
+        with pytest.raises(ValueError, match=rf"^{wrong.nbytes} bytes from row 0 on are not whole rows of a matrix \(16, 64\)$"):
+            pack("Q4_0", wrong, 16, 64)
     a, b = pack("Q4_0", blocks, 16, 64), pack("Q4_0", random_blocks("Q4_0", 16, 32, 0), 16, 32)
     with pytest.raises(ValueError, match=r"^kernel: matrices that do not fit each other"):
         multiply([a, b], np.zeros((1, 64), np.float32))

@@ -59,13 +59,19 @@ def quantize(
     path, name, hold = Store().open(model)
     with hold if hold is not None else nullcontext():
         place = destination if destination is not None else Path(f"{_plain(name)}-{to}.gguf")
-        if not dry_run and place.exists():
-            raise FileExistsError(f"{place}: exists already; name another file to write")
+        if place.exists():
+            if not dry_run:
+                raise FileExistsError(f"{place}: exists already; name another file to write")
+            print(f"qwen2: {place} exists already, without --dry-run it would not be written over; name another file", file=sys.stderr)
+
+        import torch
 
         from qwen2 import kernels
         from qwen2.weights.quantize import open_plan
 
         kernels.set_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)  # what torch does, and how many pieces are worked on at once
         with open_plan(path, to, name) as plan:
             for note in plan.notes:
                 print(f"qwen2: {note}", file=sys.stderr)

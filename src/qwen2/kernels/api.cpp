@@ -34,6 +34,7 @@ const KernelSet*& chosen() {
 }  // namespace
 
 int qwen2_select_isa(const char* name) {
+    qwen2::Turn turn;
     if (name == nullptr) {
         chosen() = best();
         return chosen() == nullptr ? -2 : 0;
@@ -138,5 +139,6 @@ int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen
 }
 
 int qwen2_unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out) {
+    qwen2::Turn turn;
     return chosen()->unpack_blocks(type, columns, blocks, rows, count, out);
 }

@@ -84,11 +84,11 @@ static int attend(const qwen2_attention* step) {
     Failure failure;
     for_tiles(static_cast<int>(plan.items), [&](int tile, int thread) {
         void* room = scratch(thread, QUERY, Room::bytes(d));
-        if (room == nullptr) failure.happened = true;
+        if (room == nullptr) failure.note();
         else if (a.bits == 16) attend_item<int16_t>(a, queries, items[tile], partials, Room(room, d));
         else attend_item<int8_t>(a, queries, items[tile], partials, Room(room, d));
     });
-    if (failure.happened) return NO_MEMORY;
+    if (failure.happened()) return NO_MEMORY;
     if (plan.merged > 0)
         for (int64_t i = 0; i < plan.items; i++)
             if (items[i].partial >= 0 && items[i].span == 0)

@@ -53,7 +53,9 @@ class Matrix:
     def pack(self, blocks: np.ndarray, first: int = 0) -> None:
         """Put whole rows in place, from `first` on, which is a multiple of the lanes; all threads of the pool work."""
         rows, columns = self.shape
-        row_bytes = self.nbytes // (-(-rows // lanes()) * lanes())
+        if rows * columns == 0 and blocks.nbytes == 0:
+            return
+        row_bytes = self.nbytes // max(1, -(-rows // lanes()) * lanes())
         count, rest = divmod(blocks.nbytes, row_bytes) if row_bytes else (rows, 0)
         if rest or first + count > rows or first % lanes():
             raise ValueError(f"{blocks.nbytes} bytes from row {first} on are not whole rows of a matrix ({rows}, {columns})")
@@ -107,7 +109,7 @@ class Arena:
 
     def take(self, size: int) -> np.ndarray:
         """Flat uint8 memory that begins at a multiple of 64 bytes."""
-        step = -(-size // ALIGNMENT) * ALIGNMENT
+        step = max(1, -(-size // ALIGNMENT)) * ALIGNMENT
         if step > self._rest.nbytes:
             self._rest = large_pages(max(step, self.piece))
         taken, self._rest = self._rest[:size], self._rest[step:]

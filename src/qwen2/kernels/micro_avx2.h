@@ -1,7 +1,8 @@
 // The innermost products for AVX2, which has no instruction for four bytes at once: unsigned times signed bytes give sums of two in
 // 16 bits (vpmaddubsw). Those are added up in 16 bits as long as nothing can overflow, |sum of 2| being at most 2 * 127 * q:
 // eight steps for quants up to 15, four up to 31, two up to 63. Signed bytes (Q8_0, IQ4_NL) go as |w| times x with w's sign where
-// tokens are few, and as 16-bit numbers where they are many. The integers are exact, so the results are those of micro_dot.h's order.
+// tokens are few, and as 16-bit numbers where they are many. The integers are exact, so few tokens and many
+// have the same bits.
 #ifndef QWEN2_MICRO_AVX2_H
 #define QWEN2_MICRO_AVX2_H
 

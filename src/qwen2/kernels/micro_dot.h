@@ -1,6 +1,7 @@
 // The innermost products for sets whose instruction multiplies bytes and adds four of them at once (VNNI, Arm's dot product).
-// The order of every float operation of a row and token is the same here and in every other file: for each group of 32,
-// y += scale_x * (scale_w * sum), then y -= min * (scale_x * sum of x); see `finish`.
+// The order of every float operation of a row and token is the same in all of a set's files: for each group of 32,
+// y += scale_x * (scale_w * sum), then y -= min * (scale_x * sum of x). Where a group has two scales, scale_w * sum is two products
+// here, and one integer in micro_avx2.h: these formats' last bits differ from set to set.
 #ifndef QWEN2_MICRO_DOT_H
 #define QWEN2_MICRO_DOT_H
 

@@ -129,14 +129,14 @@ static int mix(const qwen2_mixture* p) {
         int64_t e, panel;
         wide.find(tile, &e, &panel);
         if (e == experts) {
-            if (!gated_panel(*p->shared_gate, *p->shared_up, panel, x, n, 0, shared, thread)) failure.happened = true;
+            if (!gated_panel(*p->shared_gate, *p->shared_up, panel, x, n, 0, shared, thread)) failure.note();
             return;
         }
         Activations mine = x;
         mine.rows = routes.tokens + routes.starts[e];
-        if (!gated_panel(*p->gates[e], *p->ups[e], panel, mine, routes.starts[e + 1] - routes.starts[e], routes.starts[e], hidden, thread)) failure.happened = true;
+        if (!gated_panel(*p->gates[e], *p->ups[e], panel, mine, routes.starts[e + 1] - routes.starts[e], routes.starts[e], hidden, thread)) failure.note();
     });
-    if (failure.happened) return NO_MEMORY;
+    if (failure.happened()) return NO_MEMORY;
 
     float* results = static_cast<float*>(shared_scratch(PARTIALS, static_cast<size_t>((chosen + n) * columns) * sizeof(float)));
     int32_t* all = static_cast<int32_t*>(shared_scratch(QUERIES, static_cast<size_t>(chosen) * sizeof(int32_t)));
@@ -154,12 +154,12 @@ static int mix(const qwen2_mixture* p) {
         if (!is_shared) mine.rows = all + first;
         float* y = static_cast<float*>(scratch(thread, PRODUCT, static_cast<size_t>(count) * PANEL * sizeof(float)));
         if (y == nullptr || !kernels_of(m.type)->panel(static_cast<const uint8_t*>(m.packed), m.rows, row, mine, count, y, thread)) {
-            failure.happened = true;
+            failure.note();
             return;
         }
         finish(y, count, nullptr, columns - row < PANEL ? columns - row : PANEL, results + first * columns + row, columns, false);
     });
-    if (failure.happened) return NO_MEMORY;
+    if (failure.happened()) return NO_MEMORY;
 
     for_tiles(static_cast<int>(n), [&](int t, int) {
         float* out = p->x + t * p->x_stride;

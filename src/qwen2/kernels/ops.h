@@ -91,11 +91,11 @@ static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const in
         const int64_t last = first + claim_tiles(m) * L < m.rows ? first + claim_tiles(m) * L : m.rows;
         uint8_t* blocks = static_cast<uint8_t*>(scratch(thread, PRODUCT, static_cast<size_t>((last - first) * bytes)));
         if (blocks == nullptr) {
-            memory.happened = true;
+            memory.note();
             return;
         }
         if (!read_at(file, offsets[i] + first * bytes, blocks, static_cast<size_t>((last - first) * bytes))) {
-            reading.happened = true;
+            reading.note();
             return;
         }
         uint8_t* packed = static_cast<uint8_t*>(const_cast<void*>(m.packed));
@@ -104,7 +104,7 @@ static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const in
             kernels_of(m.type)->pack(blocks + (row - first) * bytes, bytes, in_tile, m.columns / kernels_of(m.type)->block, packed + row * bytes);
         }
     });
-    return memory.happened ? NO_MEMORY : reading.happened ? NOT_READ : 0;
+    return memory.happened() ? NO_MEMORY : reading.happened() ? NOT_READ : 0;
 }
 
 static int unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
@@ -202,12 +202,12 @@ static int multiply_prepared(const Activations& x, int64_t n, const qwen2_produc
         const int64_t row = panel * PANEL;
         float* y = static_cast<float*>(scratch(thread, PRODUCT, static_cast<size_t>(n) * PANEL * sizeof(float)));
         if (y == nullptr || !kernels_of(m.type)->panel(static_cast<const uint8_t*>(m.packed), m.rows, row, x, n, y, thread)) {
-            failure.happened = true;
+            failure.note();
             return;
         }
         finish(y, n, m.bias == nullptr ? nullptr : m.bias + row, m.rows - row < PANEL ? m.rows - row : PANEL, p->outs[i] + row, p->out_strides[i], p->add != 0);
     });
-    return failure.happened ? NO_MEMORY : 0;
+    return failure.happened() ? NO_MEMORY : 0;
 }
 
 static bool fit(const qwen2_matrix* m, int64_t columns) { return kernels_of(m->type) != nullptr && m->columns == columns && m->lanes == L; }
@@ -281,9 +281,9 @@ static int feed(const qwen2_feed_forward* p) {
     if (!make_hidden(p->n, p->down, SECOND_QUANTIZED, &hidden)) return NO_MEMORY;
     Failure failure;
     for_tiles(static_cast<int>(panels_of(p->gate->rows)), [&](int panel, int thread) {
-        if (!gated_panel(*p->gate, *p->up, panel, x, p->n, 0, hidden, thread)) failure.happened = true;
+        if (!gated_panel(*p->gate, *p->up, panel, x, p->n, 0, hidden, thread)) failure.note();
     });
-    if (failure.happened) return NO_MEMORY;
+    if (failure.happened()) return NO_MEMORY;
     const int64_t stride = p->x_stride;
     const qwen2_product down = {nullptr, nullptr, &p->down, &p->x, &stride, p->n, 0, 0.0f, 1, 1};
     return multiply_prepared(hidden.quantized.view(hidden.floats, hidden.width), p->n, &down);

@@ -51,7 +51,7 @@ struct Block {  // aligned memory that only grows
     void* raw = nullptr;
     size_t bytes = 0;
     void* get(size_t wanted) {
-        if (wanted > bytes) {
+        if (wanted > bytes || raw == nullptr) {
             std::free(raw);
             raw = std::malloc(wanted + 64);
             bytes = raw == nullptr ? 0 : wanted;
@@ -65,7 +65,7 @@ class Pool {
   public:
     void run(TileFunction function, void* context, int tiles) {
         if (tiles <= 0) return;
-        if (wanted() == 1 || tiles == 1) {
+        if (wanted() == 1 || tiles == 1 || tiles > MAX_TILES) {
             for (int tile = 0; tile < tiles; tile++) function(context, tile, 0);
             return;
         }

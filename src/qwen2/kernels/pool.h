@@ -11,7 +11,7 @@
 namespace qwen2 {
 
 constexpr int MAX_THREADS = 256;
-constexpr int MAX_TILES = (1 << 20) - MAX_THREADS - 1;  // of one job
+constexpr int MAX_TILES = (1 << 20) - MAX_THREADS - 1;  // of one job; more run on the caller alone
 
 // A tile's work: `thread` (0 is the caller) names whose scratch memory may be used.
 typedef void (*TileFunction)(void* context, int tile, int thread);
@@ -27,8 +27,13 @@ void for_tiles(int tiles, Work&& work) {
 
 constexpr int NO_MEMORY = -3, NOT_SUPPORTED = -4, NOT_READ = -5;  // what operations return, as kernels.h says
 
-struct Failure {  // set by any thread, read when all are done
-    volatile bool happened = false;
+class Failure {  // noted by any thread, asked for when all are done
+  public:
+    void note() { __atomic_store_n(&noted_, 1, __ATOMIC_RELAXED); }
+    bool happened() const { return __atomic_load_n(&noted_, __ATOMIC_RELAXED) != 0; }
+
+  private:
+    int noted_ = 0;
 };
 
 // One operation at a time: held from the first phase of an operation to its last.

@@ -100,7 +100,7 @@ static int search(const qwen2_search* s) {
         for (int64_t v = int64_t(tile) * BATCH; v < vectors && v < (int64_t(tile) + 1) * BATCH; v++) {
             const int64_t at = v * L;
             const int count = s->groups - at < L ? static_cast<int>(s->groups - at) : L;
-            Groups g;
+            Groups g{};
             for (int i = 0; i < s->width; i++) {
                 g.x[i] = f_load_first(s->x + i * s->groups + at, count);
                 g.w[i] = f_load_first(s->weights + i * s->groups + at, count);
