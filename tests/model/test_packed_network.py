@@ -96,3 +96,22 @@ def test_gradients_flow_through_packed_weights(folder: Path):
         gradients.append(x.grad)
     assert gradients[0] is not None
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_torch_can_be_asked_for_and_what_was_packed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    if kernels.isa() is None:
+        pytest.skip("there are no kernels here")
+    to_gguf(tiny_model(), tmp_path / "model.gguf", "Q8_0")
+    native = LLM(tmp_path / "model.gguf")
+    expected = native.logits(list(range(40)))
+    say_fallback.cache_clear()
+    try:
+        asked = LLM(tmp_path / "model.gguf", isa="none")
+        assert "no kernels are chosen" in capsys.readouterr().err
+        assert not asked.model.network.packed
+        assert (asked.logits(list(range(40))) - expected).abs().max() < 0.02 * expected.abs().max()
+        with pytest.raises(ValueError, match="packed for another instruction set"):
+            native.logits(list(range(40)))
+    finally:
+        kernels.select_isa(None)
+    assert torch.equal(native.logits(list(range(40))), expected)

@@ -35,7 +35,7 @@ def bench(
     repeat: int = 3,
     threads: int | None = None,
     cache_bits: Literal[16, 8] = 16,
-    isa: Literal["avx512", "avx2", "neon"] | None = None,
+    isa: Literal["avx512", "avx2", "neon", "none"] | None = None,
     seed: int = 0,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -60,7 +60,7 @@ def bench(
     cache_bits
         Bits of the keys and values.
     isa
-        The kernels' instruction set; left out, the best that this processor has.
+        The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower.
     seed
         Of the random prompts.
     json

@@ -39,7 +39,7 @@ def run(
     threads: int | None = None,
     context: int | None = None,
     cache_bits: Literal[16, 8] = 16,
-    isa: Literal["avx512", "avx2", "neon"] | None = None,
+    isa: Literal["avx512", "avx2", "neon", "none"] | None = None,
     plain: Switch = False,
     verbose: Switch = False,
     sampling: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
@@ -65,7 +65,7 @@ def run(
     cache_bits
         Bits of the keys and values that are kept of what was read; 8 halve the memory and cost a little accuracy. CPU only.
     isa
-        The kernels' instruction set; left out, the best that this processor has.
+        The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower.
     plain
         Show the text as the model wrote it, not as rendered Markdown.
     verbose

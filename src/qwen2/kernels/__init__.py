@@ -119,15 +119,17 @@ def isa() -> str | None:
 
 
 def select_isa(name: str | None) -> None:
-    """Use this set of kernels, or the best one for None. To be called before a model is loaded: its weights are laid out for one set.
+    """Use this set of kernels, or the best one for None; "none" leaves the work to torch.
+
+    To be called before a model is loaded: its weights are laid out for one set.
 
     Raises ValueError where there is no such set, or this processor or installation cannot run it.
     """
-    if name is not None and name not in SETS:
-        raise ValueError(f"isa {name!r}: must be one of {', '.join(SETS)}")
+    if name is not None and name not in (*SETS, "none"):
+        raise ValueError(f"isa {name!r}: must be one of {', '.join(SETS)}, or none")
     native = library()
     if native is None:
-        if name is not None:
+        if name is not None and name != "none":
             raise ValueError(f"isa {name!r}: this installation has no native library; reinstall it with a C++ compiler at hand")
         return
     if native.qwen2_select_isa(None if name is None else name.encode()) != 0 and name is not None:

@@ -31,6 +31,15 @@ const KernelSet*& chosen() {
     return set;
 }
 
+// One operation of the chosen set; what belongs to no set is refused.
+template <class Function, class... Arguments>
+auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((chosen()->*function)(arguments...)) {
+    qwen2::Turn turn;
+    const KernelSet* set = chosen();
+    if (set == nullptr) return qwen2::NOT_SUPPORTED;
+    return (set->*function)(arguments...);
+}
+
 }  // namespace
 
 int qwen2_select_isa(const char* name) {
@@ -38,6 +47,10 @@ int qwen2_select_isa(const char* name) {
     if (name == nullptr) {
         chosen() = best();
         return chosen() == nullptr ? -2 : 0;
+    }
+    if (std::strcmp(name, "none") == 0) {
+        chosen() = nullptr;
+        return 0;
     }
     for (const KernelSet* set : SETS) {
         if (set == nullptr || std::strcmp(set->name, name) != 0) continue;
@@ -58,75 +71,65 @@ void qwen2_set_threads(int count) { qwen2::set_threads(count); }
 int64_t qwen2_cache_bytes(int32_t head_dim, int32_t bits) { return qwen2::cache_bytes(head_dim, bits); }
 
 int qwen2_attend(const qwen2_attention* step) {
-    qwen2::Turn turn;
-    return chosen()->attend(step);
+    return run(&KernelSet::attend, step);
 }
 
-int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns) { return chosen()->packed_bytes(type, rows, columns); }
+int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns) {
+    return chosen() == nullptr ? -1 : chosen()->packed_bytes(type, rows, columns);
+}
 
 int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed) {
-    qwen2::Turn turn;
-    return chosen()->pack(type, rows, columns, blocks, first, count, packed);
+    return run(&KernelSet::pack, type, rows, columns, blocks, first, count, packed);
 }
 
 int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count) {
-    qwen2::Turn turn;
-    return chosen()->pack_file(file, matrices, offsets, count);
+    return run(&KernelSet::pack_file, file, matrices, offsets, count);
 }
 
 int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
-    qwen2::Turn turn;
-    return chosen()->unpack_rows(matrix, rows, count, out);
+    return run(&KernelSet::unpack_rows, matrix, rows, count, out);
 }
 
 int qwen2_multiply(const qwen2_product* product) {
-    qwen2::Turn turn;
-    return chosen()->multiply(product);
+    return run(&KernelSet::multiply, product);
 }
 
 int qwen2_feed(const qwen2_feed_forward* part) {
-    qwen2::Turn turn;
-    return chosen()->feed(part);
+    return run(&KernelSet::feed, part);
 }
 
 int qwen2_mix(const qwen2_mixture* part) {
-    qwen2::Turn turn;
-    return chosen()->mix(part);
+    return run(&KernelSet::mix, part);
 }
 
 int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out) {
-    qwen2::Turn turn;
-    return chosen()->norm(x, n, columns, x_stride, weight, eps, out);
+    return run(&KernelSet::norm, x, n, columns, x_stride, weight, eps, out);
 }
 
 int qwen2_argmax(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values) {
-    qwen2::Turn turn;
-    return chosen()->argmax(x, n, columns, x_stride, places, values);
+    return run(&KernelSet::argmax, x, n, columns, x_stride, places, values);
 }
 
 int qwen2_search_scales(const qwen2_search* search) {
-    qwen2::Turn turn;
-    return chosen()->search(search);
+    return run(&KernelSet::search, search);
 }
 
 int qwen2_read(const void* memory, int64_t bytes) {
-    qwen2::Turn turn;
-    return chosen()->read(memory, bytes);
+    return run(&KernelSet::read, memory, bytes);
 }
 
 int64_t qwen2_multiply_bytes(int64_t rounds) {
-    qwen2::Turn turn;
-    return chosen()->multiply_bytes(rounds);
+    return run(&KernelSet::multiply_bytes, rounds);
 }
 
 int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits) {
-    qwen2::Turn turn;
-    return chosen()->run_layer(layer, attention, x, n, router_logits, nullptr, 0);
+    return run(&KernelSet::run_layer, layer, attention, x, n, router_logits, nullptr, 0);
 }
 
 int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
                      const int64_t* rows, int64_t wanted) {
     qwen2::Turn turn;
+    if (chosen() == nullptr) return qwen2::NOT_SUPPORTED;
     qwen2_attention step = *attention;
     for (int32_t i = 0; i < count; i++) {
         const bool last = i + 1 == count;
@@ -139,6 +142,5 @@ int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen
 }
 
 int qwen2_unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out) {
-    qwen2::Turn turn;
-    return chosen()->unpack_blocks(type, columns, blocks, rows, count, out);
+    return run(&KernelSet::unpack_blocks, type, columns, blocks, rows, count, out);
 }

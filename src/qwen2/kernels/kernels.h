@@ -40,7 +40,8 @@ QWEN2_API uint32_t qwen2_abi_version(void);
 QWEN2_API uint64_t qwen2_cpu_features(void);
 
 // The sets of kernels, by name: "avx512", "avx2", "neon". 0, or -1 where the name is not known, -2 where this processor or this
-// build lacks it. Matrices that were packed for another set's lanes cannot be used afterwards. NULL chooses the best there is.
+// build lacks it. Matrices that were packed for another set's lanes cannot be used afterwards. NULL chooses the best there is,
+// "none" no set: every operation then returns -4.
 QWEN2_API int qwen2_select_isa(const char* name);
 QWEN2_API const char* qwen2_isa(void);  // the chosen set's name, or NULL where none fits this processor
 QWEN2_API int qwen2_lanes(void);        // rows that lie interleaved in a packed matrix, 0 where no set fits

@@ -206,7 +206,7 @@ def _no_collections() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def say_fallback() -> None:
     """Once a process: that torch does what the kernels would."""
-    why = "this installation has no native library" if kernels.library() is None else "there are no kernels for this processor"
+    why = "this installation has no native library" if kernels.library() is None else "no kernels are chosen, or none fit this processor"
     print(f"qwen2: {why}: computing in torch, several times slower and with weights widened to float32", file=sys.stderr)
 
 
