@@ -57,7 +57,7 @@ class Runner:
         Rows that are neither a span's last nor for a reader may be unfinished.
         """
         ids = array("q", [token for span in batch for token in span.tokens])
-        tokens = torch.frombuffer(ids, dtype=torch.int64).to(self.device)  # (N,); a third of torch.tensor's time
+        tokens = torch.frombuffer(ids, dtype=torch.int64).to(self.device)  # (N,); torch.tensor looks at every number
         spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
         if self.layout is None:
             attend: Attend = cached_attend(self.rope, spans, self.dtype, self.device)

@@ -209,8 +209,9 @@ static inline void expand(const uint8_t* p, I* w) {
     }
 }
 
-// What the quants that `expand` gives have too much.
 constexpr int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
+
+// What the quants that `expand` gives have too much.
 template <class Fmt> constexpr int zero_of() { return Fmt::BITS >= 8 ? S8_ZERO : Fmt::ZERO; }
 
 }  // namespace QWEN2_ISA
