@@ -40,7 +40,7 @@ def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> 
     out = torch.empty(len(x), bound.width)
     bound(x.data_ptr(), len(x), out.data_ptr())
     widths: list[Any] = [layer.out_features for layer in layers]
-    return out.split(widths, dim=1)
+    return (out,) if len(layers) == 1 else out.split(widths, dim=1)  # a step's logits: a view would cost a hundredth of it
 
 
 def added_product(x: Tensor, values: Tensor, layer: nn.Module) -> Tensor:
