@@ -20,7 +20,7 @@ import torch
 from qwen2.engine.answer import Answer
 from qwen2.engine.kv_cache import AnySequence, KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
-from qwen2.engine.runner import Runner
+from qwen2.engine.runner import Runner, not_finite
 from qwen2.engine.sampler import make_sampler, sample, token_logprob
 from qwen2.engine.scheduler import Batch, Scheduler
 from qwen2.engine.stops import AnswerText
@@ -90,8 +90,7 @@ class Engine:
             request = answer.request
             if isinstance(token, ArithmeticError):
                 where = f"request {request.id}, position {len(answer.tokens) - 1}"
-                way_out = "the weights are damaged or overflow this type"
-                request.error = FloatingPointError(f"{where}: the model's {token} in {self.runner.dtype}: {way_out}; try dtype='float32'")
+                request.error = FloatingPointError(f"{where}: the model's {token}: {not_finite(self.runner.dtype)}")
                 for sibling in self.scheduler.running:
                     sibling.done = sibling.done or sibling.request is request
             elif not answer.done:

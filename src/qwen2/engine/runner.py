@@ -77,6 +77,13 @@ class Runner:
         return self.network.next_logits(wanted).float()
 
 
+def not_finite(dtype: torch.dtype) -> str:
+    """What it means that a model's numbers are none, and what to do."""
+    if dtype == torch.float32:
+        return "its weights are damaged; fetch or make the file again"
+    return f"its weights are damaged, or overflow {str(dtype).removeprefix('torch.')}; try dtype='float32'"
+
+
 def wanted_rows(batch: Batch) -> list[int] | None:
     """The rows of a step whose hidden states are used: all for a reader, the last where a token follows. None for all of them."""
     rows: list[int] = []
