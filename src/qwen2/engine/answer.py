@@ -6,13 +6,13 @@ A request for n samples has n of these; they share the prompt's forward pass. Fi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qwen2.engine.request import Chunk, FinishReason, Output, Request, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from qwen2.engine.kv_cache import AnySequence
+    from qwen2.engine.kv_cache import BlockSequence
     from qwen2.engine.sampler import Sampler
     from qwen2.engine.stops import AnswerText
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 class Answer:
     """Sample `index` of a request, from admission to its end."""
 
-    def __init__(self, request: Request, index: int, cache: AnySequence, sampler: Sampler, text: AnswerText) -> None:
-        self.request, self.index = request, index
-        self.cache, self.sampler, self.text = cache, sampler, text
+    cache: BlockSequence  # None while it waits
+
+    def __init__(self, request: Request, index: int, make: Callable[[Request, int], tuple[Sampler, AnswerText]]) -> None:
+        self.request, self.index, self._make = request, index, make
+        self.sampler, self.text = make(request, index)
+        self.cache = None  # type: ignore[assignment]
         self.tokens = list(request.prompt)  # prompt and answer
+        self.handed = 0  # rows that the reader has, if there is one
         self.logprobs: list[TokenLogprob] = []
         self.done = False
 
@@ -31,6 +35,15 @@ class Answer:
     def unread(self) -> int:
         """Tokens that the model has not seen yet: the rest of the prompt, or the one sampled last."""
         return len(self.tokens) - len(self.cache)
+
+    @property
+    def width(self) -> int:
+        """Samples that this stands for: all of a request until the first token, then one."""
+        return 1 if self.begun or self.index else self.request.params.n
+
+    def siblings(self) -> list[Answer]:
+        """The other samples of the request."""
+        return [Answer(self.request, index, self._make) for index in range(1, self.request.params.n)]
 
     @property
     def begun(self) -> bool:

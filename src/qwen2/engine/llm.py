@@ -39,6 +39,7 @@ class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
+    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py).
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class LLM:
         max_batch: int = 16,
         cache_bits: int = 16,
         isa: str | None = None,
+        cache_bytes: int | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -67,7 +70,7 @@ class LLM:
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
         self.window = own if context is None else context
-        self.engine = Engine(self.model, self.window, max_batch, cache_bits=cache_bits)
+        self.engine = Engine(self.model, self.window, max_batch, cache_bits=cache_bits, cache_bytes=cache_bytes, keep_bytes=keep_bytes)
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
 
     # --- text
@@ -123,7 +126,7 @@ class LLM:
             for request, chunk in self.engine.run(requests):
                 if chunk.output is not None:
                     last[request.id].append(chunk)
-                bar.advance(len(chunk.token_ids), request.finished and not request.outbox)
+                bar.advance(len(chunk.token_ids), chunk.output is not None and len(last[request.id]) == request.params.n)
         return [_fold(last[request.id]) for request in requests]
 
     def abort(self) -> None:

@@ -244,5 +244,7 @@ class Request:
     finished: bool = False  # has ended
     cached_tokens: int = 0
     error: Exception | None = None  # raised where the request is waited for
+    priority: int = 0  # the smaller, the sooner
+    notify: Callable[[], None] | None = None  # called by the engine's thread when there is something in the outbox, or the end
     admitted: float | None = None  # clock readings, seconds
     first_token: float | None = None
