@@ -10,6 +10,7 @@ import pytest
 from qwen2 import kernels
 from qwen2.cli.app import main
 from qwen2.engine import speed
+from qwen2.weights.model import load
 
 Out = pytest.CaptureFixture[str]
 SHORT = ["--prompt", "9", "17", "--depth", "0", "20", "--streams", "1", "2", "--tokens", "3", "--repeat", "1"]
@@ -25,18 +26,34 @@ def test_json_has_a_row_for_everything_asked(tiny_folder: Path, capsys: Out) -> 
     assert main(["bench", str(tiny_folder), *SHORT, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [row["tokens"] for row in report["prefill"]] == [9, 17]
-    assert [(row["depth"], row["streams"]) for row in report["decode"]] == [(0, 1), (0, 2), (20, 1)]
+    assert [(row["depth"], row["streams"]) for row in report["decode"]] == [(0, 1), (0, 2), (20, 1), (20, 2)]
     assert all(row["rate"] > 0 for row in report["prefill"] + report["decode"])
     assert report["isa"] == kernels.isa()
     assert (report["ceilings"] is None) == (kernels.isa() is None)
+
+
+def test_figures_are_medians_and_belong_together(tiny_folder: Path, capsys: Out) -> None:
+    flags = ["--prompt", "9", "--depth", "0", "20", "--streams", "1", "2", "--tokens", "3", "--repeat", "4", "--json"]
+    assert main(["bench", str(tiny_folder), *flags]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(row["depth"], row["streams"]) for row in report["decode"]] == [(0, 1), (0, 2), (20, 1), (20, 2)]
+    for row in report["prefill"] + report["decode"]:
+        assert len(row["rates"]) == 4
+        assert row["rate"] == pytest.approx(sum(sorted(row["rates"])[1:3]) / 2)
+    config = load(tiny_folder).config
+    alone, both = report["decode"][:2]  # prompts of 8 tokens where depth is 0
+    each = config.flops_per_token(8 + 3 // 2)
+    assert alone["operations_per_second"] == pytest.approx(each * alone["rate"])
+    read = report["weight_bytes"] + 2 * report["cache_bytes_per_token"] * (8 + 3 / 2)
+    assert both["bytes_per_second"] == pytest.approx(read * both["rate"] / 2)
 
 
 def test_the_table(tiny_folder: Path, capsys: Out) -> None:
     assert main(["bench", str(tiny_folder), *SHORT]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{tiny_folder}: float32, ")
-    assert [line.split("  ")[0] for line in lines[-5:]] == [
-        "prefill 9", "prefill 17", "decode at 0", "decode at 0, 2 streams", "decode at 20",
+    assert [line.split("  ")[0] for line in lines[-6:]] == [
+        "prefill 9", "prefill 17", "decode at 0", "decode at 0, 2 streams", "decode at 20", "decode at 20, 2 streams",
     ]  # fmt: skip
 
 

@@ -49,6 +49,30 @@ def test_the_dry_run_shows_every_tensor_and_writes_nothing(folder: Path, capsys:
     assert os.listdir(folder.parent) == ["model"]
 
 
+def test_a_type_in_capitals_is_the_same(folder: Path, capsys: Out) -> None:
+    assert main(["quantize", str(folder), "--to", "Q4_K_M"]) == 0
+    assert capsys.readouterr().out.startswith("model-q4_k_m.gguf: ")
+
+
+def test_the_dry_run_fetches_nothing_and_names_a_missing_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    monkeypatch.setenv("QWEN2_HOME", str(folder.parent / "home"))
+    assert main(["quantize", "smollm2:135m", "--to", "q8_0", "--dry-run"]) == 1
+    assert "qwen2 pull smollm2:135m" in capsys.readouterr().err
+    assert main(["quantize", str(folder), "nowhere/x.gguf", "--to", "q8_0", "--dry-run"]) == 0
+    assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_damaged_blocks_are_not_copied(folder: Path, capsys: Out) -> None:
+    assert main(["quantize", str(folder), "a.gguf", "--to", "q4_k_m"]) == 0
+    data = bytearray(Path("a.gguf").read_bytes())
+    data[-20_000:-10_000] = b"\xff" * 10_000
+    Path("damaged.gguf").write_bytes(data)
+    capsys.readouterr()
+    assert main(["quantize", "damaged.gguf", "b.gguf", "--to", "q4_k_m"]) == 1
+    assert "weights that are not finite: the file it comes from is damaged" in capsys.readouterr().err
+    assert not Path("b.gguf").exists()
+
+
 def test_an_unknown_type_is_a_wrong_command_line(folder: Path, capsys: Out) -> None:
     assert main(["quantize", str(folder), "--to", "q9"]) == 2
     assert "q9" in capsys.readouterr().err

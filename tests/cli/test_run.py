@@ -194,7 +194,8 @@ def test_pipe_system_prompt_and_verbose(tmp_path, tiny_folder):
     assert re.search(rf"^prompt    {count} tokens in \d+\.\d\d s, [\d.]+ tokens/s$", done.stderr, re.MULTILINE)
     assert re.search(r"^answer    24 tokens in \d+\.\d\d s, [\d.]+ tokens/s$", done.stderr, re.MULTILINE)
     assert re.search(r"^load      \d+\.\d\d s", done.stderr, re.MULTILINE)
-    assert re.search(rf"^device    cpu, {kernels.threads() or 1} threads, float32 from float32$", done.stderr, re.MULTILINE)
+    how = "torch in float32 from float32" if kernels.isa() is None else f"float32 by kernels for {kernels.isa()}, cache of 16 bits"
+    assert re.search(rf"^device    cpu, {kernels.threads() or 1} threads, {how}$", done.stderr, re.MULTILINE)
     assert f"context   {count + 24} of 300 tokens\n" in done.stderr
     assert "temperature 1.0, " in done.stderr
     assert "seed 4, " in done.stderr

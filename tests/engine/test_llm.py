@@ -354,8 +354,8 @@ def test_logits_that_are_no_numbers_are_an_error_of_that_request_alone(make_llm)
     with torch.no_grad():
         model.network.model.embed_tokens.weight[ord("!")] = torch.nan
     llm = make_llm(model)
-    words = "request 0, position 3: the model's logits are nan in torch.float32"
-    cure = ": the weights are damaged or overflow this type; try dtype='float32'"
+    words = "request 0, position 3: the model's logits are nan"
+    cure = ": its weights are damaged; fetch or make the file again"
     with pytest.raises(FloatingPointError, match=f"^{re.escape(words + cure)}$"):
         llm.generate("abc!", GREEDY)
     assert llm.engine.cache.kept == []  # nothing is reused from it

@@ -60,6 +60,18 @@ def test_products_equal_fp64(isa: str, name: str, rows: int, units: int, n: int,
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [1, 3, 8, 16, 33])
+def test_wide_products_equal_fp64(isa: str, name: str, n: int):
+    """Rows of 76 groups, several chunks of those that are expanded together and a rest, and more rows than one panel of tiles."""
+    form, rows = FORMATS[BY_NAME[name]], 200
+    columns = 2560 if form.block == 256 else 2432 if form.block > 1 else 2431
+    blocks = random_blocks(name, rows, columns, n)
+    x = np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32)
+    weights = dense(name, blocks, rows, columns)
+    assert close(multiply([pack(name, blocks, rows, columns)], x), oracle(name, blocks, rows, columns, x), weights, x)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_row_has_the_same_bits_in_any_company(isa: str, name: str):
     """Alone, among 2 to 70 rows, and for any number of threads: the promise that batches and split prompts rest on."""
     form, rows = FORMATS[BY_NAME[name]], 67

@@ -79,6 +79,7 @@ def groups(width: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
     x[:, 2] = x[:, 2].abs() + 3  # all of one sign, far from zero
     x[0, 3] = 40  # an outlier
     x[:, 4] = torch.linspace(-1, 0.9, width)
+    x[:, 5] *= torch.rand(width, generator=generator) > 0.9  # mostly zeros
     return x, x.abs() + 0.1 * x.abs().mean(0)
 
 
@@ -142,6 +143,38 @@ def test_any_size_of_weights_is_held(name: str, scale: float, searcher: str) -> 
         assert not back.any()
     else:
         assert float(back.abs().max()) <= 2 * float(weights.abs().max()) * scale
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_constant_and_sparse_groups_come_back(name: str, searcher: str) -> None:
+    """Groups whose least-squares line is not determined: constants of either sign, one weight among zeros."""
+    kind, weights = format_id(name), torch.zeros(6, 256)
+    weights[0], weights[1] = 0.02, -0.02
+    weights[2, ::16], weights[3, ::16] = 0.03, -0.03
+    weights[4, 5] = -1.0
+    weights[5, ::32], weights[5, 1::32] = 0.5, -0.25  # steps that two bits have
+    back = dequantize(quantize(weights, kind), kind, (6, 256))
+    for row in range(6):
+        lost = (back[row] - weights[row]).square().sum() / weights[row].square().sum()
+        assert lost < 0.03, (row, float(lost))
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_sparse_matrices_lose_no_more_than_llama_cpp_loses(name: str, searcher: str) -> None:
+    """Nine of ten weights zero; llama.cpp's Q2_K leaves a root mean square error of 0.44 of the weights' own, others less."""
+    generator = torch.Generator().manual_seed(8)
+    weights = torch.randn(64, 256, generator=generator) * (torch.rand(64, 256, generator=generator) < 0.1)
+    back = dequantize(quantize(weights, format_id(name)), format_id(name), (64, 256))
+    assert float((back - weights).norm() / weights.norm()) < 0.46
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused(name: str, bad: float) -> None:
+    weights = torch.randn(2, 256)
+    weights[1, 7] = bad
+    with pytest.raises(ValueError, match=r"holds no NaN and no infinity"):
+        quantize(weights, format_id(name))
 
 
 def test_pieces_are_packed_as_wholes(searcher: str) -> None:

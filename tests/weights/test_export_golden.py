@@ -38,7 +38,7 @@ def test_llama_cpp_answers_our_file_as_we_do(name: str, form: str, tmp_path: Pat
 def test_llama_cpp_answers_a_quantized_file_as_we_do(mix: str, tmp_path: Path) -> None:
     path = tmp_path / f"quantized.{mix}.gguf"
     write_quantized(mix, tmp_path / "source.gguf", path)
-    compare(path, 0.7, 6, 0.5)  # logits of deviation 2.3; the kernels, which round activations as llama.cpp does, are as far from us
+    compare(path, 0.7, 6, 0.7)  # logits of deviation 2.3; the kernels, which round activations as llama.cpp does, are as far from us
 
 
 def compare(path: Path, tolerance: float, may_part: int, near: float) -> None:

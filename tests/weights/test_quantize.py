@@ -88,7 +88,7 @@ def test_weights_that_are_not_numbers_are_refused_and_nothing_is_left(tmp_path: 
     with torch.no_grad():
         model.network.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
     to_gguf(model, tmp_path / "f32.gguf", "F32")
-    with pytest.raises(ValueError, match=r"^tensor blk\.1\.ffn_up\.weight has a weight of magnitude nan, and Q4_K ends at 65504"):
+    with pytest.raises(ValueError, match=r"^tensor blk\.1\.ffn_up\.weight has weights that are not finite"):
         quantized(tmp_path / "f32.gguf", "q4_k_m", tmp_path / "out.gguf")
     assert os.listdir(tmp_path) == ["f32.gguf"]
 

@@ -162,7 +162,7 @@ def figures(output: Output, llm: LLM, load_seconds: float) -> list[str]:
         f"prompt    {read:,} tokens{cached} in {timings.prompt_seconds:.2f} s{rate(read, timings.prompt_seconds)}",
         f"answer    {usage.completion_tokens:,} tokens in {timings.decode_seconds:.2f} s{rate(later, timings.decode_seconds)}",
         f"load      {load_seconds:.2f} s, {peak_memory(model.device.type)}",
-        f"device    {place(llm)}, {str(model.dtype).removeprefix('torch.')} from {model.weight_format}",
+        f"device    {place(llm)}, {computing(llm)}",
         f"context   {usage.total_tokens:,} of {llm.window:,} tokens",
         f"sampling  {', '.join(sampling_used(used))}",
     ]
@@ -187,6 +187,16 @@ def place(llm: LLM) -> str:
         return str(device)
     pool = kernels.threads() if llm.model.network.packed else None
     return f"{device}, {torch.get_num_threads() if pool is None else pool} threads"
+
+
+def computing(llm: LLM) -> str:
+    """With what, and in what."""
+    from qwen2 import kernels
+
+    model, runner = llm.model, llm.engine.runner
+    if runner.native:
+        return f"{model.weight_format} by kernels for {kernels.isa()}, cache of {runner.cache_bits} bits"
+    return f"torch in {str(model.dtype).removeprefix('torch.')} from {model.weight_format}"
 
 
 def rate(tokens: int, seconds: float) -> str:

@@ -50,7 +50,7 @@ def bench(
     depth
         Tokens that precede an answer: 0 and 4096.
     streams
-        Answers written at once, behind the first depth: 1 and 16. The other depths are measured with one.
+        Answers written at once: 1 and 16. Behind each depth if both are given, otherwise behind the first; the others with one.
     tokens
         Steps of an answer.
     repeat
@@ -123,7 +123,8 @@ def measure(
     lengths = [length for length in (512, 4096) if length < llm.window] if prompt is None else prompt
     depths = [0, *(length for length in (4096,) if room(llm, length, 1, tokens) <= llm.window)] if depth is None else depth
     counts = [1, *(count for count in (16,) if room(llm, depths[0], count, tokens) <= llm.window)] if streams is None else streams
-    pairs = [(depths[0], count) for count in counts] + [(length, 1) for length in depths[1:]]
+    every = depth is not None and streams is not None
+    pairs = [(length, count) for length in depths for count in (counts if every or length == depths[0] else [1])]
     for length in lengths:
         if length >= llm.window:
             raise ValueError(f"--prompt {length:,} does not fit the window of {llm.window:,}; take less")
@@ -140,9 +141,9 @@ def measure(
             if ceilings is not None:
                 ceilings.measure()
             runs = [measure_prefill(llm, length, random) for _ in range(repeat)]
-        one = sorted(runs, key=lambda run: run.rate)[len(runs) // 2]
         rates = [run.rate for run in runs]
-        prefills.append({"tokens": length, "rate": one.rate, "rates": rates, "operations_per_second": one.operations / one.seconds})
+        seconds = length / statistics.median(rates)
+        prefills.append({"tokens": length, "rate": length / seconds, "rates": rates, "operations_per_second": runs[0].operations / seconds})
     for length, count in pairs:
         with working(f"writing {tokens} tokens, {count} streams at depth {length:,}"):
             written = []
@@ -150,10 +151,11 @@ def measure(
                 if ceilings is not None:
                     ceilings.measure()
                 written.append(measure_decode(llm, length, count, tokens, random))
-        middle = sorted(written, key=lambda run: run.rate)[len(written) // 2]
         outside = statistics.median(run.outside for run in written)
-        row: Row = {"depth": length, "streams": count, "rate": middle.rate, "rates": [run.rate for run in written]}
-        row |= {"bytes_per_second": middle.nbytes / middle.seconds, "operations_per_second": middle.operations / middle.seconds}
+        rates = [run.rate for run in written]
+        seconds = tokens * count / statistics.median(rates)
+        row: Row = {"depth": length, "streams": count, "rate": tokens * count / seconds, "rates": rates}
+        row |= {"bytes_per_second": written[0].nbytes / seconds, "operations_per_second": written[0].operations / seconds}
         decodes.append(row | {"share_outside_kernels": outside})
     return {"ceilings": _ceilings(ceilings), "prefill": prefills, "decode": decodes, "tokens": tokens, "repeat": repeat}
 

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -17,7 +17,7 @@ from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from qwen2.weights.gguf_write import TensorToWrite
     from qwen2.weights.quantize import Plan
@@ -28,12 +28,20 @@ Mix = Literal[
 ]  # fmt: skip
 
 
+def any_case(_: Any, tokens: Sequence[Any]) -> str:
+    """A mix as it is written here or, as other tools write it, in capitals."""
+    name = str(tokens[0].value).lower()
+    if name not in get_args(Mix):
+        raise ValueError(f"{tokens[0].value!r}: there are {', '.join(get_args(Mix))}")
+    return name
+
+
 def quantize(
     model: str,
     destination: Path | None = None,
     /,
     *,
-    to: Mix,
+    to: Annotated[Mix, Parameter(converter=any_case)],
     threads: int | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -55,7 +63,8 @@ def quantize(
     """
     if threads is not None and threads < 1:
         raise ValueError(f"--threads {threads}: must be at least 1")
-    ensure(model)
+    if not dry_run:
+        ensure(model)
     path, name, hold = Store().open(model)
     with hold if hold is not None else nullcontext():
         place = destination if destination is not None else Path(f"{_plain(name)}-{to}.gguf")
@@ -63,6 +72,9 @@ def quantize(
             if not dry_run:
                 raise FileExistsError(f"{place}: exists already; name another file to write")
             print(f"qwen2: {place} exists already, without --dry-run it would not be written over; name another file", file=sys.stderr)
+
+        if dry_run and not place.absolute().parent.is_dir():
+            print(f"qwen2: {place.absolute().parent}: no such folder; without --dry-run nothing could be written there", file=sys.stderr)
 
         import torch
 

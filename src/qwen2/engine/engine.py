@@ -20,7 +20,7 @@ from qwen2.engine.answer import Answer
 from qwen2.engine.blocks import BLOCK
 from qwen2.engine.kv_cache import KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
-from qwen2.engine.runner import Runner
+from qwen2.engine.runner import Runner, not_finite
 from qwen2.engine.sampler import make_sampler, sample, token_logprob
 from qwen2.engine.scheduler import Batch, Scheduler
 from qwen2.engine.stops import AnswerText
@@ -113,8 +113,7 @@ class Engine:
             request = answer.request
             if isinstance(token, ArithmeticError):
                 where = f"request {request.id}, position {len(answer.tokens) - 1}"
-                way_out = "the weights are damaged or overflow this type"
-                request.error = FloatingPointError(f"{where}: the model's {token} in {self.runner.dtype}: {way_out}; try dtype='float32'")
+                request.error = FloatingPointError(f"{where}: the model's {token}: {not_finite(self.runner.dtype)}")
                 self._end_samples(request)
             elif not answer.done:
                 asked = request.params.logprobs

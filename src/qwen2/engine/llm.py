@@ -23,6 +23,7 @@ from qwen2 import kernels
 from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
+from qwen2.engine.runner import not_finite
 from qwen2.tokenizer import Delta, fold
 from qwen2.weights.model import Model, load
 
@@ -153,7 +154,7 @@ class LLM:
                 targets = torch.tensor(ids[len(scores) : len(scores) + len(block)], device=hidden.device)  # the tokens that follow
                 logits = network.logits(block[: len(targets)]).float()  # (n, V)
                 chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-                scores.extend(_finite(chosen, "log-probabilities").tolist())
+                scores.extend(_finite(chosen, "log-probabilities", network.dtype).tolist())
 
         return read
 
@@ -166,7 +167,8 @@ class LLM:
             total += hidden.float().sum(0).cpu()
 
         self._read(listed, [partial(add, total) for total in sums])
-        return torch.nn.functional.normalize(_finite(sums, "hidden states"), dim=-1)  # the mean and the sum have one direction
+        means = _finite(sums, "hidden states", self.model.network.dtype)
+        return torch.nn.functional.normalize(means, dim=-1)  # the mean and the sum have one direction
 
     def logits(self, prompt: Prompt) -> Tensor:
         """(T, V) float32: what the model says after every token, with the vocabulary's padding rows, for those who look inside."""
@@ -227,9 +229,9 @@ def _checked(params: object) -> SamplingParams:
     return params
 
 
-def _finite(values: Tensor, what: str) -> Tensor:
+def _finite(values: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     if not bool(values.isfinite().all()):
-        raise FloatingPointError(f"the model's {what} are not finite: the weights are damaged or overflow this type; try dtype='float32'")
+        raise FloatingPointError(f"the model's {what} are not finite: {not_finite(dtype)}")
     return values
 
 

@@ -37,6 +37,7 @@ class Runner:
         if cache_bits == 8 and not network.packed:
             raise ValueError("cache_bits 8: only the kernels keep a cache of 8 bits, and this model is not computed with them here")
         config = network.config
+        self.cache_bits = cache_bits
         self.native = network.packed  # attention is the kernels' too
         self.memory = KernelMemory(config, cache_bits) if self.native else TensorMemory(config, self.dtype, self.device)
         self.factors = key_factors(network) if cache_bits == 8 else None
@@ -70,6 +71,13 @@ class Runner:
         """Logits of some rows of x (N, D) -> (R, V) float32."""
         wanted = x if len(rows) == len(x) and rows == list(range(len(x))) else x[rows]
         return self.network.next_logits(wanted).float()
+
+
+def not_finite(dtype: torch.dtype) -> str:
+    """What it means that a model's numbers are none, and what to do."""
+    if dtype == torch.float32:
+        return "its weights are damaged; fetch or make the file again"
+    return f"its weights are damaged, or overflow {str(dtype).removeprefix('torch.')}; try dtype='float32'"
 
 
 def wanted_rows(batch: Batch) -> list[int] | None:

@@ -1,4 +1,5 @@
 // The C interface: which set of kernels runs here, and the way into it.
+#include <atomic>
 #include <cstring>
 
 #include "cache.h"
@@ -26,14 +27,14 @@ const KernelSet* best() {
     return nullptr;
 }
 
-const KernelSet*& chosen() {
-    static const KernelSet* set = best();
+std::atomic<const KernelSet*>& chosen() {  // written by whoever has the turn, read by anyone
+    static std::atomic<const KernelSet*> set{best()};
     return set;
 }
 
 // One operation of the chosen set; what belongs to no set is refused.
 template <class Function, class... Arguments>
-auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((chosen()->*function)(arguments...)) {
+auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((static_cast<const KernelSet*>(nullptr)->*function)(arguments...)) {
     qwen2::Turn turn;
     const KernelSet* set = chosen();
     if (set == nullptr) return qwen2::NOT_SUPPORTED;
@@ -46,7 +47,7 @@ int qwen2_select_isa(const char* name) {
     qwen2::Turn turn;
     if (name == nullptr) {
         chosen() = best();
-        return chosen() == nullptr ? -2 : 0;
+        return best() == nullptr ? -2 : 0;
     }
     if (std::strcmp(name, "none") == 0) {
         chosen() = nullptr;
@@ -61,8 +62,15 @@ int qwen2_select_isa(const char* name) {
     return std::strcmp(name, "avx512") == 0 || std::strcmp(name, "avx2") == 0 || std::strcmp(name, "neon") == 0 ? -2 : -1;
 }
 
-const char* qwen2_isa(void) { return chosen() == nullptr ? nullptr : chosen()->name; }
-int qwen2_lanes(void) { return chosen() == nullptr ? 0 : chosen()->lanes; }
+const char* qwen2_isa(void) {
+    const KernelSet* set = chosen();
+    return set == nullptr ? nullptr : set->name;
+}
+
+int qwen2_lanes(void) {
+    const KernelSet* set = chosen();
+    return set == nullptr ? 0 : set->lanes;
+}
 
 uint64_t qwen2_busy(void) { return qwen2::busy_nanoseconds(); }
 int qwen2_threads(void) { return qwen2::threads(); }
@@ -75,7 +83,8 @@ int qwen2_attend(const qwen2_attention* step) {
 }
 
 int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns) {
-    return chosen() == nullptr ? -1 : chosen()->packed_bytes(type, rows, columns);
+    const KernelSet* set = chosen();
+    return set == nullptr ? -1 : set->packed_bytes(type, rows, columns);
 }
 
 int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, int64_t first, int64_t count, void* packed) {
@@ -129,11 +138,12 @@ int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, 
 int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
                      const int64_t* rows, int64_t wanted) {
     qwen2::Turn turn;
-    if (chosen() == nullptr) return qwen2::NOT_SUPPORTED;
+    const KernelSet* set = chosen();
+    if (set == nullptr) return qwen2::NOT_SUPPORTED;
     qwen2_attention step = *attention;
     for (int32_t i = 0; i < count; i++) {
         const bool last = i + 1 == count;
-        const int code = chosen()->run_layer(layers[i], &step, x, n, nullptr, last ? rows : nullptr, wanted);
+        const int code = set->run_layer(layers[i], &step, x, n, nullptr, last ? rows : nullptr, wanted);
         if (code) return code;
         step.offset += layer_bytes;
         if (step.key_factors != nullptr) step.key_factors += static_cast<int64_t>(step.kv_heads) * (step.head_dim / 2);

@@ -10,6 +10,7 @@ namespace qwen2 {
 namespace QWEN2_ISA {
 
 constexpr int WIDEST = 32, BATCH = 32;  // weights of a group; vectors of groups that a thread claims at a time
+constexpr float LEAST_GAIN = 1e-6f;  // of a group's square by which a trial must be better: less is rounding
 
 static inline F f_inverse(F v) {  // 0 where the inverse is not finite
     alignas(64) float lanes[L];
@@ -64,9 +65,18 @@ static void search_affine(const qwen2_search* s, Groups& g) {
         w = f_add(w, g.w[i]), wx = f_add(wx, g.wx[i]), wxx = f_fma(g.wx[i], g.x[i], wxx);
     }
     if (s->below_zero) low = f_min(low, f_zero());
-    const F unit = f_inverse(f_sub(high, low));
-    f_store(g.minimum, low);
-    for (int l = 0; l < L; l++) g.best[l] = __builtin_inff(), g.scale[l] = 0;
+    const F unit = f_inverse(f_sub(high, low)), least = f_mul(wxx, f_set(LEAST_GAIN));
+    {  // the plain range, which stays where no trial has a solution: a group of one large weight and zeros, of equal weights
+        const F by = f_mul(unit, f_set(s->high)), a = f_div(f_sub(high, low), f_set(s->high));
+        F error = f_zero();
+        for (int i = 0; i < s->width; i++) {
+            const F off = f_sub(f_fma(a, nearest(f_mul(f_sub(g.x[i], low), by), s), low), g.x[i]);
+            error = f_fma(g.w[i], f_mul(off, off), error);
+        }
+        f_store(g.scale, a), f_store(g.minimum, low), f_store(g.best, error);
+    }
+    alignas(64) float gain[L];
+    f_store(gain, least);
     for (int t = 0; t < s->trial_count; t++) {
         const F by = f_mul(unit, f_set(s->high + s->trials[t]));
         F wq = f_zero(), wxq = f_zero(), wqq = f_zero();
@@ -88,7 +98,7 @@ static void search_affine(const qwen2_search* s, Groups& g) {
         const F by_minimum = f_mul(m, f_add(f_mul(m, w), f_mul(two, f_sub(f_mul(a, wq), wx))));
         f_store(error, f_add(f_add(wxx, by_scale), by_minimum));
         for (int l = 0; l < L; l++)
-            if (error[l] < g.best[l] && scale[l] > 0) g.best[l] = error[l], g.scale[l] = scale[l], g.minimum[l] = minimum[l];
+            if (error[l] < g.best[l] - gain[l] && scale[l] > 0) g.best[l] = error[l], g.scale[l] = scale[l], g.minimum[l] = minimum[l];
     }
 }
 

@@ -7,7 +7,8 @@ output rows is faster still. Measured with two threads on a Zen 5, weights (4864
 16 rows 22 GB/s instead of 11; one row 39 GB/s instead of 17. With both libraries held to AVX2 the order is the same.
 
 The oneDNN product has no gradient: where one is recorded, torch's own is used. Where there are no kernels for this processor, weights
-that a file holds in blocks are widened, and `as_int8` rounds their input as the kernels do, so that both give the same results.
+that a file holds in blocks are widened, and `as_int8` rounds their input as the kernels do, so that each product is the same to 1e-4;
+a whole model's logits drift apart further, as two roundings of one number do wherever it lies between two integers.
 """
 
 # N rows, I input width, O output width, S bands

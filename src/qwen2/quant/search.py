@@ -23,6 +23,7 @@ from qwen2 import kernels
 from qwen2.kernels.calls import SearchStruct, run_search
 
 WIDEST = 32  # weights of a group that the kernels search
+LEAST_GAIN = 1e-6  # of a group's square by which a trial must be better: less is rounding
 
 
 class Grid(NamedTuple):
@@ -85,8 +86,11 @@ def affine(x: Tensor, levels: int, trials: Tensor, weights: Tensor, *, below_zer
     unit, shifted = inverse(high - low), x - low
     w, wx = weights.sum(0), (weighted := weights * x).sum(0)
     wxx = (weighted * x).sum(0)
-    best, scales, minima = torch.full_like(low, torch.inf), torch.zeros_like(low), low.clone()
     q, product = torch.empty_like(x), torch.empty_like(x)
+    scales, minima = (high - low) / levels, low.clone()  # the plain range, which stays where no trial has a solution
+    torch.mul(shifted, unit * levels, out=q).round_().clamp_(0, levels)
+    best = q.mul_(scales).add_(low).sub_(x).square_().mul_(weights).sum(0)
+    least = wxx * LEAST_GAIN
     for trial in trials.tolist():
         torch.mul(shifted, unit * (levels + trial), out=q).round_().clamp_(0, levels)
         wxq = torch.mul(weighted, q, out=product).sum(0)
@@ -98,7 +102,7 @@ def affine(x: Tensor, levels: int, trials: Tensor, weights: Tensor, *, below_zer
             over = minimum > 0
             scale, minimum = torch.where(over, wxq * inverse(wqq), scale), torch.where(over, 0.0, minimum)
         error = wxx + scale * (scale * wqq - 2 * wxq) + minimum * (minimum * w + 2 * (scale * wq - wx))
-        better = (error < best) & (scale > 0)
+        better = (error < best - least) & (scale > 0)
         best = torch.where(better, error, best)
         scales, minima = torch.where(better, scale, scales), torch.where(better, minimum, minima)
     return Affine(scales, minima)

@@ -124,11 +124,13 @@ def dequantize_rows(raw: np.ndarray | Tensor, ggml_type: int, columns: int, rows
 def quantize(tensor: Tensor, ggml_type: int) -> np.ndarray:
     """Pack a tensor: (..., columns) -> flat uint8 array.
 
-    Raises ValueError for an unknown format, and for rows that are not whole blocks.
+    Raises ValueError for an unknown format, for rows that are not whole blocks, and for weights in blocks that are not finite.
     """
     form = format_of(ggml_type)
     if tensor.shape[-1] % form.block:
         raise ValueError(f"rows of {tensor.shape[-1]} weights are not whole {form.name} blocks of {form.block}")
+    if form.block > 1 and not bool(tensor.isfinite().all()):
+        raise ValueError(f"a block of {form.name} holds no NaN and no infinity, and these weights do")
     blocks = tensor.detach().contiguous().view(-1, form.block)
     packed = np.empty(form.size(blocks.numel()), dtype=np.uint8)
     place = torch.from_numpy(packed).view(-1, form.bytes)

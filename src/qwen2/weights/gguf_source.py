@@ -77,11 +77,14 @@ class GGUFSource:
         return PackedEmbedding(torch.from_numpy(self.file.mapped(part)), info.type, (info.shape[0], info.shape[1]), dtype)
 
     def stored(self, part: str, ggml_type: int) -> Callable[[], np.ndarray] | None:
-        """How to read this tensor's bytes where they are of the type already and in the order that a qwen2 file has them in."""
-        moved = self.heads_permuted and (".attn_q." in part or ".attn_k." in part)
-        if moved or part not in self.file.tensors or self.file.info(part).type != ggml_type:
+        """How to read this tensor's bytes, rows in a qwen2 file's order, where they are of the type already."""
+        if part not in self.file.tensors or self.file.info(part).type != ggml_type:
             return None
-        return partial(self.file.raw, part)
+        shape = self.file.info(part).shape
+        order = self._order(hf_name(part, self.config), shape[0]) if len(shape) == 2 else None
+        if order is None:
+            return partial(self.file.raw, part)
+        return lambda: self.file.raw(part).reshape(shape[0], -1)[order.numpy()].reshape(-1)
 
     def rows(self, name: str, shape: torch.Size, dtype: torch.dtype | None) -> list[Rows]:
         """The matrices behind a parameter, as their file's rows or widened to `dtype`; of experts each expert's, gate before up."""

@@ -12,6 +12,7 @@ written as the qwen2 with zero biases that it has become.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from array import array
@@ -28,12 +29,13 @@ from torch import Tensor
 
 from qwen2.config.gguf import gguf_shapes
 from qwen2.config.model import ModelConfig
-from qwen2.quant import FORMATS, quantize
+from qwen2.quant import FORMATS, dequantize, quantize
 from qwen2.weights.gguf_names import gguf_names, hf_name
 from qwen2.weights.mixes import MIXES, Choice, choose, mix_named
 
 CODES = {"B": "UINT8", "b": "INT8", "H": "UINT16", "h": "INT16", "I": "UINT32", "i": "INT32", "f": "FLOAT32"}
 CODES |= {"Q": "UINT64", "q": "INT64", "d": "FLOAT64"}
+CHECKED = 1 << 24  # weights unpacked at a time to see whether they are numbers
 LARGEST = 65504.0  # what an fp16 number can hold: a weight in F16, a scale of a block
 
 
@@ -143,15 +145,29 @@ def check_space(path: Path, tensors: Iterable[TensorToWrite]) -> None:
 def packed(tensor: TensorToWrite) -> np.ndarray:
     """The tensor's bytes in its format."""
     if tensor.raw is not None:
-        return tensor.raw()
+        raw = tensor.raw()
+        _check_finite(tensor, raw)
+        return raw
     weights = tensor.load().cpu()
     assert weights.numel() == prod(tensor.shape), f"{tensor.name}: {tuple(weights.shape)} is not {tensor.shape}"
     form = FORMATS[tensor.type].name
     limit = LARGEST * (127 if form == "Q8_0" else 1)
     largest = float(weights.abs().amax()) if form not in ("F32", "BF16") else 0.0
-    if not largest <= limit:
+    if not math.isfinite(largest):
+        raise ValueError(f"tensor {tensor.name} has weights that are not finite: the file it comes from is damaged; fetch it again")
+    if largest > limit:
         raise ValueError(f"tensor {tensor.name} has a weight of magnitude {largest:g}, and {form} ends at {limit:g}; write BF16")
     return quantize(weights.reshape(tensor.shape), tensor.type)
+
+
+def _check_finite(tensor: TensorToWrite, raw: np.ndarray) -> None:
+    """ValueError where blocks that are copied as they are hold what is no number."""
+    form = FORMATS[tensor.type]
+    step = max(1, CHECKED // form.block) * form.bytes
+    for start in range(0, len(raw), step):
+        piece = raw[start : start + step]
+        if not bool(dequantize(piece, tensor.type, (len(piece) // form.bytes * form.block,)).isfinite().all()):
+            raise ValueError(f"tensor {tensor.name} has weights that are not finite: the file it comes from is damaged; fetch it again")
 
 
 def add_value(writer: GGUFWriter, key: str, value: Any) -> None:

@@ -89,7 +89,7 @@ class Plan:
 def open_plan(path: Path, mix: str, name: str = "") -> Iterator[Plan]:
     """Open a model's files and plan the mix; while it is open, it can be written. Raises ValueError naming what is wrong.
 
-    A tensor that is of its new type already keeps its bytes.
+    A tensor that is of its new type already keeps its bytes, rows put into a qwen2 file's order.
     """
     mix = mix_named(mix)
     with open_files(path) as opened:
@@ -99,6 +99,8 @@ def open_plan(path: Path, mix: str, name: str = "") -> Iterator[Plan]:
             tensors = [_kept(tensor, opened.source) for tensor in tensors]
         if opened.dtype is None and mix not in PLAIN:
             notes.insert(0, f"the weights are {opened.weight_format}, whose loss comes on top: F16 or BF16 weights are a better source")
+        if isinstance(opened.source, GGUFSource) and opened.source.may_lack_biases:
+            notes.append("the file is of the llama architecture and the new one of qwen2, with biases of zero: the same model")
         notes += gguf_caveats(opened.config)
         yield Plan(opened, name, mix, tensors, notes)
 
