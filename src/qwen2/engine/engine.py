@@ -86,12 +86,13 @@ class Engine:
         with self.lock:
             try:
                 self.step()
-            except Exception as error:  # lack of memory, a bug: told where the requests are waited for, and nobody goes on from half a step
-                for request in self.scheduler.fail(error):
+            except BaseException as error:  # lack of memory, a bug: told where it is waited for, and nobody goes on from half a step
+                told = error if isinstance(error, Exception) else RuntimeError(f"the step was broken off by {type(error).__name__}; ask again")
+                for request in self.scheduler.fail(told):
                     self._tell(request)
             idle = self.scheduler.idle
-        told, self.told = self.told, {}
-        for notify in told.values():
+        notified, self.told = self.told, {}
+        for notify in notified.values():
             notify()
         return not idle or bool(self.inbox)
 

@@ -123,13 +123,21 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and self._has_place(self.waiting[0]):
             answer = self.waiting[0]
-            cache = self.cache.open(answer.tokens, reuse=answer.request.reader is None)
+            request, before = answer.request, answer.request.admitted
+            request.admitted = time.perf_counter() if before is None else before  # it is this one's fault if it finds no memory
+            cache = self.cache.open(answer.tokens, reuse=request.reader is None)
             spare = len(self.running)  # a block for each, or whoever comes would soon give way again
             if self.running and self.cache.available < cache.missing(len(answer.tokens) + 1) + spare:
                 self.cache.close(cache)
+                request.admitted = before
                 return
             self.waiting.pop(0)
-            self._begin(answer, cache)
+            answer.cache = cache
+            insort(self.running, answer, key=rank)
+            if before is None:
+                request.cached_tokens = len(cache)
+                self.cache.asked += len(request.prompt)
+                self.cache.hits += len(cache)
 
     def _has_place(self, answer: Answer) -> bool:
         """Whether a batch has room for all samples; the less important give way."""
@@ -138,16 +146,6 @@ class Scheduler:
                 return False
             self._preempt(self.running[-1])
         return True
-
-    def _begin(self, answer: Answer, cache: object) -> None:
-        request = answer.request
-        answer.cache = cache  # type: ignore[assignment]
-        if request.admitted is None:
-            request.admitted = time.perf_counter()
-            request.cached_tokens = len(answer.cache)
-            self.cache.asked += len(request.prompt)
-            self.cache.hits += request.cached_tokens
-        insort(self.running, answer, key=rank)
 
     def due(self, batch: Batch) -> tuple[list[Answer], list[int]]:
         """After the forward pass: the answers that get a token, and for each its row of the N. Prompts fork into n samples here.
@@ -183,15 +181,16 @@ class Scheduler:
         ended = [answer for answer in self.running if answer.done]
         if not ended and not any(answer.done for answer in self.waiting):
             return []
-        self.running = [answer for answer in self.running if not answer.done]
+        for answer in ended:
+            if answer.request.error is not None:
+                self.cache.discard(answer.cache)
+            else:
+                self.cache.close(answer.cache, keep=answer.index == 0)
+        self.running = [answer for answer in self.running if not answer.done]  # not before all are closed, should that fail
         ended += [answer for answer in self.waiting if answer.done]
         self.waiting = [answer for answer in self.waiting if not answer.done]
         unfinished = {id(answer.request) for answer in (*self.running, *self.waiting)}
         for answer in ended:
-            if answer.cache is not None and answer.request.error is not None:
-                self.cache.discard(answer.cache)
-            elif answer.cache is not None:
-                self.cache.close(answer.cache, keep=answer.index == 0)
             answer.cache = None  # type: ignore[assignment]
             answer.request.finished = id(answer.request) not in unfinished
         if self.idle:
