@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qwen2.engine.request import Chunk, FinishReason, Output, Request, Timings, TokenLogprob, Usage
+from qwen2.engine.speculative import Lookup
 
 if TYPE_CHECKING:
     from qwen2.engine.kv_cache import BlockSequence
@@ -30,6 +31,7 @@ class Answer:
         self.handed = 0  # rows that the reader has, if there is one
         self.logprobs: list[TokenLogprob] = []
         self.done = False
+        self.lookup: Lookup | None = None
 
     @property
     def unread(self) -> int:
@@ -40,6 +42,20 @@ class Answer:
     def width(self) -> int:
         """Samples that this stands for: all of a request until the first token, then one."""
         return 1 if self.begun or self.index else self.request.params.n
+
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Tokens that may follow, no more than may still be written."""
+        if not self.begun:
+            return ()
+        if self.lookup is None:
+            self.lookup = Lookup()
+        assert self.request.params.max_tokens is not None, "the window bounds every answer"
+        return self.lookup.guess(self.tokens, min(most, self.request.params.max_tokens - len(self.generated) - 1))
+
+    def learn_from(self, offered: int, right: int) -> None:
+        """So many of the guesses were right."""
+        assert self.lookup is not None, "who was checked has guessed"
+        self.lookup.learn_from(offered, right)
 
     def siblings(self) -> list[Answer]:
         """The other samples of the request."""

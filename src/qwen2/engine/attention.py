@@ -38,7 +38,7 @@ def cached_attend(rope: Rope, spans: Sequence[tuple[BlockSequence, int]], dtype:
     cos, sin = rope.tables(positions.to(device), dtype)  # (N, 1, d/2) each
     masks = [_masks(len(cache), n, device) if n > 1 and len(cache) else [] for cache, n in spans]
     if len(spans) == 1:
-        (cache, n), mask = spans[0], masks[0]
+        (cache, _n), mask = spans[0], masks[0]
 
         def attend_one(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend_sequence(rotate(q, cos, sin), *write(cache, layer, rotate(k, cos, sin), v), mask)

@@ -21,8 +21,9 @@ from qwen2.engine.blocks import BLOCK
 from qwen2.engine.kv_cache import KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner, not_finite
-from qwen2.engine.sampler import make_sampler, sample, token_logprob
-from qwen2.engine.scheduler import Batch, Scheduler
+from qwen2.engine.sampler import Sampled, make_sampler, token_logprob
+from qwen2.engine.scheduler import Batch, Due, Scheduler
+from qwen2.engine.speculative import MOST
 from qwen2.engine.stops import AnswerText
 from qwen2.engine.worker import Worker
 
@@ -41,7 +42,7 @@ class Engine:
     `cache_bytes` is what the cache may take at most; left out, a window for each of `max_batch` answers, which is memory that is
     taken only as answers grow. When all of it is in use answers give way to more important ones and go on later. `keep_bytes` of it
     may hold ended answers, for prompts that begin like them; left out, an eighth of the weights' memory and one window at most. The
-    one that ended last is always kept. `guesses` proposes tokens that are then checked together (speculative.py).
+    one that ended last is always kept. `guesses` is how many tokens may be guessed and checked at once (speculative.py); 0 is off.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Engine:
         cache_bits: int = 16,
         cache_bytes: int | None = None,
         keep_bytes: int | None = None,
+        guesses: int = MOST,
     ) -> None:
         tokenizer = model.tokenizer
         self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
@@ -62,7 +64,8 @@ class Engine:
         self.widest = model.config.window
         self.runner = Runner(model.network, cache_bits)
         self.cache = self._make_cache(model, max_batch, cache_bytes, keep_bytes)
-        self.scheduler = Scheduler(self.cache, max_batch, chunk)
+        self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0)
+        self.guessed = self.guessed_right = 0
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
         self.inbox: deque[Answer] = deque()  # asked for since the last step
@@ -87,7 +90,9 @@ class Engine:
             try:
                 self.step()
             except BaseException as error:  # lack of memory, a bug: told where it is waited for, and nobody goes on from half a step
-                told = error if isinstance(error, Exception) else RuntimeError(f"the step was broken off by {type(error).__name__}; ask again")
+                told = (
+                    error if isinstance(error, Exception) else RuntimeError(f"the step was broken off by {type(error).__name__}; ask again")
+                )
                 for request in self.scheduler.fail(told):
                     self._tell(request)
             idle = self.scheduler.idle
@@ -103,23 +108,39 @@ class Engine:
         if batch:
             x = self.runner.forward(batch)  # (N, D)
             self._hand_to_readers(batch, x)
-            answers, rows = self.scheduler.due(batch)  # those whose last token was read
-            if answers:
-                self._commit(answers, self.runner.logits(x, rows))  # (R, V)
+            due = self.scheduler.due(batch)  # those whose last token was read
+            if due:
+                self._commit(due, self.runner.logits(x, [row for one in due for row in one.rows]))  # (R, V)
             self._sweep()  # free what has ended
 
-    def _commit(self, answers: Sequence[Answer], logits: Tensor) -> None:
-        """Append each answer's token; where the logits are not numbers the request fails, and it alone."""
-        for answer, row, token in zip(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]), strict=True):
-            request = answer.request
-            if isinstance(token, ArithmeticError):
-                where = f"request {request.id}, position {len(answer.tokens) - 1}"
-                request.error = FloatingPointError(f"{where}: the model's {token}: {not_finite(self.runner.dtype)}")
-                self._end_samples(request)
-            elif not answer.done:
-                asked = request.params.logprobs
-                answer.add(token, None if asked is None else token_logprob(row, token, asked, self.vocab))
-                self._tell(request)
+    def _commit(self, due: Sequence[Due], logits: Tensor) -> None:
+        """Append each answer's token, and more where it was guessed right; where logits are not numbers the request fails, it alone."""
+        sampled, row = Sampled(logits[:, : self.vocab]), 0
+        for answer, _, guess in due:
+            try:
+                self._write(answer, guess, sampled, logits, row)
+            except FloatingPointError as error:
+                where = f"request {answer.request.id}, position {len(answer.tokens) - 1}"
+                answer.request.error = FloatingPointError(f"{where}: the model's {error}: {not_finite(self.runner.dtype)}")
+                self._end_samples(answer.request)
+            row += 1 + len(guess)
+
+    def _write(self, answer: Answer, guess: Sequence[int], sampled: Sampled, logits: Tensor, row: int) -> None:
+        """Tokens from the rows from `row` on, as long as each is what was guessed: the next row has read the guess."""
+        asked, right = answer.request.params.logprobs, 0
+        for guessed in (*guess, None):
+            if answer.done:
+                break
+            token = sampled.token(row + right, answer.sampler)
+            answer.add(token, None if asked is None else token_logprob(logits[row + right], token, asked, self.vocab))
+            if token != guessed:
+                break
+            answer.cache.advance([token])
+            right += 1
+        if guess:
+            self.guessed, self.guessed_right = self.guessed + len(guess), self.guessed_right + right
+            answer.learn_from(len(guess), right)
+        self._tell(answer.request)
 
     def _end_samples(self, request: Request) -> None:
         for sibling in (*self.scheduler.running, *self.scheduler.waiting):

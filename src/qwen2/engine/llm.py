@@ -24,6 +24,7 @@ from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
 from qwen2.engine.runner import not_finite
+from qwen2.engine.speculative import MOST
 from qwen2.tokenizer import Delta, fold
 from qwen2.weights.model import Model, load
 
@@ -55,6 +56,7 @@ class LLM:
         isa: str | None = None,
         cache_bytes: int | None = None,
         keep_bytes: int | None = None,
+        guesses: int = MOST,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -71,7 +73,9 @@ class LLM:
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
         self.window = own if context is None else context
-        self.engine = Engine(self.model, self.window, max_batch, cache_bits=cache_bits, cache_bytes=cache_bytes, keep_bytes=keep_bytes)
+        self.engine = Engine(
+            self.model, self.window, max_batch, cache_bits=cache_bits, cache_bytes=cache_bytes, keep_bytes=keep_bytes, guesses=guesses
+        )
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
 
     # --- text

@@ -187,13 +187,16 @@ def largest(logits: Tensor) -> tuple[list[int], list[float]]:
     return best.tolist(), logits.gather(-1, best[:, None]).squeeze(-1).tolist()
 
 
-def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | ArithmeticError]:
-    """logits (R, V) float32 without padding rows -> a token id a row, or the error where a row is not finite."""
-    best, peaks = largest(logits)
-    tokens: list[int | ArithmeticError] = list(best)
-    for row, (sampler, peak) in enumerate(zip(samplers, peaks, strict=True)):
+class Sampled:
+    """A step's logits (R, V) float32 without padding rows; a row's token is chosen when it is asked for."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.best, self.peaks = largest(logits)
+
+    def token(self, row: int, sampler: Sampler) -> int:
+        """The row's token. FloatingPointError where the row is not finite."""
+        peak = self.peaks[row]
         if not math.isfinite(peak):
-            tokens[row] = FloatingPointError(f"logits are {peak}")
-        elif not sampler.plain:
-            tokens[row] = sampler(logits[row])
-    return tokens
+            raise FloatingPointError(f"logits are {peak}")
+        return self.best[row] if sampler.plain else sampler(self.logits[row])

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qwen2.engine.blocks import BLOCK
+from qwen2.engine.speculative import TOGETHER
 
 if TYPE_CHECKING:
     from qwen2.engine.answer import Answer
@@ -51,14 +51,27 @@ class Span:
         return self.count - len(self.guess) == self.answer.unread
 
 
+class Due(NamedTuple):
+    """An answer that gets a token from a row of the step, and one more from each row behind it while its guesses are right."""
+
+    answer: Answer
+    row: int
+    guess: tuple[int, ...]
+
+    @property
+    def rows(self) -> range:
+        """Rows of the N that it may get a token from."""
+        return range(self.row, self.row + 1 + len(self.guess))
+
+
 Batch = list[Span]  # one step's work: spans of sequences laid end to end, N tokens together
 
 
 class Scheduler:
     """Waiting and running answers; both are in the order in which they are served."""
 
-    def __init__(self, cache: KVCache, max_batch: int, chunk: int, guess: Callable[[Answer, int], tuple[int, ...]] | None = None) -> None:
-        self.cache, self.guess = cache, guess
+    def __init__(self, cache: KVCache, max_batch: int, chunk: int, guesses: int = 0) -> None:
+        self.cache, self.guesses = cache, guesses
         self.max_batch, self.chunk = max_batch, chunk
         self.waiting: list[Answer] = []
         self.running: list[Answer] = []
@@ -88,9 +101,7 @@ class Scheduler:
 
     def _append(self, batch: Batch, answer: Answer, count: int) -> bool:
         """The answer's next tokens, as many blocks as they need being had from whoever is less important; False if it gave way itself."""
-        guess = () if self.guess is None or answer.unread > 1 else self.guess(answer, len(self.running))
-        if guess and self.cache.available < answer.cache.missing(len(answer.cache) + count + len(guess)):
-            guess = ()
+        guess = self._guess(answer) if count == answer.unread == 1 else ()
         total = len(answer.cache) + count + len(guess)
         while self.cache.available < answer.cache.missing(total):
             victim = self.running[-1]
@@ -101,6 +112,14 @@ class Scheduler:
         answer.cache.reserve(total)
         batch.append(Span(answer, count + len(guess), guess))
         return True
+
+    def _guess(self, answer: Answer) -> tuple[int, ...]:
+        """What may follow an answer: no more than may still be written, and than the cache has room for."""
+        if not self.guesses or len(self.running) > TOGETHER:
+            return ()
+        guess = answer.guess(self.guesses // len(self.running))
+        room = self.cache.available < answer.cache.missing(len(answer.cache) + 1 + len(guess))
+        return () if room else guess
 
     def _preempt(self, answer: Answer) -> None:
         self.running.remove(answer)
@@ -147,21 +166,17 @@ class Scheduler:
             self._preempt(self.running[-1])
         return True
 
-    def due(self, batch: Batch) -> tuple[list[Answer], list[int]]:
-        """After the forward pass: the answers that get a token, and for each its row of the N. Prompts fork into n samples here.
-
-        An answer with guesses is due once for each of them too, in order; the engine stops at the first that was wrong.
-        """
-        answers, rows, row = [], [], -1
+    def due(self, batch: Batch) -> list[Due]:
+        """After the forward pass: the answers that get tokens, each with its row of the N. Prompts fork into n samples here."""
+        due, row = list[Due](), -1
         for span in batch:
             row += span.count
             is_last, known = span.is_last, span.count - len(span.guess)
             span.answer.cache.advance(span.tokens[:known])
             if is_last and span.answer.request.reader is None:
-                samples = [span.answer, *self._forks(span.answer)] if not span.guess else [span.answer] * span.count
-                answers += samples
-                rows += [row] * len(samples) if not span.guess else range(row - len(span.guess), row + 1)
-        return answers, rows
+                due.append(Due(span.answer, row - len(span.guess), span.guess))
+                due += [Due(fork, row, ()) for fork in self._forks(span.answer)]
+        return due
 
     def _forks(self, answer: Answer) -> list[Answer]:
         request = answer.request
@@ -244,7 +259,7 @@ def _whole_blocks(answer: Answer, count: int) -> int:
     """Where a prompt does not end yet, stop at a block's end, so that what others have read may be found there."""
     start = len(answer.cache)
     whole = (start + count) // BLOCK * BLOCK - start
-    return whole if 0 < whole and count < answer.unread else count
+    return whole if whole > 0 and count < answer.unread else count
 
 
 def rank(answer: Answer) -> tuple[int, int, int]:
