@@ -9,6 +9,7 @@ on the answer's form (JSON schema, grammar), which join `SamplingParams` with th
 from __future__ import annotations
 
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
@@ -246,5 +247,6 @@ class Request:
     error: Exception | None = None  # raised where the request is waited for
     priority: int = 0  # the smaller, the sooner
     notify: Callable[[], None] | None = None  # called by the engine's thread when there is something in the outbox, or the end
-    admitted: float | None = None  # clock readings, seconds
+    made: float = field(default_factory=time.perf_counter)  # clock readings, seconds
+    admitted: float | None = None
     first_token: float | None = None
