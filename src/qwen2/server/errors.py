@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from starlette.exceptions import HTTPException
+
 Dialect = Literal["openai", "ollama"]
 TYPES = {
     400: "invalid_request_error",
@@ -15,20 +17,15 @@ TYPES = {
 TYPES |= {429: "rate_limit_error", 499: "aborted"}
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """An answer that is an error. `field` names what of the request is wrong."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, field: str | None = None, retry_after: int | None = None
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.field, self.retry_after = status, message, code, field, retry_after
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Beside the body."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(status, message, headers | ({"WWW-Authenticate": "Bearer"} if status == 401 else {}))
+        self.status, self.message, self.code, self.field = status, message, code, field
 
 
 def body(error: ApiError, dialect: Dialect) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who may ask at all: the host's name, the page's origin, the key, the size of the body and the number of requests, before any of it is read.
+"""Who may ask at all: the host's name, the page's origin, the key, the body's size and the number of requests, before it is read.
 
 A browser can be made to ask a server on its own machine by any page (DNS rebinding, forms), so requests are answered only under
 names that are this server's, and those that carry the origin of another page only where that was allowed.
@@ -33,6 +33,14 @@ ID_LENGTH = 64
 def dialect_of(path: str) -> Dialect:
     """Whose errors a path's are."""
     return "ollama" if path.startswith("/api/") else "openai"
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port; nothing for one that cannot be read."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:
@@ -93,7 +101,7 @@ class Guard:
         return client
 
     def _check_host(self, headers: dict[str, str]) -> None:
-        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        name = host_name(headers.get("host", ""))
         if name in self.hosts or _is_address(name):  # an address cannot be rebound
             return
         raise ApiError(
@@ -173,7 +181,7 @@ class _Request:
     async def refuse(self, error: ApiError) -> None:
         """An error in place of an answer."""
         content = json.dumps(body(error, dialect_of(self.scope["path"]))).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close", **error.headers}
+        headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close", **(error.headers or {})}
         start = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": start})
         await self.send({"type": "http.response.body", "body": content})

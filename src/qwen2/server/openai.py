@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from qwen2.server.answering import Answering, EventsResponse, collected, events
@@ -21,8 +21,6 @@ from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Chat, Completion, Detokenize, Embedding, Sampling, Tokenize
 
 if TYPE_CHECKING:
-    from fastapi import Response
-
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import Chunk, Output, TokenLogprob
