@@ -37,8 +37,11 @@ class Running:
         return self.post("/v1/chat/completions", model=NAME, messages=[{"role": "user", "content": content}], **body)
 
     def settle(self) -> None:
-        """Wait until no engine has anything to do, and check their accounts."""
+        """Wait until no engine has anything to do and every model was let go, and check the accounts."""
         for loaded in list(self.server.models.loaded.values()):
+            begin = time.monotonic()
+            while loaded.users and time.monotonic() - begin < 20:  # the last byte is read a moment before the model is let go
+                time.sleep(0.01)
             loaded.llm.engine.settle()
             loaded.llm.engine.check()
 

@@ -65,6 +65,7 @@ def serve(
         cpu, or cuda.
     """
     from qwen2.server.guard import is_loopback
+    from qwen2.server.settings import seconds
 
     key = os.environ.get("QWEN2_API_KEY") if api_key is None else api_key
     if not is_loopback(host) and key is None and not open:
@@ -104,17 +105,6 @@ def serve(
         create_app(settings), host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS,
         server_header=False,
     )  # fmt: skip
-
-
-def seconds(text: str) -> float | None:
-    """A time as Ollama writes it: 90, 90s, 10m, 2h; below zero is None, for good."""
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-    unit = next((unit for unit in units if text.endswith(unit)), "")
-    try:
-        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
-    except ValueError:
-        raise ValueError(f"{text!r}: write a time as 90, 10m or 2h; -1 is for good") from None
-    return None if value < 0 else value
 
 
 def check_free(host: str, port: int) -> None:

@@ -35,9 +35,11 @@ T = TypeVar("T")
 class Answering:
     """Requests of one model; iterated once: (number of the request, chunk)."""
 
-    def __init__(self, name: str, llm: LLM, asked: Sequence[Asked], streams: Streams, metrics: Metrics, held: AsyncExitStack) -> None:
+    def __init__(
+        self, name: str, llm: LLM, asked: Sequence[Asked], streams: Streams, metrics: Metrics, held: AsyncExitStack, load_seconds: float
+    ) -> None:
         self.name, self.llm, self.asked = name, llm, asked
-        self._streams, self._metrics, self._held = streams, metrics, held
+        self._streams, self._metrics, self._held, self.load_seconds = streams, metrics, held, load_seconds
 
     @property
     def has_tools(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from qwen2 import __version__
-from qwen2.server import openai
+from qwen2.server import ollama, openai
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.metrics import Metrics
-from qwen2.server.models import Load, Models
+from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams
 from qwen2.weights.store import Store
@@ -56,17 +57,19 @@ class Server:
         if len(stops) > limits.stops or any(len(stop) > limits.stop_characters for stop in stops):
             raise ApiError(400, f"stop: at most {limits.stops} texts of at most {limits.stop_characters} characters", field="stop")
 
-    async def answer(self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]]) -> Answering:
+    async def answer(self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID) -> Answering:
         """Load the model where it is not, check what is asked against it, and begin. Raises ApiError."""
         async with AsyncExitStack() as held:
-            llm = await held.enter_async_context(self.models.use(name))
+            start = time.perf_counter()
+            llm = await held.enter_async_context(self.models.use(name, keep_alive))
+            load_seconds = time.perf_counter() - start
             asked = await asyncio.to_thread(ask, llm)
-            return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all())
+            return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all(), load_seconds)
         raise AssertionError("a stack that nothing is swallowed by")
 
-    async def embed(self, request: Request, name: str, texts: Sequence[Any]) -> tuple[torch.Tensor, int, str]:
+    async def embed(self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID) -> tuple[torch.Tensor, int, str]:
         """Vectors (n, D), tokens read, and the model's full name."""
-        async with self.models.use(name) as llm:
+        async with self.models.use(name, keep_alive) as llm:
             reads, vectors = await asyncio.to_thread(llm.embedding_requests, texts)
 
             async def read(one: Any) -> None:
@@ -94,6 +97,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
     app.include_router(openai.router)
+    app.include_router(ollama.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
     for kind, handler in (

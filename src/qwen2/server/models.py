@@ -38,6 +38,11 @@ class Loaded:
     users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
+    def expires_at(self) -> float:
+        """The same as a time of day."""
+        assert self.expires is not None, "asked only where it goes"
+        return time.time() + self.expires - time.monotonic()
+
     @property
     def expires(self) -> float | None:
         """Clock reading after which it goes; None while it is used, or where it stays."""

@@ -38,3 +38,14 @@ class Settings:
     threads: int | None = None
     device: str = "cpu"
     limits: Limits = Limits()
+
+
+def seconds(text: str) -> float | None:
+    """A time as Ollama writes it: 90, 90s, 10m, 2h; below zero is None, for good."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    unit = next((unit for unit in units if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        raise ValueError(f"{text!r}: write a time as 90, 10m or 2h; -1 is for good") from None
+    return None if value < 0 else value
