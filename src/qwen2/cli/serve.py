@@ -5,106 +5,91 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-Names = Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)]
-Flag = Annotated[bool, Parameter(negative=())]
+if TYPE_CHECKING:
+    from qwen2.server.settings import Settings
+
+PORTS = 65_536
 STOP_SECONDS = 30  # for answers that are being written when the server is told to end
 
 
-def serve(
-    *,
-    host: str = "127.0.0.1",
-    port: int = 11434,
-    api_key: str | None = None,
-    origin: Names = None,
-    allow_host: Names = None,
-    open: Flag = False,
-    keep_alive: str = "5m",
-    max_loaded: int = 2,
-    max_batch: int = 16,
-    context: int | None = None,
-    cache_bits: Literal[16, 8] = 16,
-    cache_gb: float | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-) -> None:
-    """Serve the models that are here.
+def _flag(text: str) -> Parameter:
+    return Parameter(help=text, negative=())
 
-    Parameters
-    ----------
-    host
-        The address to listen at. Other than this machine's own it needs --api-key, or --open.
-    port
-        The port.
-    api_key
-        What requests have to carry; left out, QWEN2_API_KEY.
-    origin
-        Web pages elsewhere that may ask, as in https://example.org; "*" is any.
-    allow_host
-        Further names under which this server is asked.
-    open
-        Listen at an address that others reach without a key.
-    keep_alive
-        How long a model stays in memory after its last request: 90, 10m, 2h; -1 is for good.
-    max_loaded
-        Models in memory at once.
-    max_batch
-        Answers written at once.
-    context
-        Tokens of prompt and answer together, at most; left out, the model's own.
-    cache_bits
-        Bits of the keys and values.
-    cache_gb
-        Memory for the keys and values of one model; left out, a quarter of this machine's.
-    threads
-        CPU threads; left out, as many as there are physical cores.
-    device
-        cpu, or cuda.
-    """
-    from qwen2.server.guard import is_loopback
-    from qwen2.server.settings import seconds
 
-    key = os.environ.get("QWEN2_API_KEY") if api_key is None else api_key
-    if not is_loopback(host) and key is None and not open:
-        raise ValueError(f"--host {host}: others could use this server; give it --api-key KEY, or say --open if that is meant")
-    for name, value in (("max-loaded", max_loaded), ("max-batch", max_batch)):
-        if value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
-    if not 0 <= port < 65_536:
-        raise ValueError(f"--port {port}: must be from 0 (any free one) to 65,535")
-    stays = seconds(keep_alive)
-    check_free(host, port)
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What `qwen2 serve` takes."""
+
+    host: Annotated[str, _flag("The address to listen at. Other than this machine's own it needs --api-key, or --open.")] = "127.0.0.1"
+    port: Annotated[int, _flag("The port; 0 is any free one.")] = 11434
+    api_key: Annotated[str | None, _flag("What requests have to carry; left out, QWEN2_API_KEY.")] = None
+    origin: Annotated[
+        list[str] | None, _flag('A web page elsewhere that may ask, as in https://example.org; "*" is any. May be repeated.')
+    ] = None
+    allow_host: Annotated[list[str] | None, _flag("A further name under which this server is asked. May be repeated.")] = None
+    open: Annotated[bool, _flag("Listen without a key at an address that others reach.")] = False
+    keep_alive: Annotated[str, _flag("How long a model stays in memory after its last request: 90, 10m, 2h; -1 is for good.")] = "5m"
+    max_loaded: Annotated[int, _flag("Models in memory at once.")] = 2
+    max_batch: Annotated[int, _flag("Answers written at once.")] = 16
+    context: Annotated[int | None, _flag("Tokens of prompt and answer together, at most; left out, the model's own.")] = None
+    cache_bits: Annotated[Literal[16, 8], _flag("Bits of the keys and values.")] = 16
+    cache_gb: Annotated[
+        float | None, _flag("Memory for keys and values of one model; left out, a window for each answer, taken as they grow.")
+    ] = None
+    threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
+    device: Annotated[str, _flag("cpu, or cuda.")] = "cpu"
+
+
+def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
+    """Serve the models that are here."""
+    settings = settings_of(flags)
+    check_free(settings.host, settings.port)
 
     import uvicorn
 
     from qwen2.server.app import create_app
-    from qwen2.server.settings import Settings
 
-    settings = Settings(
-        host=host,
-        port=port,
-        api_key=key,
-        origins=tuple(origin or ()),
-        hosts=tuple(allow_host or ()),
-        keep_alive=stays,
-        max_loaded=max_loaded,
-        max_batch=max_batch,
-        context=context,
-        cache_bits=cache_bits,
-        cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
-        threads=threads,
-        device=device,
-    )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     sys.setswitchinterval(0.001)  # the engine's thread comes back from its kernels and has to wait for Python no longer than that
-    print(f"qwen2: serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    uvicorn.run(
-        create_app(settings), host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS,
-        server_header=False,
-    )  # fmt: skip
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"qwen2: serving at http://{host}:{settings.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS, **quiet)
+
+
+def settings_of(flags: Flags) -> Settings:
+    """The flags, checked. ValueError names the one that is wrong."""
+    from qwen2.server.guard import is_loopback
+    from qwen2.server.settings import Settings, seconds
+
+    key = os.environ.get("QWEN2_API_KEY") if flags.api_key is None else flags.api_key
+    if not is_loopback(flags.host) and key is None and not flags.open:
+        raise ValueError(f"--host {flags.host}: others could use this server; give it --api-key KEY, or say --open if that is meant")
+    for name, value in (("max-loaded", flags.max_loaded), ("max-batch", flags.max_batch)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+    if not 0 <= flags.port < PORTS:
+        raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
+    return Settings(
+        host=flags.host,
+        port=flags.port,
+        api_key=key,
+        origins=tuple(flags.origin or ()),
+        hosts=tuple(flags.allow_host or ()),
+        keep_alive=seconds(flags.keep_alive),
+        max_loaded=flags.max_loaded,
+        max_batch=flags.max_batch,
+        context=flags.context,
+        cache_bits=flags.cache_bits,
+        cache_bytes=None if flags.cache_gb is None else int(flags.cache_gb * 1e9),
+        threads=flags.threads,
+        device=flags.device,
+    )
 
 
 def check_free(host: str, port: int) -> None:

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from qwen2 import __version__
-from qwen2.server import ollama, openai
+from qwen2.server import ollama, ollama_models, openai
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
@@ -96,8 +96,8 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
 
     app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
-    app.include_router(openai.router)
-    app.include_router(ollama.router)
+    for dialect in (openai, ollama, ollama_models):
+        app.include_router(dialect.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
     for kind, handler in (
