@@ -13,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
+from qwen2.config import tiny
 from qwen2.server.app import Server, create_app
 from qwen2.server.settings import Settings
 from qwen2.weights.export import to_hf_folder
@@ -52,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     store = Store(folder / "home")
     for seed, name in enumerate((NAME, "tiny:two")):
-        to_hf_folder(tiny_model(seed=seed), folder / f"model{seed}")
+        to_hf_folder(tiny_model(tiny(context=1024), seed), folder / f"model{seed}")
         store.copy(str(folder / f"model{seed}"), name)
     return folder / "home"
 

@@ -79,7 +79,7 @@ def test_lists(client: ollama.Client, running: Running) -> None:
     assert running.client.get("/api/version").json()["version"]
     shown = client.show(NAME)
     assert shown.modelinfo is not None
-    assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 512
+    assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 1024
     assert "completion" in (shown.capabilities or [])
 
 
@@ -144,9 +144,9 @@ def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client
             400,
             "images are given, and these models read text only",
         ),
-        ("chat", {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "the window is 512"),
+        ("chat", {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "the window is 1,024"),
         ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 2h; -1 is for good"),
-        ("embed", {"input": ["x" * 3000]}, 400, "the window is 512: shorten the text"),
+        ("embed", {"input": ["x" * 3000]}, 400, "the window is 1,024: shorten the text"),
         ("pull", {"model": "../evil"}, 400, "evil"),
     ],
 )

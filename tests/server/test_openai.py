@@ -149,7 +149,7 @@ def test_tokens(running: Running, llm: LLM) -> None:
             "chat/completions",
             {"messages": [{"role": "user", "content": "x" * 3000}]},
             400,
-            "the window is 512: shorten the prompt by at least",
+            "the window is 1,024: shorten the prompt by at least",
         ),
         ("chat/completions", {"model": "../../etc/passwd"}, 404, "model '../../etc/passwd' is not here"),
         ("chat/completions", {"model": "gpt-4o"}, 404, "model 'gpt-4o' is not here, and there is none of that name to pull"),

@@ -136,11 +136,11 @@ async def _gone(request: Request) -> None:
 
 async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: bytes) -> AsyncIterator[bytes]:
     """Objects as server-sent events, or as lines for Ollama; an error in the middle is the last of them."""
-    frame = _event if dialect == "openai" else _line
+    frame = {"openai": _event, "ollama": _line, "anthropic": _named_event}[dialect]
     first: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(anext(objects))
     try:
         while not (await asyncio.wait({first}, timeout=SIGN_OF_LIFE))[0]:
-            if dialect == "openai":
+            if dialect != "ollama":
                 yield b": still at work\n\n"
         try:
             yield frame(first.result())
@@ -163,6 +163,10 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + _json(value) + b"\n\n"
 
 
+def _named_event(value: dict[str, Any]) -> bytes:
+    return b"event: " + value["type"].encode() + b"\n" + _event(value)
+
+
 def _line(value: dict[str, Any]) -> bytes:
     return _json(value) + b"\n"
 
@@ -175,7 +179,7 @@ class EventsResponse(StreamingResponse):
     """A stream of an answer; the model is let go however it ends."""
 
     def __init__(self, answering: Answering, content: AsyncIterator[bytes], dialect: Dialect) -> None:
-        kind = "text/event-stream" if dialect == "openai" else "application/x-ndjson"
+        kind = "application/x-ndjson" if dialect == "ollama" else "text/event-stream"
         super().__init__(content, media_type=kind, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.answering, self.content = answering, content
 

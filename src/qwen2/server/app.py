@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from qwen2 import __version__
-from qwen2.server import ollama, ollama_models, openai
+from qwen2.server import anthropic, ollama, ollama_models, openai
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
@@ -53,7 +53,11 @@ class Server:
             raise ApiError(400, "stream_options goes with stream: true", field="stream_options")
         if asked.n is not None and asked.n > limits.samples:
             raise ApiError(400, f"n is {asked.n}: this server writes at most {limits.samples} samples of one request", field="n")
-        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        self.check_stops([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])
+
+    def check_stops(self, stops: Sequence[str]) -> None:
+        """Few and short enough to be looked for at every token."""
+        limits = self.settings.limits
         if len(stops) > limits.stops or any(len(stop) > limits.stop_characters for stop in stops):
             raise ApiError(400, f"stop: at most {limits.stops} texts of at most {limits.stop_characters} characters", field="stop")
 
@@ -96,7 +100,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
 
     app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
-    for dialect in (openai, ollama, ollama_models):
+    for dialect in (openai, anthropic, ollama, ollama_models):
         app.include_router(dialect.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])

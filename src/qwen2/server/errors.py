@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 
-Dialect = Literal["openai", "ollama"]
+Dialect = Literal["openai", "ollama", "anthropic"]
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -15,6 +15,8 @@ TYPES = {
     413: "invalid_request_error",
 }
 TYPES |= {429: "rate_limit_error", 499: "aborted"}
+
+ANTHROPIC = TYPES | {413: "request_too_large", 503: "overloaded_error"}
 
 
 class ApiError(HTTPException):
@@ -32,6 +34,8 @@ def body(error: ApiError, dialect: Dialect) -> dict[str, Any]:
     """The error's JSON."""
     if dialect == "ollama":
         return {"error": error.message}
+    if dialect == "anthropic":
+        return {"type": "error", "error": {"type": ANTHROPIC.get(error.status, "api_error"), "message": error.message}}
     kind = TYPES.get(error.status, "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
 

@@ -32,6 +32,8 @@ ID_LENGTH = 64
 
 def dialect_of(path: str) -> Dialect:
     """Whose errors a path's are."""
+    if path.startswith("/v1/messages"):
+        return "anthropic"
     return "ollama" if path.startswith("/api/") else "openai"
 
 
