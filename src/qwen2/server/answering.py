@@ -136,7 +136,7 @@ async def _gone(request: Request) -> None:
 
 async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: bytes) -> AsyncIterator[bytes]:
     """Objects as server-sent events, or as lines for Ollama; an error in the middle is the last of them."""
-    frame = {"openai": _event, "ollama": _line, "anthropic": _named_event}[dialect]
+    frame = {"openai": _event, "responses": _named_event, "ollama": _line, "anthropic": _named_event}[dialect]
     first: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(anext(objects))
     try:
         while not (await asyncio.wait({first}, timeout=SIGN_OF_LIFE))[0]:
@@ -152,7 +152,8 @@ async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: 
         except Exception as error:
             if not isinstance(error, (ValueError, ArithmeticError, MemoryError)):
                 log.exception("a stream failed")
-            yield frame(body(of_engine(error), dialect))
+            told = body(of_engine(error), dialect)
+            yield frame({"type": "error", **told["error"]} if dialect == "responses" else told)
     finally:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from qwen2 import __version__
-from qwen2.server import anthropic, ollama, ollama_models, openai
+from qwen2.server import anthropic, ollama, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
@@ -100,7 +100,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
 
     app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
-    for dialect in (openai, anthropic, ollama, ollama_models):
+    for dialect in (openai, responses, anthropic, ollama, ollama_models):
         app.include_router(dialect.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])

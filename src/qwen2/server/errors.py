@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 
-Dialect = Literal["openai", "ollama", "anthropic"]
+Dialect = Literal["openai", "responses", "ollama", "anthropic"]
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
