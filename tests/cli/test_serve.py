@@ -125,3 +125,34 @@ def test_a_killed_server_leaves_the_store_whole(tmp_path: Path, tiny_folder: Pat
             httpx.post(f"{url}/v1/completions", json={"model": "tiny:one", "prompt": "a", "max_tokens": 3}, timeout=60).status_code == 200
         )
     assert store.remove("tiny:one") >= 0  # nobody holds it any more
+
+
+def test_what_is_in_memory_and_how_it_goes(tmp_path: Path, tiny_folder: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "home").copy(str(tiny_folder), "tiny:one")
+    with served(tmp_path / "home", "--api-key", "secret") as (_, url):
+        assert main(["ps", "--at", url]) == 1
+        assert "this server wants its key" in capsys.readouterr().err
+        monkeypatch.setenv("QWEN2_API_KEY", "secret")
+        assert main(["ps", "--at", url]) == 0
+        assert capsys.readouterr().out == "no model is in memory\n"
+        monkeypatch.setenv("QWEN2_SERVER", url.removeprefix("http://"))
+        assert main(["stop", "tiny:one"]) == 0
+        assert capsys.readouterr().out == "tiny:one: was not in memory\n"
+        headers = {"Authorization": "Bearer secret"}
+        httpx.post(f"{url}/api/generate", json={"model": "tiny:one", "stream": False}, headers=headers, timeout=60).raise_for_status()
+        assert main(["ps"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["NAME", "SIZE", "DEVICE", "CONTEXT", "STAYS"]
+        assert lines[1].startswith("tiny:one")
+        assert main(["stop", "tiny:one"]) == 0
+        assert capsys.readouterr().out == "tiny:one: unloaded\n"
+        assert main(["stop", "tiny:none"]) == 1
+        assert "model 'tiny:none' is not here" in capsys.readouterr().err
+
+
+def test_where_no_server_is(capsys: Out) -> None:
+    port = free_port()
+    assert main(["ps", "--at", f"127.0.0.1:{port}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"qwen2: no server answers at 127.0.0.1:{port} (")
+    assert error.endswith("start one with qwen2 serve, or say where it is with --at\n")

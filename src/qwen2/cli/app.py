@@ -35,6 +35,8 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "cp": ("Give a model, a file or a folder a name; no disk is used.", "qwen2 cp ./my-model.gguf mine:q4"),
     "rm": ("Remove models; one that a process is using stays.", "qwen2 rm qwen2.5-coder:0.5b"),
     "serve": ("Serve the models here to other programs, as OpenAI and Ollama do.", "qwen2 serve --port 11434"),
+    "ps": ("Show the models that a server has in memory.", "qwen2 ps --json"),
+    "stop": ("Unload a model of a running server.", "qwen2 stop qwen2.5-coder:0.5b"),
     "bench": ("Measure how fast a model runs here, beside what the machine can do.", "qwen2 bench qwen2.5-coder:0.5b"),
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
