@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 from collections import Counter
@@ -80,10 +81,8 @@ async def one(client: httpx.AsyncClient, number: int, seen: dict[Any, Any], coun
     path, body = asked(kind, prompt, seed)
     if what < 0.3:  # leaves early
         body |= {} if kind == "embed" else {"stream": True}
-        try:
+        with contextlib.suppress(asyncio.TimeoutError, httpx.HTTPError):
             await asyncio.wait_for(some_of(client, path, body, random_), random_.random() * 0.3)
-        except (asyncio.TimeoutError, httpx.HTTPError):
-            pass
         counts["left"] += 1
         return
     answer = await client.post(path, json=body)
