@@ -176,7 +176,8 @@ def _digits(number: float) -> float:
     if isinstance(number, float) and not math.isfinite(number):
         return math.inf
     _, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
-    return int("".join(map(str, digits))) * 10.0 ** max(0, int(exponent))
+    figures = "".join(map(str, digits)) + "0" * max(0, min(20, int(exponent)))
+    return int(figures) if len(figures) <= 20 else math.inf
 
 
 def _check_depth(value: Any, where: str, depth: int) -> None:

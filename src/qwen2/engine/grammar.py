@@ -49,7 +49,10 @@ MOST_CACHED, MOST_CACHED_BYTES = 64, 2**20  # grammars, and bytes of their texts
 BLANKS = 32
 SPARSE = 8  # where fewer than one token in so many is allowed, only these are looked at
 SHOWN_CHARACTERS = 300
-OVERLAP = "oneOf constraints are not supported"  # begins the library's message where options are not provably apart
+TOLD = {  # how some of the library's messages begin, and what they mean
+    "oneOf constraints are not supported": "oneOf: its options are not provably apart; use anyOf, or tell them apart by a const",
+    "NoExtensionBias": "no text has this form",
+}
 
 
 class Compiled:
@@ -234,7 +237,6 @@ class Matcher:
 
 def _one_line(message: str) -> str:
     """The library's message without its state and its drawings."""
-    if message.startswith(OVERLAP):
-        message = "oneOf: its options are not provably apart; use anyOf, or tell them apart by a const"
+    message = next((meant for beginning, meant in TOLD.items() if message.startswith(beginning)), message)
     line = " ".join(message.partition("<state>")[0].partition("<backtrace>")[0].split())
     return line if len(line) <= SHOWN_CHARACTERS else line[:SHOWN_CHARACTERS] + "..."
