@@ -83,12 +83,12 @@ class Answer:
         reason = self._reason(token)
         chunk = Chunk(piece, (token,), () if logprob is None else (logprob,), self.index)
         if reason is not None:
-            chunk = self._last(chunk, reason, self.text.stopped or (token if reason == "stop" else None))
+            chunk = self._last(chunk, reason, self.text.stopped or (token if token in request.ends else None))
         if chunk.text or chunk.finish_reason or chunk.token_ids:
             request.outbox.append(chunk)
 
     def _reason(self, token: int) -> FinishReason | None:
-        if token in self.request.ends or self.text.stopped is not None:
+        if token in self.request.ends or self.text.stopped is not None or self.sampler.complete:
             return "stop"
         assert self.request.params.max_tokens is not None, "the window bounds every answer"
         return "length" if len(self.tokens) - len(self.request.prompt) >= self.request.params.max_tokens else None

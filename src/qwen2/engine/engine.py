@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from qwen2.engine.answer import Answer
 from qwen2.engine.blocks import BLOCK
+from qwen2.engine.constraint import Constraint, ConstraintError
 from qwen2.engine.kv_cache import KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner, not_finite
@@ -30,6 +31,7 @@ from qwen2.engine.worker import Worker
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.engine.grammar import Compiled, Grammars
     from qwen2.engine.sampler import Sampler
     from qwen2.weights.model import Model
 
@@ -66,6 +68,7 @@ class Engine:
         self.cache = self._make_cache(model, max_batch, cache_bytes, keep_bytes)
         self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0)
         self.guessed = self.guessed_right = 0
+        self.grammars: Grammars | None = None  # from the first constraint on
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
         self.inbox: deque[Answer] = deque()  # asked for since the last step
@@ -119,9 +122,12 @@ class Engine:
         for answer, _, guess in due:
             try:
                 self._write(answer, guess, sampled, logits, row)
-            except FloatingPointError as error:
+            except (FloatingPointError, ConstraintError) as error:
                 where = f"request {answer.request.id}, position {len(answer.tokens) - 1}"
-                answer.request.error = FloatingPointError(f"{where}: the model's {error}: {not_finite(self.runner.dtype)}")
+                if isinstance(error, FloatingPointError):
+                    answer.request.error = FloatingPointError(f"{where}: the model's {error}: {not_finite(self.runner.dtype)}")
+                else:
+                    answer.request.error = ConstraintError(f"{where}: {error}")
                 self._end_samples(answer.request)
             row += 1 + len(guess)
 
@@ -169,11 +175,12 @@ class Engine:
 
     def _voice(self, request: Request, index: int) -> tuple[Sampler, AnswerText]:
         """What chooses a sample's tokens, and what makes text of them."""
-        sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index)
+        matcher = None if request.form is None else request.form.matcher(request.ends)
+        sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index, matcher)
         return sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop)
 
     def request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """Check a prompt and its parameters against the model; it runs once `run` is iterated."""
+        """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated."""
         self.check_ids("prompt", prompt)
         room = self.window - len(prompt)
         if room < 1:
@@ -183,7 +190,17 @@ class Engine:
             self._check_range(name, ids)
         resolved = params.resolve(self.generation, room)
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
-        return Request(next(self.ids), list(prompt), resolved, ends)
+        return Request(next(self.ids), list(prompt), resolved, ends, self._form(params.constraint))
+
+    def _form(self, constraint: Constraint | None) -> Compiled | None:
+        """A constraint compiled, on the thread that asks. The library is imported by the first."""
+        if constraint is None:
+            return None
+        if self.grammars is None:
+            from qwen2.engine.grammar import Grammars
+
+            self.grammars = Grammars(self.tokenizer, self.vocab)
+        return self.grammars.compiled(constraint)
 
     def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None]) -> Request:
         """A request that only reads: `reader` gets the final hidden states (n, D), chunk by chunk."""
