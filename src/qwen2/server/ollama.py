@@ -43,7 +43,7 @@ async def chat(body: Chat, request: Request) -> Response:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
 
     def ask(llm: LLM) -> list[Asked]:
-        return [bounded(llm.ask([_message(one) for one in body.messages], body.options.params(body.likeliest), body.tools), body)]
+        return [bounded(llm.ask([_message(one) for one in body.messages], body.params(), body.tools), body)]
 
     answering = await server_of(request).answer(request, body.model, ask, stays(body.keep_alive))
     return await respond(request, body, answering, ChatLines(body.model, answering))
@@ -56,7 +56,7 @@ async def generate(body: Generate, request: Request) -> Response:
         return await only_load(body, request, {"response": ""})
 
     def ask(llm: LLM) -> list[Asked]:
-        return [bounded(llm.ask(prompt_ids(llm, body), body.options.params(body.likeliest)), body)]
+        return [bounded(llm.ask(prompt_ids(llm, body), body.params()), body)]
 
     answering = await server_of(request).answer(request, body.model, ask, stays(body.keep_alive))
     return await respond(request, body, answering, GenerateLines(body.model, answering, with_context=not (body.raw or body.suffix)))

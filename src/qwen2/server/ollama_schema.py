@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Body
@@ -56,7 +57,7 @@ class Options(Body):
     repeat_last_n: int | None = None
     penalize_newline: bool | None = None
 
-    def params(self, logprobs: int | None) -> SamplingParams:
+    def params(self, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
         """As the engine takes them. ApiError names a transform that there is not."""
         for name, off in OFF.items():
             value = getattr(self, name)
@@ -77,6 +78,7 @@ class Options(Body):
             stop=() if self.stop is None else self.stop,
             max_tokens=None if most is None or most < 0 else most,
             logprobs=logprobs,
+            constraint=constraint,
         )
 
 
@@ -86,11 +88,18 @@ class Asking(Body):
     model: str
     stream: bool = True
     options: Options = Options()
-    format: Literal[""] | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
     keep_alive: float | str | None = None
     think: Literal[False] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    def params(self) -> SamplingParams:
+        """As the engine takes them."""
+        form = None
+        if self.format:
+            form = Constraint.json_object() if self.format == "json" else Constraint.json_schema(self.format)
+        return self.options.params(self.likeliest, form)
 
     @property
     def likeliest(self) -> int | None:

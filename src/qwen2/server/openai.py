@@ -77,7 +77,8 @@ async def chat(body: Chat, request: Request) -> Response:
     server.check(body)
 
     def ask(llm: LLM) -> list[Asked]:
-        return [llm.ask(body.messages, body.params(most, logprobs), tools)]
+        form = None if body.response_format is None else body.response_format.constraint()
+        return [llm.ask(body.messages, body.params(most, logprobs, form), tools)]
 
     answering = await server.answer(request, body.model, ask)
     writer = ChatWriter(answering, body.parallel_tool_calls is not False)

@@ -5,10 +5,11 @@ Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p` and `repetition_p
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 
 
@@ -53,7 +54,7 @@ class Sampling(Harmless):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    def params(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def params(self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
         """As the engine takes them; None is the model's own default, ValueError names what is out of range."""
         stop = () if self.stop is None else self.stop
         return SamplingParams(
@@ -70,6 +71,7 @@ class Sampling(Harmless):
             max_tokens=max_tokens,
             logprobs=logprobs,
             n=1 if self.n is None else self.n,
+            constraint=constraint,
         )
 
 
@@ -82,8 +84,66 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
+class Schema(Body):
+    """Of `response_format`; the schema always holds, strict or not."""
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+
+
+class PlainFormat(Body):
+    type: Literal["text", "json_object"]
+
+    def constraint(self) -> Constraint | None:
+        """The form that answers are held to."""
+        return None if self.type == "text" else Constraint.json_object()
+
+
+class SchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.json_schema(self.json_schema.schema_)
+
+
+class RegexFormat(Body):
+    """An extension: texts that match as a whole."""
+
+    type: Literal["regex"]
+    regex: str
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.regex(self.regex)
+
+
+class GrammarFormat(Body):
+    """An extension: texts of a grammar in Lark's notation."""
+
+    type: Literal["grammar"]
+    grammar: str
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.grammar(self.grammar)
+
+
+class ChoiceFormat(Body):
+    """An extension: one of these texts."""
+
+    type: Literal["choice"]
+    choices: list[str]
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.choice(self.choices)
+
+
+ResponseFormat = Annotated[PlainFormat | SchemaFormat | RegexFormat | GrammarFormat | ChoiceFormat, Field(discriminator="type")]
 
 
 class Chat(Sampling):

@@ -14,10 +14,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.openai import server_of
-from qwen2.server.openai_schema import Body, Harmless, ResponseFormat
+from qwen2.server.openai_schema import Body, Harmless, PlainFormat
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -68,8 +69,20 @@ class Tool(Body):
     strict: Literal[False] | None = None
 
 
+class SchemaFormat(Body):
+    type: Literal["json_schema"]
+    name: str
+    description: str | None = None
+    strict: bool | None = None
+    schema_: Json | bool = Field(alias="schema")
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.json_schema(self.schema_)
+
+
 class TextFormat(Body):
-    format: ResponseFormat | None = None
+    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
 
 
 class Ask(Harmless):
@@ -93,7 +106,9 @@ class Ask(Harmless):
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
-        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_output_tokens)
+        form = None if self.text is None or self.text.format is None else self.text.format.constraint()
+        most = self.max_output_tokens
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=most, constraint=form)
 
     def messages(self) -> list[Json]:
         """The input as messages: calls join the assistant's message before them."""
@@ -161,11 +176,15 @@ class Writer:
         head |= {
             "previous_response_id": None,
             "reasoning": None,
-            "text": {"format": {"type": "text"}},
+            "text": self._format(),
             "truncation": "disabled",
             "store": False,
         }
         return head | {"usage": None if output is None else usage_of(output)}
+
+    def _format(self) -> Json:
+        text = self.body.text
+        return {"format": {"type": "text"}} if text is None or text.format is None else text.model_dump(by_alias=True, exclude_none=True)
 
     def items(self, output: Output) -> list[Json]:
         """What the whole answer consists of."""
