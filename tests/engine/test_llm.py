@@ -227,7 +227,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of
 def script(monkeypatch, llm, text):
     """Make the model say `text`, then its end."""
     tokens = iter([*llm.tokenizer.encode(text), *[EOS] * 9])
-    monkeypatch.setattr("qwen2.engine.engine.sample", lambda logits, samplers: [next(tokens)])
+    monkeypatch.setattr("qwen2.engine.engine.Sampled.token", lambda self, row, sampler: next(tokens))
 
 
 def test_calls_are_found_streamed_and_name_the_finish(make_llm, monkeypatch):
