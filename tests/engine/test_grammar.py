@@ -308,7 +308,7 @@ def test_what_is_refused_at_once(make, message):
 
 NOT_COMPILED = [
     (Constraint.json_schema({"type": "integer", "minimum": 5, "maximum": 3}), "json_schema: Unsatisfiable schema: minimum (5) is greater than maximum (3)"),
-    (Constraint.json_schema(False), "json_schema: no text has this form"),
+    (Constraint.json_schema(False), "json_schema: Unsatisfiable schema: anyOf is empty"),
     (Constraint.json_schema({"$ref": "#"}), "json_schema: no text has this form"),
     (Constraint.json_schema({"$ref": "#/$defs/none"}), "json_schema: Pointer '/$defs/none' does not exist"),
     (Constraint.json_schema({"type": "strange"}), "json_schema: Invalid type: strange"),
@@ -341,20 +341,32 @@ def test_an_expression_that_other_engines_choke_on(llm):
         assert output.finish_reason == "length" or re.fullmatch(pattern.replace("(a+)+", "a+").replace("(a|a)*", "a*"), output.text)
 
 
-# --- compiled once
+# --- what is kept
 
 
-def test_grammars_are_kept_up_to_a_number_and_a_size(monkeypatch):
+def test_tried_grammars_are_kept_up_to_a_number_and_a_size(monkeypatch):
     grammars, made = Grammars(byte_tokenizer(), V), []
-    compile_constraint = grammar_module.compile_constraint
-    monkeypatch.setattr(grammar_module, "compile_constraint", lambda *given: (made.append(given[0].text), compile_constraint(*given))[1])
-    monkeypatch.setattr(grammar_module, "MOST_CACHED", 3)
-    monkeypatch.setattr(grammar_module, "MOST_CACHED_BYTES", 60)
+    translated = grammar_module.translated
+    monkeypatch.setattr(grammar_module, "translated", lambda constraint: (made.append(constraint.text), translated(constraint))[1])
+    monkeypatch.setattr(grammar_module, "MOST_KEPT", 3)
     for text in ("a", "b", "a", "c", "d", "a", "b"):
         grammars.compiled(Constraint.choice([text]))
     assert made == ['["a"]', '["b"]', '["c"]', '["d"]', '["b"]']
-    grammars.compiled(Constraint.choice(["x" * 55]))
-    assert [kept.text for kept in grammars._cache] == ['["' + "x" * 55 + '"]']
+    monkeypatch.setattr(grammar_module, "MOST_KEPT_CHARACTERS", 110)
+    grammars.compiled(Constraint.choice(["x" * 100]))
+    assert [kept.text for kept in grammars._tried] == ['["' + "x" * 100 + '"]']
+
+
+def test_an_answer_too_long_for_its_form_ends_no_other_with_that_form(llm, monkeypatch):
+    monkeypatch.setattr(grammar_module, "LIMITS", {"max_lexer_states": 100, "verbose_errors": False})
+    form = replace(GREEDY, constraint=Constraint.regex("[a-z]{1,1000}"), ignore_eos=True)
+    long, short = llm.engine.request([1], form), llm.engine.request([1], replace(form, max_tokens=60))
+    llm.engine.submit(short)
+    with pytest.raises(ConstraintError, match=r"^request 0, position \d+: grammar: more than is kept of it; leave upper bounds"):
+        list(llm.engine.run([long]))
+    llm.engine.settle()
+    assert [chunk.output.finish_reason for chunk in short.outbox if chunk.output] == ["length"]
+    assert len(llm.generate(["x"], replace(form, max_tokens=60))[0].text) == 60
 
 
 @pytest.mark.xdist_group("real model")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from qwen2.engine.answer import Answer
 from qwen2.engine.blocks import BLOCK
-from qwen2.engine.constraint import Constraint, ConstraintError
+from qwen2.engine.constraint import ConstraintError
+from qwen2.engine.grammar import Grammars
 from qwen2.engine.kv_cache import KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner, not_finite
@@ -31,7 +32,6 @@ from qwen2.engine.worker import Worker
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwen2.engine.grammar import Compiled, Grammars
     from qwen2.engine.sampler import Sampler
     from qwen2.weights.model import Model
 
@@ -68,7 +68,7 @@ class Engine:
         self.cache = self._make_cache(model, max_batch, cache_bytes, keep_bytes)
         self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0)
         self.guessed = self.guessed_right = 0
-        self.grammars: Grammars | None = None  # from the first constraint on
+        self.grammars = Grammars(tokenizer, self.vocab)
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
         self.inbox: deque[Answer] = deque()  # asked for since the last step
@@ -190,17 +190,8 @@ class Engine:
             self._check_range(name, ids)
         resolved = params.resolve(self.generation, room)
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
-        return Request(next(self.ids), list(prompt), resolved, ends, self._form(params.constraint))
-
-    def _form(self, constraint: Constraint | None) -> Compiled | None:
-        """A constraint compiled, on the thread that asks. The library is imported by the first."""
-        if constraint is None:
-            return None
-        if self.grammars is None:
-            from qwen2.engine.grammar import Grammars
-
-            self.grammars = Grammars(self.tokenizer, self.vocab)
-        return self.grammars.compiled(constraint)
+        form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
+        return Request(next(self.ids), list(prompt), resolved, ends, form)
 
     def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None]) -> Request:
         """A request that only reads: `reader` gets the final hidden states (n, D), chunk by chunk."""

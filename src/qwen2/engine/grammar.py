@@ -1,7 +1,7 @@
-"""Constraints turned into masks of allowed tokens, by llguidance; imported when the first constraint is asked for.
+"""Constraints turned into masks of allowed tokens, by llguidance, which is imported when the first is asked for.
 
-A constraint is compiled once (`Grammars`, a cache per engine) and copied for every sample (`Matcher`), which advances by the tokens
-that are really written. The library is given our tokenizer's bytes. Control tokens have none, so no grammar reaches one; the end
+A constraint is compiled for every request (`Grammars`, one per engine) and copied for every sample (`Matcher`), which advances by the
+tokens that are really written. The library is given our tokenizer's bytes. Control tokens have none, so no grammar reaches one; the end
 of an answer is one made-up token behind the vocabulary, and what it stands for is each request's own: its end tokens, or nothing
 at all where the grammar allows nothing else. Measured beside xgrammar by bench/grammar.py; docs/LOG.md says why this one.
 
@@ -43,20 +43,21 @@ TRIAL = Path(__file__).with_name("grammar_trial.py")
 START_SECONDS = 30.0  # for a Python process to start on a busy machine
 TRIAL_SECONDS = 3.0
 TRIAL_MEMORY = 1 << 30  # bytes of address space
-LIMITS: dict[str, Any] = {"max_lexer_states": 50_000, "verbose_errors": False}  # a state takes 1 to 2 kB
+LIMITS: dict[str, Any] = {"max_lexer_states": 100_000, "verbose_errors": False}  # of one request: 34 MB were measured for 50,000
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,64}", "lenient": False, "coerce_one_of": False}
-MOST_CACHED, MOST_CACHED_BYTES = 64, 2**20  # grammars, and bytes of their texts together
+MOST_KEPT, MOST_KEPT_CHARACTERS = 256, 2**21  # of grammars that have been tried
 BLANKS = 32
 SPARSE = 8  # where fewer than one token in so many is allowed, only these are looked at
 SHOWN_CHARACTERS = 300
 TOLD = {  # how some of the library's messages begin, and what they mean
     "oneOf constraints are not supported": "oneOf: its options are not provably apart; use anyOf, or tell them apart by a const",
     "NoExtensionBias": "no text has this form",
+    "lexer error: too many states": "more than is kept of it; leave upper bounds such as maxLength or {1,9999} out, or set max_tokens",
 }
 
 
 class Compiled:
-    """A constraint as the library holds it, at its beginning."""
+    """A constraint as the library holds it, at its beginning; for one request, whose samples share the states that grow."""
 
     def __init__(self, start: LLMatcher, vocabulary: Vocabulary, is_json: bool) -> None:
         self.start, self.vocabulary, self.is_json = start, vocabulary, is_json
@@ -87,53 +88,58 @@ class Vocabulary:
 
 
 class Grammars:
-    """Compiles the constraints of one tokenizer, and keeps those used last. From any thread."""
+    """Compiles the constraints of one tokenizer, and remembers which have been tried. From any thread."""
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         self.tokenizer, self.vocab = tokenizer, vocab
         self._vocabulary: Vocabulary | None = None
-        self._cache: OrderedDict[Constraint, Compiled] = OrderedDict()
+        self._tried: OrderedDict[Constraint, str] = OrderedDict()  # in the library's notation
         self._lock = threading.Lock()  # not held while a grammar is compiled
 
-    def compiled(self, constraint: Constraint) -> Compiled:
-        """ValueError of one line where the library cannot enforce it, or where nothing, or only an empty text, has that form."""
+    def vocabulary(self) -> Vocabulary:
+        """The first call takes a second, in which no other thread of Python runs: servers call it at their start."""
         with self._lock:
-            found = self._cache.get(constraint)
-            if found is not None:
-                self._cache.move_to_end(constraint)
-                return found
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self.tokenizer, self.vocab)
-            vocabulary = self._vocabulary
-        made = compile_constraint(constraint, vocabulary)
+            return self._vocabulary
+
+    def compiled(self, constraint: Constraint) -> Compiled:
+        """ValueError of one line where the library cannot enforce it, or where nothing, or only an empty text, has that form.
+
+        Compiled anew for every request, in about a millisecond: the library's states grow as answers are written, up to a limit
+        that all copies share, and one answer that reaches it must not end others.
+        """
+        grammar = self._grammar(constraint)
+        return _begin(constraint.kind, grammar, self.vocabulary())
+
+    def _grammar(self, constraint: Constraint) -> str:
+        """In the library's notation, tried in another process where somebody wrote it and it has not been tried lately."""
         with self._lock:
-            self._cache[constraint] = made
-            while len(self._cache) > MOST_CACHED or sum(len(kept.text) for kept in self._cache) > MOST_CACHED_BYTES:
-                self._cache.popitem(last=False)
-        return made
+            grammar = self._tried.pop(constraint, None)
+        if grammar is None:
+            grammar = translated(constraint)
+            if constraint.kind in ("json_schema", "regex", "grammar"):
+                _try(constraint.kind, grammar)
+        with self._lock:
+            self._tried[constraint] = grammar
+            while len(self._tried) > MOST_KEPT or sum(map(len, self._tried.values())) > MOST_KEPT_CHARACTERS:
+                self._tried.popitem(last=False)
+        return grammar
 
 
-def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> Compiled:
-    """The grammar, tried in another process where somebody wrote it, then compiled here; its first mask is computed."""
+def _begin(kind: str, grammar: str, vocabulary: Vocabulary) -> Compiled:
+    """The grammar compiled, and its first mask, which builds more of it, computed."""
     import llguidance
 
-    try:
-        grammar = _grammar(constraint)
-    except ValueError as error:
-        raise ConstraintError(f"{constraint.kind}: {_one_line(str(error))}") from None
-    if constraint.kind in ("json_schema", "regex", "grammar"):
-        _try(constraint.kind, grammar)
-    limits = llguidance.LLParserLimits(**LIMITS)
-    start = llguidance.LLMatcher(vocabulary.library, grammar, log_level=0, limits=limits)
-    is_json = constraint.kind.startswith("json")
-    allowed, may_end = _mask(start, vocabulary, constraint.kind)
+    start = llguidance.LLMatcher(vocabulary.library, grammar, log_level=0, limits=llguidance.LLParserLimits(**LIMITS))
+    allowed, may_end = _mask(start, vocabulary, kind)
     if not allowed.any():
         empty = "only the empty text has this form" if may_end and start.is_accepting() else "no text has this form"
-        raise ConstraintError(f"{constraint.kind}: {empty}; an answer needs at least one token")
-    return Compiled(start, vocabulary, is_json)
+        raise ConstraintError(f"{kind}: {empty}; an answer needs at least one token")
+    return Compiled(start, vocabulary, kind.startswith("json"))
 
 
-def _grammar(constraint: Constraint) -> str:
+def translated(constraint: Constraint) -> str:
     """The constraint in the library's notation."""
     from llguidance import LLMatcher
 
@@ -144,9 +150,12 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.parsed()))
     schema = {"type": "object"} if constraint.kind == "json_object" else constraint.parsed()
-    if schema is False:
-        raise ValueError("no text has this form")
-    return LLMatcher.grammar_from_json_schema({} if schema is True else schema, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConstraintError(f"{constraint.kind}: {_one_line(str(error))}") from None
 
 
 def _try(kind: str, grammar: str) -> None:
