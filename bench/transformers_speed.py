@@ -75,7 +75,7 @@ def ours(llm: LLM, ids: list[int]) -> tuple[float, float]:
     stream = llm.stream(ids, params)
     prefill = timed(lambda: next(stream))
     decode = timed(lambda: list(stream))
-    llm.engine.cache.clear()
+    llm.engine.clear_cache()
     return PROMPT / prefill, ANSWER / decode
 
 

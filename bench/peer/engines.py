@@ -55,7 +55,7 @@ class Ours:
             raise RuntimeError(
                 f"{output.usage.cached_tokens} tokens came from a cache, {len(output.token_ids)} of {tokens + 1} were written"
             )
-        self.llm.engine.cache.clear()
+        self.llm.engine.clear_cache()
         return seconds - output.timings.decode_seconds, output.timings.decode_seconds
 
     def streams(self, prompts: list[Ids], tokens: int, variant: str) -> tuple[int, float]:
@@ -69,7 +69,7 @@ class Ours:
             elif not end:
                 written += len(chunk.token_ids)
                 end = time.perf_counter() if chunk.output is not None else 0.0
-        self.llm.engine.cache.clear()
+        self.llm.engine.clear_cache()
         return written, end - begin
 
     def versions(self) -> dict[str, str]:

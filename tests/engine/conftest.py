@@ -49,7 +49,7 @@ def make_llm() -> Iterator[Callable[..., LLM]]:
 
     yield make
     for llm in made:
-        assert llm.engine.scheduler.idle
+        llm.engine.settle()
         llm.engine.check()
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from qwen2.config import tiny
 from qwen2.engine import attention
 from qwen2.engine.attention import cached_attend
-from qwen2.engine.kv_cache import SequenceCache
+from qwen2.engine.blocks import TensorMemory
+from qwen2.engine.kv_cache import KVCache
 from qwen2.model import Rope, packed_attend
 from tests.conftest import random_network
 
@@ -23,13 +24,15 @@ def whole(network, tokens):
 
 def stepwise(network, sequences, steps):
     """Read the sequences together: each step takes from each as many tokens as `steps` says, until all are read."""
-    caches = [SequenceCache(network.config, torch.float32, CPU) for _ in sequences]
+    memory = KVCache(TensorMemory(network.config, torch.float32, CPU), limit=1000, keep=0)
+    caches = [memory.open(sequence, reuse=False) for sequence in sequences]
     rope, rows = Rope(network.config), [[] for _ in sequences]
     for counts in steps:
         spans = []
         for sequence, cache, n in zip(sequences, caches, counts, strict=True):
             n = min(n, len(sequence) - len(cache))
             if n:
+                cache.reserve(len(cache) + n)
                 spans.append((cache, sequence[len(cache) : len(cache) + n]))
         if not spans:
             continue
@@ -82,7 +85,8 @@ def test_large_key_biases_stay_finite_in_bfloat16():
     with torch.inference_mode():
         wide = whole(network, list(range(20)))
         network = network.to(dtype)
-        cache = SequenceCache(network.config, dtype, CPU)
+        cache = KVCache(TensorMemory(network.config, dtype, CPU), limit=1, keep=0).open(range(20))
+        cache.reserve(20)
         narrow = network(torch.arange(20), cached_attend(Rope(network.config), [(cache, 20)], dtype, CPU))
     assert torch.isfinite(narrow).all()
     assert torch.nn.functional.cosine_similarity(narrow.float(), wide, dim=-1).median() > 0.99

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 from qwen2.config import GenerationDefaults
 from qwen2.engine.request import SamplingParams
 from tests.engine.conftest import byte_tokenizer
 from tests.engine.oracle import GREEDY, HELLO, WARM, slow_greedy
+
+LONG = replace(GREEDY, max_tokens=400)
 
 # --- ends
 
@@ -56,23 +59,25 @@ def test_without_max_tokens_the_window_is_the_end(make_llm, model):
 
 
 def test_a_closed_stream_frees_its_sequence(llm):
-    stream = llm.stream(HELLO, GREEDY)
+    stream = llm.stream(HELLO, LONG)
     next(stream)
     assert len(llm.engine.cache.live) == 1
     stream.close()
+    llm.engine.settle()
     assert llm.engine.cache.live == []
-    assert llm.engine.scheduler.idle
     llm.stream(HELLO, GREEDY)  # never begun: nothing to free
     assert llm.engine.scheduler.idle
 
 
 def test_abort_ends_what_runs_what_waits_and_what_has_not_begun(make_llm, model):
     llm = make_llm(model, max_batch=1)
-    running, waiting, unbegun = (llm.stream(prompt, GREEDY) for prompt in ("abc", "def", "ghi"))
+    running, waiting, unbegun = (llm.stream(prompt, LONG) for prompt in ("abc", "def", "ghi"))
     chunks, found = [next(running)], []
-    thread = threading.Thread(target=lambda: found.extend(waiting))
-    with llm.engine.lock:  # nobody steps: the thread's request cannot even be queued
+    with llm.engine.lock:  # nobody steps
+        thread = threading.Thread(target=lambda: found.extend(waiting))
         thread.start()
+        while not llm.engine.inbox:
+            time.sleep(0.001)
         llm.abort()
     thread.join()
     chunks += running
@@ -80,6 +85,7 @@ def test_abort_ends_what_runs_what_waits_and_what_has_not_begun(make_llm, model)
     assert chunks[-1].output.text == "".join(map(str, chunks))
     assert found[-1].output.token_ids == ()
     assert [chunk.finish_reason for chunk in (*found, *unbegun)] == ["abort", "abort"]
+    llm.engine.settle()
     assert llm.engine.cache.live == []
     assert llm.generate("abc", GREEDY)[0].finish_reason == "length"  # what is asked for later runs
 
@@ -95,22 +101,25 @@ def test_abort_from_another_thread_in_the_middle_of_an_answer(make_llm, model):
 
 
 def test_a_stream_closed_inside_a_step_is_freed_by_it(llm, monkeypatch):
-    forgotten, kept = llm.stream("abc", GREEDY), llm.stream("def", GREEDY)
+    forgotten, kept = llm.stream("abc", LONG), llm.stream("def", LONG)
     next(forgotten), next(kept)
-    forward = llm.engine.runner.forward
+    forward, closed = llm.engine.runner.forward, threading.Event()
 
     def collecting(batch):  # as the garbage collector may, anywhere
         forgotten.close()
+        closed.set()
         return forward(batch)
 
     monkeypatch.setattr(llm.engine.runner, "forward", collecting)
-    next(kept)
-    assert len(llm.engine.scheduler.running) == 1
+    closed.wait()
+    next(kept), next(kept)
+    with llm.engine.lock:
+        assert len(llm.engine.scheduler.running) == 1
     assert list(kept)[-1].finish_reason == "length"
 
 
 def test_abort_of_several_samples_ends_them_all(llm):
-    stream = llm.stream("abc", replace(WARM, n=3))
+    stream = llm.stream("abc", replace(WARM, n=3, max_tokens=400))
     first = [next(stream) for _ in range(3)]
     llm.abort()
     rest = list(stream)
@@ -119,7 +128,7 @@ def test_abort_of_several_samples_ends_them_all(llm):
 
 
 def test_an_aborted_answer_is_continued_from_memory(llm):
-    stream = llm.stream("a long enough prompt", GREEDY)
+    stream = llm.stream("a long enough prompt", LONG)
     next(stream)
     stream.close()
     assert llm.generate("a long enough prompt", GREEDY)[0].usage.cached_tokens == 19

@@ -122,18 +122,30 @@ def test_memory_stays_bounded_over_many_chats(llm):
     for i in range(30):
         llm.generate(f"{i} is a number", GREEDY)
     cache = llm.engine.cache
+    llm.engine.settle()
     assert cache.live == []
-    assert 1 <= len(cache.kept) <= cache.keep
+    assert 1 <= len(cache.idle) <= max(1, cache.keep)
     weights = sum(parameter.nbytes for parameter in llm.model.network.parameters())
-    assert cache.nbytes <= weights / 8
+    assert cache.nbytes <= max(weights / 8, cache.pool.memory.block_bytes)
 
 
 def test_what_is_kept_never_passes_one_full_window(make_llm, model):
-    llm = make_llm(model, context=32)
-    assert llm.engine.cache.keep_bytes == 32 * 2 * 2 * 2 * 16 * 4  # tokens, keys and values, layers, key heads, head size, float32
+    llm = make_llm(model, context=100, keep_bytes=10**9)
+    assert llm.engine.cache.keep == llm.engine.cache.pool.limit == 16 * 2  # 16 windows of two blocks
+    llm = make_llm(model, context=100)
+    assert llm.engine.cache.pool.memory.block_bytes == 64 * 2 * 2 * 2 * 16 * 4  # tokens, keys and values, layers, key heads, size, float32
+    assert llm.engine.cache.keep <= 2
     for i in range(6):
         llm.generate(f"{i} is a number", GREEDY)
-    assert len(llm.engine.cache.kept) == 1  # the last one, whatever its size
+    llm.engine.settle()
+    assert 1 <= len(llm.engine.cache.idle) <= 2
+
+
+def test_a_cache_that_holds_no_window_is_refused_with_both_figures(model):
+    block = 64 * 2 * 2 * 2 * 16 * 4
+    words = f"a cache of {2 * block:,} bytes holds 128 tokens, the window is 512: give it {8 * block:,} bytes, or a context of at most 128"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)} tokens$"):
+        LLM(model, cache_bytes=2 * block)
 
 
 def test_a_long_batch_keeps_only_whole_outputs(llm, monkeypatch):
@@ -215,7 +227,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of
 def script(monkeypatch, llm, text):
     """Make the model say `text`, then its end."""
     tokens = iter([*llm.tokenizer.encode(text), *[EOS] * 9])
-    monkeypatch.setattr("qwen2.engine.engine.sample", lambda logits, samplers: [next(tokens)])
+    monkeypatch.setattr("qwen2.engine.engine.Sampled.token", lambda self, row, sampler: next(tokens))
 
 
 def test_calls_are_found_streamed_and_name_the_finish(make_llm, monkeypatch):
@@ -358,7 +370,8 @@ def test_logits_that_are_no_numbers_are_an_error_of_that_request_alone(make_llm)
     cure = ": its weights are damaged; fetch or make the file again"
     with pytest.raises(FloatingPointError, match=f"^{re.escape(words + cure)}$"):
         llm.generate("abc!", GREEDY)
-    assert llm.engine.cache.kept == []  # nothing is reused from it
+    llm.engine.settle()
+    assert not llm.engine.cache.idle  # nothing is reused from it
     good, bad = llm.stream("abcd", GREEDY), llm.stream("ab!", GREEDY)
     next(good)
     with pytest.raises(FloatingPointError):

@@ -52,6 +52,7 @@ REFUSED = [
     ({"max_tokens": "9"}, "max_tokens '9': must be a whole number of at least 1"),
     ({"logprobs": -1}, "logprobs -1: must be a whole number of at least 0"),
     ({"n": 0}, "n 0: must be a whole number from 1 to 128"),
+    ({"constraint": "a+"}, "constraint 'a+': must be a Constraint; in settings and JSON, its kind and text"),
     ({"n": 10**6}, "n 1000000: must be a whole number from 1 to 128"),
 ]
 
@@ -71,7 +72,9 @@ def test_equal_parameters_have_one_hash():
 
 
 def test_unknown_parameter_is_named_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"^sampling parameter temprature: unknown; there are temperature, top_k, top_p, min_p, .*, n$"):
+    with pytest.raises(
+        ValueError, match=r"^sampling parameter temprature: unknown; there are temperature, top_k, top_p, min_p, .*, constraint$"
+    ):
         SamplingParams.from_dict({"temprature": 1, "top_p": 0.5})
     assert SamplingParams.from_dict({"top_p": 0.5, "stop": "x"}) == SamplingParams(top_p=0.5, stop=["x"])
 

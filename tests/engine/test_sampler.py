@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 
 from qwen2.config import GenerationDefaults
 from qwen2.engine.request import SamplingParams
-from qwen2.engine.sampler import FIRST_SORTED, candidates, draw, keep_top_p, make_sampler, sample, token_logprob
+from qwen2.engine.sampler import FIRST_SORTED, Sampled, candidates, draw, keep_top_p, make_sampler, token_logprob
 
 CPU = torch.device("cpu")
 VOCAB = 300
@@ -32,6 +32,12 @@ def sampler_of(prompt=(), vocab=VOCAB, index=0, **values):
 
 def random_row(seed, vocab=VOCAB, scale=4.0):
     return torch.randn(vocab, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def together(logits, samplers):
+    """A token of each row (R, V), each with its own sampler."""
+    sampled = Sampled(logits)
+    return [sampled.token(row, sampler) for row, sampler in enumerate(samplers)]
 
 
 def adjusted(sampler, row):
@@ -110,7 +116,7 @@ def test_penalties_over_a_whole_answer_match_lists(seed, prompt, repetition, pre
         row = random_row(seed + step, vocab=20, scale=1.0)
         expected = slow_choice(row, prompt, answer, params)
         before = row.clone()
-        assert sample(row[None], [sampler]) == [expected]
+        assert Sampled(row[None]).token(0, sampler) == expected
         assert torch.equal(row, before)  # the model's logits stay as they were, for the log-probabilities
         answer.append(expected)
 
@@ -167,7 +173,7 @@ def test_a_seed_gives_the_same_tokens_whatever_the_mates():
     expected = [alone(row) for row in rows]
     mates = [sampler_of(temperature=1.3, seed=s, top_k=9) for s in (1, 2)]
     ours = sampler_of(temperature=1.0, seed=11)
-    batched = [sample(torch.stack([random_row(99), row, random_row(98)]), [mates[0], ours, mates[1]])[1] for row in rows]
+    batched = [together(torch.stack([random_row(99), row, random_row(98)]), [mates[0], ours, mates[1]])[1] for row in rows]
     assert batched == expected
     other = sampler_of(temperature=1.0, seed=12)
     assert [other(row) for row in rows] != expected
@@ -192,11 +198,12 @@ def test_the_hottest_temperature_reaches_everything():
 def test_a_row_that_is_not_finite_fails_alone(bad, values):
     broken = random_row(0)
     broken[17] = bad
-    tokens = sample(torch.stack([broken, random_row(1)]), [sampler_of(**values), sampler_of(temperature=0)])
-    assert isinstance(tokens[0], FloatingPointError)
-    assert tokens[1] == int(random_row(1).argmax())
-    nothing = sample(torch.full((1, VOCAB), -math.inf), [sampler_of(**values)])
-    assert isinstance(nothing[0], FloatingPointError)
+    sampled = Sampled(torch.stack([broken, random_row(1)]))
+    with pytest.raises(FloatingPointError, match=r"^logits are (nan|inf)$"):
+        sampled.token(0, sampler_of(**values))
+    assert sampled.token(1, sampler_of(temperature=0)) == int(random_row(1).argmax())
+    with pytest.raises(FloatingPointError, match=r"^logits are -inf$"):
+        Sampled(torch.full((1, VOCAB), -math.inf)).token(0, sampler_of(**values))
 
 
 def test_logprobs_are_the_models_own_and_name_no_padding():

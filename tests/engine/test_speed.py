@@ -29,7 +29,7 @@ def test_a_prefill_reads_what_was_asked_for_and_keeps_nothing() -> None:
     done = measure_prefill(llm, 20, Random(0))
     assert (done.tokens, done.operations) == (20, operations(llm, 20))
     assert done.seconds > 0
-    assert not llm.engine.cache.kept
+    assert not llm.engine.cache.idle
 
 
 @pytest.mark.parametrize("streams", [1, 3])

@@ -193,9 +193,9 @@ def computing(llm: LLM) -> str:
     """With what, and in what."""
     from qwen2 import kernels
 
-    model, layout = llm.model, llm.engine.runner.layout
-    if layout is not None:
-        return f"{model.weight_format} by kernels for {kernels.isa()}, cache of {layout.bits} bits"
+    model, runner = llm.model, llm.engine.runner
+    if runner.native:
+        return f"{model.weight_format} by kernels for {kernels.isa()}, cache of {runner.cache_bits} bits"
     return f"torch in {str(model.dtype).removeprefix('torch.')} from {model.weight_format}"
 
 

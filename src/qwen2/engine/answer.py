@@ -6,13 +6,14 @@ A request for n samples has n of these; they share the prompt's forward pass. Fi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qwen2.engine.request import Chunk, FinishReason, Output, Request, Timings, TokenLogprob, Usage
+from qwen2.engine.speculative import Lookup
 
 if TYPE_CHECKING:
-    from qwen2.engine.kv_cache import AnySequence
+    from qwen2.engine.kv_cache import BlockSequence
     from qwen2.engine.sampler import Sampler
     from qwen2.engine.stops import AnswerText
 
@@ -20,17 +21,45 @@ if TYPE_CHECKING:
 class Answer:
     """Sample `index` of a request, from admission to its end."""
 
-    def __init__(self, request: Request, index: int, cache: AnySequence, sampler: Sampler, text: AnswerText) -> None:
-        self.request, self.index = request, index
-        self.cache, self.sampler, self.text = cache, sampler, text
+    cache: BlockSequence  # None while it waits
+
+    def __init__(self, request: Request, index: int, make: Callable[[Request, int], tuple[Sampler, AnswerText]]) -> None:
+        self.request, self.index, self._make = request, index, make
+        self.sampler, self.text = make(request, index)
+        self.cache = None  # type: ignore[assignment]
         self.tokens = list(request.prompt)  # prompt and answer
+        self.handed = 0  # rows that the reader has, if there is one
         self.logprobs: list[TokenLogprob] = []
         self.done = False
+        self.lookup: Lookup | None = None
 
     @property
     def unread(self) -> int:
         """Tokens that the model has not seen yet: the rest of the prompt, or the one sampled last."""
         return len(self.tokens) - len(self.cache)
+
+    @property
+    def width(self) -> int:
+        """Samples that this stands for: all of a request until the first token, then one."""
+        return 1 if self.begun or self.index else self.request.params.n
+
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Tokens that may follow, no more than may still be written."""
+        if not self.begun:
+            return ()
+        if self.lookup is None:
+            self.lookup = Lookup()
+        assert self.request.params.max_tokens is not None, "the window bounds every answer"
+        return self.lookup.guess(self.tokens, min(most, self.request.params.max_tokens - len(self.generated) - 1))
+
+    def learn_from(self, offered: int, right: int) -> None:
+        """So many of the guesses were right."""
+        assert self.lookup is not None, "who was checked has guessed"
+        self.lookup.learn_from(offered, right)
+
+    def siblings(self) -> list[Answer]:
+        """The other samples of the request."""
+        return [Answer(self.request, index, self._make) for index in range(1, self.request.params.n)]
 
     @property
     def begun(self) -> bool:
@@ -54,12 +83,12 @@ class Answer:
         reason = self._reason(token)
         chunk = Chunk(piece, (token,), () if logprob is None else (logprob,), self.index)
         if reason is not None:
-            chunk = self._last(chunk, reason, self.text.stopped or (token if reason == "stop" else None))
+            chunk = self._last(chunk, reason, self.text.stopped or (token if token in request.ends else None))
         if chunk.text or chunk.finish_reason or chunk.token_ids:
             request.outbox.append(chunk)
 
     def _reason(self, token: int) -> FinishReason | None:
-        if token in self.request.ends or self.text.stopped is not None:
+        if token in self.request.ends or self.text.stopped is not None or self.sampler.complete:
             return "stop"
         assert self.request.params.max_tokens is not None, "the window bounds every answer"
         return "length" if len(self.tokens) - len(self.request.prompt) >= self.request.params.max_tokens else None

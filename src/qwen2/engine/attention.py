@@ -20,29 +20,28 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from qwen2.engine.blocks import BLOCK
 from qwen2.model.rope import Rope, rotate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwen2.engine.kv_cache import SequenceCache
+    from qwen2.engine.kv_cache import BlockSequence
     from qwen2.model.attention import Attend
 
 MASK_ELEMENTS = 2**22  # of one block of queries times keys
 
 
-def cached_attend(rope: Rope, spans: Sequence[tuple[SequenceCache, int]], dtype: torch.dtype, device: torch.device) -> Attend:
-    """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens."""
+def cached_attend(rope: Rope, spans: Sequence[tuple[BlockSequence, int]], dtype: torch.dtype, device: torch.device) -> Attend:
+    """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens and blocks for them."""
     positions = torch.cat([torch.arange(len(cache), len(cache) + n) for cache, n in spans])
     cos, sin = rope.tables(positions.to(device), dtype)  # (N, 1, d/2) each
     masks = [_masks(len(cache), n, device) if n > 1 and len(cache) else [] for cache, n in spans]
-    for cache, n in spans:
-        cache.reserve(len(cache) + n)
     if len(spans) == 1:
-        (cache, n), mask = spans[0], masks[0]
+        (cache, _n), mask = spans[0], masks[0]
 
         def attend_one(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend_sequence(rotate(q, cos, sin), *cache.write(layer, rotate(k, cos, sin), v), mask)
+            return attend_sequence(rotate(q, cos, sin), *write(cache, layer, rotate(k, cos, sin), v), mask)
 
         return attend_one
 
@@ -52,10 +51,22 @@ def cached_attend(rope: Rope, spans: Sequence[tuple[SequenceCache, int]], dtype:
         qs, ks, vs = (torch.split(x, lengths) for x in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         outputs = []
         for (cache, _), mask, q_n, k_n, v_n in zip(spans, masks, qs, ks, vs, strict=True):
-            outputs.append(attend_sequence(q_n, *cache.write(layer, k_n, v_n), mask))
+            outputs.append(attend_sequence(q_n, *write(cache, layer, k_n, v_n), mask))
         return torch.cat(outputs)
 
     return attend
+
+
+def write(cache: BlockSequence, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Store k and v (n, K, d) behind what is there; keys and values of the whole sequence (K, T, d), as copies."""
+    start, end = len(cache), len(cache) + len(k)
+    new = torch.stack((k, v)).transpose(1, 2)  # (2, K, n, d)
+    blocks = [block.memory[layer] for block in cache.blocks[: -(-end // BLOCK)]]  # (2, K, 64, d) each
+    for index in range(start // BLOCK, len(blocks)):
+        first, last = max(start, index * BLOCK), min(end, (index + 1) * BLOCK)
+        blocks[index][:, :, first - index * BLOCK : last - index * BLOCK] = new[:, :, first - start : last - start]
+    keys, values = torch.cat(blocks, dim=2)[:, :, :end]
+    return keys, values
 
 
 def attend_sequence(q: Tensor, keys: Tensor, values: Tensor, masks: Sequence[Tensor]) -> Tensor:

@@ -1,99 +1,137 @@
-"""A sequence's keys and values as the kernels keep them: a list of blocks, each of 64 consecutive tokens, all layers and heads of them.
+"""Where keys and values lie: blocks of 64 consecutive tokens, all layers and heads of them, cut from larger slabs.
 
-Keys and values are integers of 16 or 8 bits with one scale per token and head (kernels/cache.h): at equal size 16 bits are finer
-than fp16, and no key is too large for them. A full block is never written again, so sequences with the same beginning share it;
-memory grows with use, block by block, and nothing is copied as it grows. Left out: who may keep how much (kv_cache.py).
+Two kinds of memory stand behind them. The kernels keep integers of 16 or 8 bits with one scale per token and head
+(kernels/cache.h): at equal size 16 bits are finer than fp16, and no key is too large for them. In plain torch a block is a tensor
+of the compute type. A slab is given back to the system when none of its blocks is in use and another has room.
+Left out: what the blocks hold and who may have them (kv_cache.py).
 """
 
-# T tokens of one sequence, L layers, K kv heads
+# L layers, K kv heads, d head size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from qwen2.kernels.calls import native
-from qwen2.kernels.matrix import Arena
+from qwen2.kernels.matrix import large_pages
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
     from qwen2.config import ModelConfig
 
 BLOCK = 64  # tokens: QWEN2_CACHE_BLOCK of kernels.h
 CACHE_BITS = (16, 8)
-PIECE = 4 << 20  # bytes that blocks are cut from
+SLAB = 8 << 20  # bytes, or one block if that is larger
 
 
-class BlockLayout:
-    """Sizes of one model's cache, and the memory that its blocks are cut from."""
+class Block:
+    """Memory for 64 tokens. `refs` sequences hold it; what it holds can be found by others once `tokens` says so (kv_cache.py)."""
+
+    __slots__ = ("address", "chain", "memory", "parent", "refs", "slab", "tokens")
+
+    def __init__(self, memory: Any, address: int, slab: Slab) -> None:
+        self.memory, self.address, self.slab = memory, address, slab
+        self.refs = 0
+        self.tokens: tuple[int, ...] = ()  # while it can be found
+        self.parent = self.chain = 0  # of the text before it, and of the text up to its end
+
+
+class Slab:
+    """Blocks that were allocated together; `taken` of them are in use."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.taken = 0
+
+
+class KernelMemory:
+    """Blocks as the kernels read them; their attention takes addresses."""
 
     def __init__(self, config: ModelConfig, bits: int) -> None:
         self.bits = bits
         self.layer_bytes = config.kv_heads * int(native().qwen2_cache_bytes(config.head_dim, bits))
         self.block_bytes = config.layers * self.layer_bytes
-        self.arena = Arena(PIECE)
+        self.name = f"kernels, {bits} bits"
 
-    @property
-    def token_bytes(self) -> int:
-        """Memory of one token's keys and values, rounded up."""
-        return -(-self.block_bytes // BLOCK)
+    def slab(self) -> Slab:
+        """Fresh blocks."""
+        slab, step = Slab(), -(-self.block_bytes // 64) * 64
+        whole = large_pages(max(step, SLAB))
+        for start in range(0, len(whole) - step + 1, step):
+            memory = whole[start : start + self.block_bytes]
+            slab.blocks.append(Block(memory, memory.ctypes.data, slab))
+        return slab
+
+    @staticmethod
+    def copy(source: Block, target: Block) -> None:
+        """All that one block holds, into another."""
+        target.memory[:] = source.memory
 
 
-class BlockSequence:
-    """One sequence: the tokens that were read, and blocks with room for them and a few more."""
+class TensorMemory:
+    """Blocks as tensors (L, 2, K, 64, d), keys first, of rotated keys."""
 
-    def __init__(self, layout: BlockLayout) -> None:
-        self.layout = layout
-        self.tokens: list[int] = []  # those whose keys and values are stored in every layer
-        self.blocks: list[np.ndarray] = []  # block_bytes each
-        self.addresses: list[int] = []
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = (config.layers, 2, config.kv_heads, BLOCK, config.head_dim)
+        self.dtype, self.device = dtype, device
+        self.block_bytes = 2 * config.layers * config.kv_heads * BLOCK * config.head_dim * dtype.itemsize
+        self.name = f"torch, {dtype}"
 
-    def __len__(self) -> int:
-        return len(self.tokens)
+    def slab(self) -> Slab:
+        """Fresh blocks."""
+        slab = Slab()
+        whole = torch.empty(max(1, SLAB // self.block_bytes), *self.shape, dtype=self.dtype, device=self.device)
+        slab.blocks = [Block(memory, memory.data_ptr(), slab) for memory in whole]
+        return slab
 
-    def reserve(self, total: int) -> None:
-        """Make room for `total` tokens."""
-        while len(self.blocks) * BLOCK < total:
-            self._append(self.layout.arena.take(self.layout.block_bytes))
+    @staticmethod
+    def copy(source: Block, target: Block) -> None:
+        """All that one block holds, into another."""
+        target.memory.copy_(source.memory)
 
-    def _append(self, block: np.ndarray) -> None:
-        self.blocks.append(block)
-        self.addresses.append(block.ctypes.data)
 
-    def advance(self, tokens: Sequence[int]) -> None:
-        """Count tokens in, once every layer has written them."""
-        self.tokens.extend(tokens)
-        assert len(self) <= len(self.blocks) * BLOCK, f"{len(self)} tokens in room for {len(self.blocks) * BLOCK}"
+class NoRoomError(MemoryError):
+    """Every block that may exist is in use."""
 
-    def fork(self, length: int) -> BlockSequence:
-        """The first `length` tokens as a sequence that goes its own way: full blocks shared, the last one copied where it is not full."""
-        other = BlockSequence(self.layout)
-        other.tokens = self.tokens[:length]
-        full, rest = divmod(length, BLOCK)
-        for block in self.blocks[:full]:
-            other._append(block)
-        if rest:
-            other.reserve(length)
-            other.blocks[full][:] = self.blocks[full]
-        return other
 
-    def held(self) -> dict[int, int]:
-        """Memory by address, whether used yet or not; what is shared has the same address everywhere."""
-        return {address: block.nbytes for address, block in zip(self.addresses, self.blocks, strict=True)}
+class BlockPool:
+    """At most `limit` blocks; those not in use are free, and taken before a new slab is made."""
 
-    def check(self) -> None:
-        """RuntimeError where the room is not what the tokens need."""
-        if len(self) > len(self.blocks) * BLOCK:
-            raise RuntimeError(f"a sequence of {len(self)} tokens has {len(self.blocks)} blocks of {BLOCK}")
+    def __init__(self, memory: KernelMemory | TensorMemory, limit: int) -> None:
+        self.memory, self.limit = memory, limit
+        self.taken = 0
+        self.free: list[Block] = []
 
-    def shares_wrongly(self, other: BlockSequence) -> bool:
-        """Whether a block that both have does not stand for the same tokens in both, or may still be written."""
-        theirs = {address: i for i, address in enumerate(other.addresses)}
-        for i, address in enumerate(self.addresses):
-            j = theirs.get(address)
-            if j is not None and (
-                j != i or self.tokens[: (i + 1) * BLOCK] != other.tokens[: (i + 1) * BLOCK] or len(self) < (i + 1) * BLOCK
-            ):
-                return True
-        return False
+    def take(self) -> Block:
+        """A block that nobody has, its content undefined. NoRoomError where all are taken."""
+        if self.taken >= self.limit:
+            raise NoRoomError(f"all {self.limit} blocks of the cache are in use")
+        if not self.free:
+            self.free.extend(reversed(self.memory.slab().blocks))
+        block = self.free.pop()
+        block.slab.taken += 1
+        self.taken += 1
+        return block
+
+    def give(self, block: Block) -> None:
+        """Back to the free ones; a slab of which nothing is in use goes, if there is room in another."""
+        slab = block.slab
+        slab.taken -= 1
+        self.taken -= 1
+        self.free.append(block)
+        if slab.taken == 0 and len(self.free) > len(slab.blocks):
+            self.free = [other for other in self.free if other.slab is not slab]
+
+    def check(self, taken: Sequence[Block]) -> None:
+        """RuntimeError unless exactly these are taken, and every other one is free."""
+        blocks = {id(block): block for block in (*taken, *self.free)}
+        if len(blocks) != len(taken) + len(self.free):
+            raise RuntimeError("a block of the cache is free and in use, or twice the one or the other")
+        if len(taken) != self.taken:
+            raise RuntimeError(f"{self.taken} blocks are counted as taken, {len(taken)} are held")
+        for slab in {id(block.slab): block.slab for block in blocks.values()}.values():
+            if any(id(block) not in blocks for block in slab.blocks):
+                raise RuntimeError("a block of the cache is neither free nor in use")

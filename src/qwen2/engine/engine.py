@@ -1,7 +1,7 @@
-"""The engine: requests in, pieces of answers out, one step at a time.
+"""The engine: requests in, pieces of answers out, one step at a time, on a thread of its own (worker.py).
 
-Whoever waits for a piece turns the crank: streams that are read alternately, or from several threads, advance together.
-Prompts that are only read (scores, embeddings, logits) are requests like any other, with a reader in place of a sampler.
+Whoever asks waits for pieces in the request's outbox; others' requests run beside it in the same steps. Prompts that are only read
+(scores, embeddings, logits) are requests like any other, with a reader in place of a sampler.
 
     request = engine.request(prompt_ids, SamplingParams(temperature=0))
     for _, chunk in engine.run([request]): print(chunk, end="")
@@ -10,24 +10,29 @@ Prompts that are only read (scores, embeddings, logits) are requests like any ot
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
-import torch
-
 from qwen2.engine.answer import Answer
-from qwen2.engine.kv_cache import AnySequence, KVCache
+from qwen2.engine.blocks import BLOCK
+from qwen2.engine.constraint import ConstraintError
+from qwen2.engine.grammar import Grammars
+from qwen2.engine.kv_cache import KVCache
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner, not_finite
-from qwen2.engine.sampler import make_sampler, sample, token_logprob
-from qwen2.engine.scheduler import Batch, Scheduler
+from qwen2.engine.sampler import Sampled, make_sampler, token_logprob
+from qwen2.engine.scheduler import Batch, Due, Scheduler
+from qwen2.engine.speculative import MOST
 from qwen2.engine.stops import AnswerText
+from qwen2.engine.worker import Worker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.engine.sampler import Sampler
     from qwen2.weights.model import Model
 
 READ_ONLY = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=1)
@@ -36,11 +41,23 @@ READ_ONLY = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=1)
 class Engine:
     """One model at work. `window` is the most tokens that prompt and answer may have together.
 
-    Between requests the cache of the one served last is kept, a window at most and its room to grow; older ones only while all
-    that are kept take no more than an eighth of the weights' memory together, nor than one full window.
+    `cache_bytes` is what the cache may take at most; left out, a window for each of `max_batch` answers, which is memory that is
+    taken only as answers grow. When all of it is in use answers give way to more important ones and go on later. `keep_bytes` of it
+    may hold ended answers, for prompts that begin like them; left out, an eighth of the weights' memory and one window at most. The
+    one that ended last is always kept. `guesses` is how many tokens may be guessed and checked at once (speculative.py); 0 is off.
     """
 
-    def __init__(self, model: Model, window: int, max_batch: int = 16, chunk: int = 512, cache_bits: int = 16) -> None:
+    def __init__(
+        self,
+        model: Model,
+        window: int,
+        max_batch: int = 16,
+        chunk: int = 512,
+        cache_bits: int = 16,
+        cache_bytes: int | None = None,
+        keep_bytes: int | None = None,
+        guesses: int = MOST,
+    ) -> None:
         tokenizer = model.tokenizer
         self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
         self.vocab = min(tokenizer.vocab_size, model.config.vocab)  # rows of the output head beyond it are padding, never sampled
@@ -48,73 +65,122 @@ class Engine:
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
         self.widest = model.config.window
         self.runner = Runner(model.network, cache_bits)
-        self.cache = KVCache(self.runner.new_sequence, keep_bytes=self._spare_bytes(model))
-        self.scheduler = Scheduler(self.cache, self._answer, max_batch, chunk)
+        self.cache = self._make_cache(model, max_batch, cache_bytes, keep_bytes)
+        self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0)
+        self.guessed = self.guessed_right = 0
+        self.grammars = Grammars(tokenizer, self.vocab)
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
-        self.lock = threading.RLock()  # held by whoever changes the scheduler
-        self.busy = False  # whether the thread that holds it is in the middle of a change
+        self.inbox: deque[Answer] = deque()  # asked for since the last step
+        self.told: dict[int, Callable[[], None]] = {}  # whom to notify after this step
+        self.lock = threading.RLock()  # held during a step
+        self.worker = Worker(self, one_thread=self.runner.native)
 
-    def _spare_bytes(self, model: Model) -> int:
-        """What kept caches may take together: an eighth of the weights' memory, and no more than one full window."""
-        return min(model.network.weight_bytes() // 8, self.window * self.runner.token_bytes)
+    def _make_cache(self, model: Model, max_batch: int, cache_bytes: int | None, keep_bytes: int | None) -> KVCache:
+        """The blocks, at least so many that one window fits."""
+        block, window = self.runner.memory.block_bytes, -(-self.window // BLOCK)
+        limit = max_batch * window if cache_bytes is None else cache_bytes // block
+        if limit < window:
+            tokens, least = limit * BLOCK, window * block
+            cure = f"give it {least:,} bytes, or a context of at most {tokens:,} tokens" if tokens else f"give it {least:,} bytes"
+            raise ValueError(f"a cache of {cache_bytes:,} bytes holds {tokens:,} tokens, the window is {self.window:,}: {cure}")
+        keep = min(model.network.weight_bytes() // 8, window * block) if keep_bytes is None else keep_bytes
+        return KVCache(self.runner.memory, limit, min(limit, keep // block))
+
+    def turn(self) -> bool:
+        """A step, on the worker's thread; whether there is more to do. If it breaks off, whoever was admitted fails."""
+        with self.lock:
+            try:
+                self.step()
+            except BaseException as error:  # lack of memory, a bug: told where it is waited for, and nobody goes on from half a step
+                told = (
+                    error if isinstance(error, Exception) else RuntimeError(f"the step was broken off by {type(error).__name__}; ask again")
+                )
+                for request in self.scheduler.fail(told):
+                    self._tell(request)
+            idle = self.scheduler.idle
+        notified, self.told = self.told, {}
+        for notify in notified.values():
+            notify()
+        return not idle or bool(self.inbox)
 
     def step(self) -> None:
-        """One turn, under the lock; beside the kernels' threads torch has one, so that its own do not spin against them."""
-        threads = torch.get_num_threads()
-        if self.runner.layout is not None:
-            torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                self._step()
-        finally:
-            torch.set_num_threads(threads)
-
-    def _step(self) -> None:
         """Choose who runs, run them together, give each its token."""
-        self._sweep()  # who was aborted since
+        self._sweep()  # who came, and who was aborted since
         batch = self.scheduler.next_batch()  # sequences, and which tokens of each
-        if not batch:
-            return
-        x = self.runner.forward(batch)  # (N, D)
-        self._hand_to_readers(batch, x)
-        answers, rows = self.scheduler.due(batch)  # those whose last token was read
-        if answers:
-            logits = self.runner.logits(x, rows)  # (R, V)
-            self._commit(answers, logits, sample(logits[:, : self.vocab], [answer.sampler for answer in answers]))
-        self._sweep()  # free what has ended
+        if batch:
+            x = self.runner.forward(batch)  # (N, D)
+            self._hand_to_readers(batch, x)
+            due = self.scheduler.due(batch)  # those whose last token was read
+            if due:
+                self._commit(due, self.runner.logits(x, [row for one in due for row in one.rows]))  # (R, V)
+            self._sweep()  # free what has ended
 
-    def _commit(self, answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int | ArithmeticError]) -> None:
-        """Append each answer's token; where the logits are not numbers the request fails, and it alone."""
-        for answer, row, token in zip(answers, logits, tokens, strict=True):
-            request = answer.request
-            if isinstance(token, ArithmeticError):
-                where = f"request {request.id}, position {len(answer.tokens) - 1}"
-                request.error = FloatingPointError(f"{where}: the model's {token}: {not_finite(self.runner.dtype)}")
-                for sibling in self.scheduler.running:
-                    sibling.done = sibling.done or sibling.request is request
-            elif not answer.done:
-                asked = request.params.logprobs
-                answer.add(token, None if asked is None else token_logprob(row, token, asked, self.vocab))
+    def _commit(self, due: Sequence[Due], logits: Tensor) -> None:
+        """Append each answer's token, and more where it was guessed right; where logits are not numbers the request fails, it alone."""
+        sampled, row = Sampled(logits[:, : self.vocab]), 0
+        for answer, _, guess in due:
+            try:
+                self._write(answer, guess, sampled, logits, row)
+            except (FloatingPointError, ConstraintError) as error:
+                where = f"request {answer.request.id}, position {len(answer.tokens) - 1}"
+                if isinstance(error, FloatingPointError):
+                    answer.request.error = FloatingPointError(f"{where}: the model's {error}: {not_finite(self.runner.dtype)}")
+                else:
+                    answer.request.error = ConstraintError(f"{where}: {error}")
+                self._end_samples(answer.request)
+            row += 1 + len(guess)
+
+    def _write(self, answer: Answer, guess: Sequence[int], sampled: Sampled, logits: Tensor, row: int) -> None:
+        """Tokens from the rows from `row` on, as long as each is what was guessed: the next row has read the guess."""
+        asked, right = answer.request.params.logprobs, 0
+        for guessed in (*guess, None):
+            if answer.done:
+                break
+            token = sampled.token(row + right, answer.sampler)
+            answer.add(token, None if asked is None else token_logprob(logits[row + right], token, asked, self.vocab))
+            if token != guessed:
+                break
+            answer.cache.advance([token])
+            right += 1
+        if guess:
+            self.guessed, self.guessed_right = self.guessed + len(guess), self.guessed_right + right
+            answer.learn_from(len(guess), right)
+        self._tell(answer.request)
+
+    def _end_samples(self, request: Request) -> None:
+        for sibling in (*self.scheduler.running, *self.scheduler.waiting):
+            sibling.done = sibling.done or sibling.request is request
+        self._tell(request)
+
+    def _tell(self, request: Request) -> None:
+        if request.notify is not None:
+            self.told[id(request.notify)] = request.notify
 
     def _hand_to_readers(self, batch: Batch, x: Tensor) -> None:
         start = 0
         for span in batch:
             reader = span.answer.request.reader
             if reader is not None:
-                span.answer.done = span.is_last
+                answer = span.answer
+                answer.done = span.is_last
+                known = max(0, answer.handed - len(answer.cache))  # rows it had before it was made to give way
+                answer.handed = max(answer.handed, len(answer.cache) + span.count)
                 try:
-                    reader(self.runner.hidden(x[start : start + span.count]))
+                    if known < span.count:
+                        reader(self.runner.hidden(x[start + known : start + span.count]))
                 except ArithmeticError as error:  # raised where the request is waited for
-                    span.answer.request.error, span.answer.done = error, True
+                    answer.request.error, answer.done = error, True
             start += span.count
 
-    def _answer(self, request: Request, index: int, cache: AnySequence) -> Answer:
-        sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index)
-        return Answer(request, index, cache, sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop))
+    def _voice(self, request: Request, index: int) -> tuple[Sampler, AnswerText]:
+        """What chooses a sample's tokens, and what makes text of them."""
+        matcher = None if request.form is None else request.form.matcher(request.ends)
+        sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index, matcher)
+        return sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop)
 
     def request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """Check a prompt and its parameters against the model; it runs once `run` is iterated."""
+        """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated."""
         self.check_ids("prompt", prompt)
         room = self.window - len(prompt)
         if room < 1:
@@ -124,7 +190,8 @@ class Engine:
             self._check_range(name, ids)
         resolved = params.resolve(self.generation, room)
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
-        return Request(next(self.ids), list(prompt), resolved, ends)
+        form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
+        return Request(next(self.ids), list(prompt), resolved, ends, form)
 
     def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None]) -> Request:
         """A request that only reads: `reader` gets the final hidden states (n, D), chunk by chunk."""
@@ -150,104 +217,78 @@ class Engine:
             if not 0 <= token < self.vocab:
                 raise ValueError(f"{name}: token id {shown(token)} is not in the vocabulary, whose ids go from 0 to {self.vocab - 1}")
 
+    def submit(self, request: Request) -> None:
+        """Run a request; what comes of it lies in its outbox, and `request.notify` is called on the engine's thread. From any thread."""
+        self.inbox.append(Answer(request, 0, self._voice))
+        self.worker.wake()
+
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Chunk]]:
-        """The chunks of several requests as they come. Closing the iterator early frees their sequences."""
-        later, active = deque(requests), list[Request]()
+        """The chunks of several requests as they come. Closing the iterator early ends what is left of them."""
+        if self.worker.is_current():
+            raise RuntimeError("this is the engine's own thread: what it calls may abort requests, not wait for them")
+        later, active, news = deque(requests), list[Request](), threading.Event()
+        notify = news.set
         try:
             while later or active:
                 while later and len(active) < 2 * self.scheduler.max_batch:
                     active.append(later.popleft())
-                    self._submit(active[-1])
-                self._turn(active)
+                    active[-1].notify = notify
+                    self.submit(active[-1])
+                news.wait()
+                news.clear()
+                over = [request for request in active if request.finished]  # before its outbox is looked at
                 for request in active:
                     while request.outbox:
                         yield request, request.outbox.popleft()
                     if request.error is not None:
                         raise request.error
-                active = [request for request in active if request.outbox or not request.finished]
+                active = [request for request in active if request not in over]
         finally:
             for request in active:
                 if not request.finished:
                     self.abort(request)
 
-    def _submit(self, request: Request) -> None:
-        with self.lock:
-            self._refuse_inside()
-            self.scheduler.waiting.append(request)
-
-    def _turn(self, active: Sequence[Request]) -> None:
-        """A step, unless another thread's brought something meanwhile."""
-        with self.lock:
-            self._refuse_inside()
-            if not any(request.outbox or request.finished for request in active):
-                self._change(self.step)
-
-    def _refuse_inside(self) -> None:
-        if self.busy:
-            raise RuntimeError("this thread is in the middle of a step: a signal's handler may abort requests, not run them")
-
-    def _change(self, work: Callable[[], None]) -> None:
-        """A step or a sweep, under the lock. If it breaks off, whoever was admitted fails: nobody goes on from half a step.
-
-        In the middle of another change nothing is done: the collector may close a forgotten stream there, a signal's handler may
-        abort, and what they marked is swept when the step ends.
-        """
-        if self.busy:
-            return
-        self.busy = True
-        try:
-            work()
-        except BaseException as error:  # lack of memory, Ctrl-C: each request hears of it where it is waited for
-            told = error if isinstance(error, Exception) else RuntimeError(f"the step was broken off by {type(error).__name__}; ask again")
-            if not self.scheduler.fail(told) or told is not error:
-                raise
-        finally:
-            self.busy = False
-
     def abort(self, request: Request) -> None:
-        """End a request now, wherever it is; its answers so far finish with "abort". Nothing happens to one that has ended."""
+        """End a request before the next step, wherever it is; its answers so far finish with "abort". From any thread, never waits."""
         request.aborted = True
-        swept = False
-        while not swept and not request.finished:  # another thread's step may end it before the lock is ours
-            swept = self._swept(timeout=0.01)
+        self.worker.wake()
 
     def abort_all(self) -> None:
         """End everything that was asked for before this call, begun or not. Never waits: a step in progress is finished first."""
         self.horizon = next(self.ids)
-        self._swept(timeout=0)
+        self.worker.wake()
 
-    def _swept(self, timeout: float) -> bool:
-        """Sweep, unless the lock cannot be had in so many seconds."""
-        got = self.lock.acquire(timeout=timeout)
-        if got:
-            try:
-                self._change(self._sweep)
-            finally:
-                self.lock.release()
-        return got
+    def settle(self) -> None:
+        """Wait until nothing is left to do."""
+        while not (self.scheduler.idle and not self.inbox):
+            with self.lock:  # a step is over when it can be had
+                pass
+            time.sleep(0.0005)
+
+    def clear_cache(self) -> None:
+        """Forget all texts that nobody is reading."""
+        self.settle()
+        with self.lock:
+            self.cache.clear()
 
     def _sweep(self) -> None:
-        """Free what has ended or was aborted; each of a request's n samples ends with an output, whether it had begun or not."""
+        """Take in who came; free what has ended or was aborted. Each of a request's n samples ends with an output, begun or not."""
         scheduler = self.scheduler
-        for request in [request for request in scheduler.waiting if self._unwanted(request)]:
-            self._abort_unbegun(request, range(request.params.n))
-            request.finished = True
-            scheduler.waiting.remove(request)
-        for answer in scheduler.running:
+        while self.inbox:
+            scheduler.add(self.inbox.popleft())
+        for answer in (*scheduler.running, *scheduler.waiting):
             if not answer.done and self._unwanted(answer.request):
                 answer.abort()
-                if not answer.begun:  # its prompt was still being read for all samples
-                    self._abort_unbegun(answer.request, range(1, answer.request.params.n))
-        scheduler.retire()
+                if answer.width > 1:  # its prompt was still to be read for all samples
+                    for sibling in answer.siblings():
+                        sibling.abort()
+        for request in scheduler.retire():
+            self._tell(request)
 
     def _unwanted(self, request: Request) -> bool:
         return request.aborted or request.id < self.horizon
 
-    def _abort_unbegun(self, request: Request, indices: Iterable[int]) -> None:
-        for index in indices:
-            self._answer(request, index, self.cache.new()).abort()
-
     def check(self) -> None:
-        """Every sequence is accounted for; RuntimeError names what is not."""
+        """Every block is accounted for; RuntimeError names what is not."""
         with self.lock:
             self.cache.check(answer.cache for answer in self.scheduler.running)

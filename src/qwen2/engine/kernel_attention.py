@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.config import ModelConfig
-    from qwen2.engine.blocks import BlockSequence
+    from qwen2.engine.kv_cache import BlockSequence
     from qwen2.model import Qwen2
     from qwen2.model.rope import Rope
 
 
 class KernelAttend:
-    """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens.
+    """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens and blocks for them.
 
     `factors` (layers, K, d/2) are those of `key_factors`, the same for a sequence's whole life. `wanted` are the rows of the N whose
     hidden states somebody will look at, in order; None for all.
@@ -44,19 +44,17 @@ class KernelAttend:
         wanted: Sequence[int] | None = None,
     ) -> None:
         self.wanted = wanted
-        for sequence, n in spans:
-            sequence.reserve(len(sequence) + n)
         cos, sin = rope.rows([(len(sequence), n) for sequence, n in spans])  # (N, d/2) each
         counts = (i32 * len(spans))(*(n for _, n in spans))
         histories = (i32 * len(spans))(*(len(sequence) for sequence, _ in spans))
         used = [place for sequence, n in spans for place in sequence.addresses[: -(-(len(sequence) + n) // BLOCK)]]
         blocks = (address * len(used))(*used)
         H, K, d = config.heads, config.kv_heads, config.head_dim
-        layout = spans[0][0].layout
-        self.width, self.values, self.layer_bytes = (H + 2 * K) * d, H * d, layout.layer_bytes
+        memory: Any = spans[0][0].memory
+        self.width, self.values, self.layer_bytes = (H + 2 * K) * d, H * d, memory.layer_bytes
         self._struct = AttentionStruct(
             None, None, cos.data_ptr(), sin.data_ptr(), ctypes.addressof(counts), ctypes.addressof(histories), ctypes.addressof(blocks),
-            None, self.width, self.values, 0, len(spans), H, K, d, layout.bits,
+            None, self.width, self.values, 0, len(spans), H, K, d, memory.bits,
         )  # fmt: skip
         self._keep = (cos, sin, counts, histories, blocks, factors)
         self._factors = None if factors is None else factors.data_ptr()

@@ -1,198 +1,314 @@
-"""Keys and values of every sequence, and the finished ones that later prompts may continue.
+"""Keys and values of every sequence, in blocks, and those of ended ones that later prompts may begin with.
 
-One growing pair of tensors per layer and sequence, in the compute dtype, of rotated keys: memory grows with use, a decode step
-copies nothing. A finished sequence is kept for a while; a prompt that begins with its tokens takes over what they share, so a
-conversation never reads its history again. The one used last is always kept: its memory was in use a moment ago. Beside it stay
-up to `keep` in all, the least recently used going first, while all of them together hold at most `keep_bytes`.
+A sequence is a list of blocks. A full block is never written again and can be found by the text that it holds: each has a hash of
+its tokens chained to that of the text before it, and is compared by its tokens, not trusted by its hash. Sequences with the same
+beginning share its blocks; of the first block where they differ, what is alike is copied. Blocks that nobody holds stay until
+their memory is wanted, the least recently used going first; at most `keep` of them, but always those of the sequence that ended
+last.
 
-Where the kernels run, a sequence is a list of blocks instead (blocks.py). Left out: preemption.
+Left out: who has to give way when all blocks are in use (scheduler.py).
 """
 
-# L layers, K kv heads, d head size, T tokens of one sequence, n tokens of one step
+# T tokens of one sequence, c chain: the hash that stands for a text from its beginning
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Union
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import count
+from typing import TYPE_CHECKING
 
-import torch
+from qwen2.engine.blocks import BLOCK, Block, BlockPool, NoRoomError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from qwen2.engine.blocks import KernelMemory, TensorMemory
 
-    from qwen2.config import ModelConfig
-    from qwen2.engine.blocks import BlockSequence
-
-LEAST_GROWTH = 64  # tokens; beyond that a quarter of what there is, so that growing costs little on the whole
+BRANCHES = 16  # of one text that are compared when a prompt goes another way: those used last
 
 
-class SequenceCache:
-    """One sequence: the tokens that were read and their keys and values, a (K, capacity, d) pair per layer."""
+class BlockSequence:
+    """One sequence: the tokens that were read, and blocks with room for them and a few more."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, cache: KVCache, root: int, shared: bool) -> None:
+        self.cache, self.memory = cache, cache.pool.memory
         self.tokens: list[int] = []  # those whose keys and values are stored in every layer
-        self.capacity = 0
-        empty = torch.empty(config.kv_heads, 0, config.head_dim, dtype=dtype, device=device)
-        self.keys = [empty] * config.layers
-        self.values = [empty] * config.layers
+        self.blocks: list[Block] = []
+        self.addresses: list[int] = []
+        self.chains = [root]  # after each full block
+        self.shared = shared  # whether others may find what it holds
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def missing(self, total: int) -> int:
+        """Blocks that it needs beyond its own to hold so many tokens."""
+        return max(0, -(-total // BLOCK) - len(self.blocks))
+
     def reserve(self, total: int) -> None:
-        """Make room for `total` tokens; one layer at a time, so that no second copy of the whole ever exists."""
-        if total <= self.capacity:
-            return
-        self.capacity = max(total, self.capacity + max(LEAST_GROWTH, self.capacity // 4))
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                tensors[layer] = self._grown(old)
+        """Make room for `total` tokens. NoRoomError where every block is in use."""
+        for _ in range(self.missing(total)):
+            self.append(self.cache.take())
 
-    def _grown(self, old: Tensor) -> Tensor:
-        new = old.new_empty(old.shape[0], self.capacity, old.shape[2])
-        new[:, : len(self)] = old[:, : len(self)]
-        return new
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (n, K, d) behind what is there; keys and values of the whole sequence (K, T, d), as views."""
-        start, end = len(self), len(self) + len(k)
-        keys, values = self.keys[layer], self.values[layer]
-        keys[:, start:end] = k.transpose(0, 1)
-        values[:, start:end] = v.transpose(0, 1)
-        return keys[:, :end], values[:, :end]
+    def append(self, block: Block) -> None:
+        """One more block, of which this sequence is a holder now."""
+        self.blocks.append(block)
+        self.addresses.append(block.address)
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Count tokens in, once every layer has written them."""
+        """Count tokens in, once every layer has written them; blocks that are full now can be found."""
         self.tokens.extend(tokens)
-        assert len(self) <= self.capacity, f"{len(self)} tokens in room for {self.capacity}"
-
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        del self.tokens[length:]
-
-    def fork(self, length: int) -> SequenceCache:
-        """A copy of the first `length` tokens that goes its own way."""
-        copy = object.__new__(SequenceCache)
-        copy.tokens = self.tokens[:length]
-        copy.capacity = length
-        copy.keys = [keys[:, :length].clone() for keys in self.keys]
-        copy.values = [values[:, :length].clone() for values in self.values]
-        return copy
-
-    def held(self) -> dict[int, int]:
-        """Memory by address, whether used yet or not."""
-        return {tensor.data_ptr(): tensor.nbytes for tensor in (*self.keys, *self.values) if tensor.nbytes}
-
-    def check(self) -> None:
-        """RuntimeError where the room is not what the tokens need."""
-        rooms = {tensor.shape[1] for tensor in (*self.keys, *self.values)}
-        if rooms != {self.capacity} or len(self) > self.capacity:
-            raise RuntimeError(f"a sequence of {len(self)} tokens has room for {self.capacity}, its tensors for {sorted(rooms)}")
-
-    def shares_wrongly(self, other: SequenceCache) -> bool:
-        """Whether memory belongs to both."""
-        return not self.held().keys().isdisjoint(other.held())
-
-
-AnySequence = Union[SequenceCache, "BlockSequence"]
+        assert len(self.tokens) <= len(self.blocks) * BLOCK, f"{len(self)} tokens in room for {len(self.blocks) * BLOCK}"
+        while len(self.chains) * BLOCK <= len(self.tokens):
+            self.cache.publish(self)
 
 
 class KVCache:
-    """All sequences of one engine; `new` makes an empty one."""
+    """All blocks of one engine. `seed` is what a cached text depends on besides its tokens: weights, adapter, scaling."""
 
-    def __init__(self, new: Callable[[], AnySequence], keep_bytes: int, keep: int = 4) -> None:
-        self.new = new
-        self.keep, self.keep_bytes = keep, keep_bytes
-        self.live: list[AnySequence] = []
-        self.kept: list[AnySequence] = []  # finished, least recently used first
+    def __init__(self, memory: KernelMemory | TensorMemory, limit: int, keep: int, seed: Hashable = ()) -> None:
+        self.pool, self.keep = BlockPool(memory, limit), keep
+        self.root = hash((seed, memory.name))
+        self.odd = count()  # tells chains apart whose hashes collide
+        self.live: list[BlockSequence] = []
+        self.found: dict[int, Block] = {}  # full blocks that can be found, by chain
+        self.branches: dict[tuple[int, int], list[Block]] = {}  # full or not, by the chain before them and their first token
+        self.idle: OrderedDict[int, Block] = OrderedDict()  # held by nobody, least recently used first, by id()
+        self.hits = self.asked = 0  # tokens of prompts that were found, and all of them
 
-    def open(self, prompt: Sequence[int], reuse: bool = True) -> AnySequence:
-        """A cache for a prompt, holding the longest beginning that a kept sequence shares with it.
+    # --- sequences
 
-        The prompt's last token is always read anew, because its logits are wanted. A kept sequence that the prompt continues
-        is taken over; one that goes another way is copied and stays.
+    def open(self, prompt: Sequence[int], reuse: bool = True) -> BlockSequence:
+        """A sequence for a prompt, which holds the longest beginning of it that is there. Without `reuse` nothing is shared.
+
+        The prompt's last token is always read anew, because its logits are wanted.
         """
-        kept, shared = self._best(prompt) if reuse else (None, 0)
-        if kept is None:
-            cache = self.new()
-        elif shared == len(kept):
-            self.kept.remove(kept)
-            cache = kept
-        else:
-            cache = kept.fork(shared)
-            self.kept.remove(kept)
-            self.kept.append(kept)  # used just now
-        cache.reserve(len(prompt) + LEAST_GROWTH)
-        self.live.append(cache)
-        return cache
+        sequence = BlockSequence(self, self.root, shared=reuse)
+        if reuse:
+            self.extend(sequence, prompt)
+        self.live.append(sequence)
+        return sequence
 
-    def _best(self, prompt: Sequence[int]) -> tuple[AnySequence | None, int]:
-        best, longest = None, 0
-        for kept in self.kept:
-            shared = min(common_prefix(kept.tokens, prompt), len(prompt) - 1)
-            if shared >= longest and shared > 0:  # of equals the one used last
-                best, longest = kept, shared
-        return best, longest
+    def extend(self, sequence: BlockSequence, prompt: Sequence[int]) -> int:
+        """Take over what is there of the prompt beyond the sequence's end, where that is a block's; how many tokens that were."""
+        before, last = len(sequence), len(prompt) - 1
+        if not sequence.shared or before % BLOCK or len(sequence.blocks) * BLOCK > before:
+            return 0
+        while last - len(sequence) >= BLOCK:
+            start = len(sequence)
+            block = self._full(sequence.chains[-1], tuple(prompt[start : start + BLOCK]))
+            if block is None:
+                break
+            self._hold(block)
+            sequence.append(block)
+            sequence.tokens.extend(block.tokens)
+            sequence.chains.append(block.chain)
+        self._copy_part(sequence, prompt, last)
+        return len(sequence) - before
 
-    def fork(self, cache: AnySequence) -> AnySequence:
-        """A second live sequence with the same beginning."""
-        copy = cache.fork(len(cache))
-        self.live.append(copy)
-        return copy
+    def _full(self, parent: int, tokens: tuple[int, ...]) -> Block | None:
+        block = self.found.get(hash((parent, tokens)))
+        return block if block is not None and block.parent == parent and block.tokens == tokens else None
 
-    def close(self, cache: AnySequence, keep: bool = True) -> None:
-        """A sequence is done: keep it for prompts to come, or free it."""
-        self.live.remove(cache)
-        if not keep or len(cache) == 0:
+    def _copy_part(self, sequence: BlockSequence, prompt: Sequence[int], last: int) -> None:
+        """Of the block where the prompt goes another way, or ends, what is alike: copied, or taken over where nobody holds it."""
+        start, parent = len(sequence), sequence.chains[-1]
+        rest = prompt[start : min(start + BLOCK, last)]
+        branches = self.branches.get((parent, rest[0]), ()) if rest else ()
+        best, length = None, 0
+        for block in branches[-BRANCHES:]:
+            alike = common_prefix(block.tokens, rest)
+            if alike >= length:  # of equals the one used last
+                best, length = block, alike
+        if best is None:
             return
-        kept = [old for old in self.kept if common_prefix(old.tokens, cache.tokens) < len(old)]  # not those it contains
-        kept.append(cache)
-        while self._too_much(kept):
-            kept.pop(0)
-        self.kept = kept
+        if best.refs == 0 and length == len(best.tokens) < BLOCK:
+            self.hide(best)
+            del self.idle[id(best)]
+            best.refs, mine = 1, best
+        else:
+            best.refs += 1  # or it might be given away to make room for its own copy
+            try:
+                mine = self.take()
+            except NoRoomError:
+                return
+            finally:
+                best.refs -= 1
+            self.pool.memory.copy(best, mine)
+        sequence.append(mine)
+        sequence.tokens.extend(rest[:length])
 
-    def _too_much(self, kept: Sequence[AnySequence]) -> bool:
-        return len(kept) > 1 and (len(kept) > self.keep or memory(kept) > self.keep_bytes)
+    def fork(self, sequence: BlockSequence) -> BlockSequence:
+        """A second live sequence with the same beginning: full blocks shared, the last one copied where it is not full."""
+        other = BlockSequence(self, self.root, sequence.shared)
+        full, rest = divmod(len(sequence), BLOCK)
+        copied = self.take() if rest else None
+        for block in sequence.blocks[:full]:
+            self._hold(block)
+            other.append(block)
+        if copied is not None:
+            self.pool.memory.copy(sequence.blocks[full], copied)
+            other.append(copied)
+        other.tokens, other.chains = list(sequence.tokens), list(sequence.chains)
+        self.live.append(other)
+        return other
+
+    def close(self, sequence: BlockSequence, keep: bool = True) -> None:
+        """A sequence is done; what it holds may be found by prompts to come, its last block too if `keep`."""
+        self.live.remove(sequence)
+        full, rest = divmod(len(sequence), BLOCK)
+        if rest and keep and sequence.shared:
+            self._publish_part(sequence.blocks[full], sequence.chains[full], tuple(sequence.tokens[full * BLOCK :]))
+        for block in reversed(sequence.blocks):  # the end of a text goes before its beginning, which more may have in common
+            self._release(block)
+        self._shrink(max(self.keep, len(sequence.blocks)))
+
+    def discard(self, sequence: BlockSequence) -> None:
+        """A sequence went wrong: nobody shall find what it holds."""
+        for block in sequence.blocks:
+            self.hide(block)
+        self.close(sequence, keep=False)
+
+    # --- blocks
+
+    def take(self) -> Block:
+        """A block to write, for one holder; the least recently used one of nobody where no more may be made."""
+        if self.pool.taken >= self.pool.limit and self.idle:
+            self._evict()
+        block = self.pool.take()
+        block.refs = 1
+        return block
+
+    @property
+    def available(self) -> int:
+        """How many blocks can still be taken."""
+        return self.pool.limit - self.pool.taken + len(self.idle)
+
+    def _hold(self, block: Block) -> None:
+        if block.refs == 0:
+            del self.idle[id(block)]
+        block.refs += 1
+
+    def _release(self, block: Block) -> None:
+        block.refs -= 1
+        if block.refs:
+            return
+        if block.tokens:
+            self.idle[id(block)] = block
+        else:
+            self.pool.give(block)
+
+    def _evict(self) -> None:
+        _, block = self.idle.popitem(last=False)
+        self.hide(block)
+        self.pool.give(block)
+
+    def _shrink(self, most: int) -> None:
+        while len(self.idle) > most:
+            self._evict()
+
+    def publish(self, sequence: BlockSequence) -> None:
+        """The sequence's next block is full: let it be found, or take the one that holds the same already and free this."""
+        index = len(sequence.chains) - 1
+        parent, tokens = sequence.chains[-1], tuple(sequence.tokens[index * BLOCK : (index + 1) * BLOCK])
+        chain = hash((parent, tokens))
+        block, known = sequence.blocks[index], self.found.get(chain)
+        if known is None:
+            if sequence.shared:
+                self._show(block, parent, chain, tokens)
+                self.found[chain] = block
+        elif known.parent != parent or known.tokens != tokens:
+            chain = hash((chain, next(self.odd)))  # another text with this hash: what follows here is found by nobody
+        elif sequence.shared and known is not block:
+            self._hold(known)
+            sequence.blocks[index], sequence.addresses[index] = known, known.address
+            self._release(block)
+        sequence.chains.append(chain)
+
+    def _publish_part(self, block: Block, parent: int, tokens: tuple[int, ...]) -> None:
+        """A block that is not full, unless another holds as much; those that hold less of the same are not needed any more."""
+        for other in list(self.branches.get((parent, tokens[0]), ())):
+            alike = common_prefix(other.tokens, tokens)
+            if alike == len(tokens):
+                return
+            if alike == len(other.tokens) and other.refs == 0:
+                self.hide(other)
+                del self.idle[id(other)]
+                self.pool.give(other)
+        self._show(block, parent, hash((parent, tokens)), tokens)
+
+    def _show(self, block: Block, parent: int, chain: int, tokens: tuple[int, ...]) -> None:
+        block.parent, block.chain, block.tokens = parent, chain, tokens
+        self.branches.setdefault((parent, tokens[0]), []).append(block)
+
+    def hide(self, block: Block) -> None:
+        """Nobody shall find this block any more."""
+        if not block.tokens:
+            return
+        place = (block.parent, block.tokens[0])
+        self.branches[place].remove(block)
+        if not self.branches[place]:
+            del self.branches[place]
+        if self.found.get(block.chain) is block:
+            del self.found[block.chain]
+        block.tokens = ()
 
     def clear(self) -> None:
-        """Free every kept sequence."""
-        self.kept.clear()
+        """Free every block that nobody holds."""
+        self._shrink(0)
+
+    def reset(self) -> None:
+        """Forget everything, after a step that broke off in the middle of who knows what."""
+        self.__init__(self.pool.memory, self.pool.limit, self.keep)  # type: ignore[misc]
+
+    # --- accounts
 
     @property
     def nbytes(self) -> int:
-        """Memory of live and kept sequences."""
-        return memory((*self.live, *self.kept))
+        """Memory of the blocks that are held or can be found."""
+        return self.pool.taken * self.pool.memory.block_bytes
 
-    def check(self, in_use: Iterable[AnySequence]) -> None:
-        """Every sequence is live and owned once, or kept, never both, and holds what it says. Runs when the engine falls idle."""
-        owned = [id(cache) for cache in in_use]
-        if sorted(owned) != sorted(map(id, self.live)):
+    def check(self, in_use: Iterable[BlockSequence]) -> None:
+        """Every block is free, to be found, or held: exactly what the sequences say. Runs when the engine falls idle."""
+        owned = list(in_use)
+        if sorted(map(id, owned)) != sorted(map(id, self.live)):
             raise RuntimeError(f"{len(self.live)} sequences are live, requests hold {len(owned)}")
-        if {id(cache) for cache in self.kept} & set(owned):
-            raise RuntimeError("a kept sequence is in use")
-        if self._too_much(self.kept):
-            held = memory(self.kept)
-            raise RuntimeError(f"{len(self.kept)} sequences of {held} bytes are kept, {self.keep} of {self.keep_bytes} bytes are allowed")
-        everyone = [*self.live, *self.kept]
-        for index, cache in enumerate(everyone):
-            cache.check()
-            if any(cache.shares_wrongly(other) for other in everyone[:index]):  # type: ignore[arg-type]
-                raise RuntimeError("two sequences share memory")
+        held = Counter(id(block) for sequence in self.live for block in sequence.blocks)
+        blocks = {id(block): block for sequence in self.live for block in sequence.blocks} | dict(self.idle)
+        for key, block in blocks.items():
+            if block.refs != held[key]:
+                raise RuntimeError(f"a block of the cache has {block.refs} holders counted, {held[key]} sequences hold it")
+            if key in self.idle and not block.tokens:
+                raise RuntimeError("a block of the cache is held by nobody and can be found by nobody")
+        self.pool.check(list(blocks.values()))
+        for block in self._findable():
+            if id(block) not in blocks:
+                raise RuntimeError("a block of the cache can be found and is free")
+        for sequence in self.live:
+            self._check_sequence(sequence)
 
+    def _findable(self) -> Iterator[Block]:
+        for blocks in self.branches.values():
+            yield from blocks
+        yield from self.found.values()
 
-def memory(sequences: Iterable[AnySequence]) -> int:
-    """Bytes that these hold together, what several share counted once."""
-    return sum({address: size for sequence in sequences for address, size in sequence.held().items()}.values())
-
-
-def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Memory of one token's keys and values."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
+    @staticmethod
+    def _check_sequence(sequence: BlockSequence) -> None:
+        length = len(sequence)
+        if length > len(sequence.blocks) * BLOCK or len(sequence.chains) != length // BLOCK + 1:
+            raise RuntimeError(f"a sequence of {length} tokens has {len(sequence.blocks)} blocks of {BLOCK}, {len(sequence.chains)} chains")
+        for index, block in enumerate(sequence.blocks):
+            told = tuple(sequence.tokens[index * BLOCK : (index + 1) * BLOCK])
+            if block.tokens and block.tokens != told:
+                raise RuntimeError("a block of the cache does not hold what its sequence has read")
+            if block.refs > 1 and len(told) < BLOCK:
+                raise RuntimeError("two sequences may write the same block")
+            if block.address != sequence.addresses[index]:
+                raise RuntimeError("a sequence has the address of another block")
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     length = min(len(a), len(b))
-    if a[:length] == b[:length]:  # compared at C speed; the common case of a conversation going on
+    if tuple(a[:length]) == tuple(b[:length]):  # compared at C speed
         return length
     return next(i for i in range(length) if a[i] != b[i])

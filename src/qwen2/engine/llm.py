@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 
 from qwen2 import kernels
+from qwen2.engine.asked import Asked
 from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
 from qwen2.engine.runner import not_finite
-from qwen2.tokenizer import Delta, fold
+from qwen2.engine.speculative import MOST
 from qwen2.weights.model import Model, load
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
+    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py).
     """
 
     def __init__(
@@ -52,6 +54,9 @@ class LLM:
         max_batch: int = 16,
         cache_bits: int = 16,
         isa: str | None = None,
+        cache_bytes: int | None = None,
+        keep_bytes: int | None = None,
+        guesses: int = MOST,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -68,7 +73,9 @@ class LLM:
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
         self.window = own if context is None else context
-        self.engine = Engine(self.model, self.window, max_batch, cache_bits=cache_bits)
+        self.engine = Engine(
+            self.model, self.window, max_batch, cache_bits=cache_bits, cache_bytes=cache_bytes, keep_bytes=keep_bytes, guesses=guesses
+        )
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
 
     # --- text
@@ -85,33 +92,24 @@ class LLM:
         With `tools` the pieces also come parsed, in `Chunk.deltas`. Bad input raises here, not at the first piece. Closing the
         iterator stops the answer and frees its memory.
         """
+        return self._stream(self.ask(prompt, params, tools))
+
+    def ask(self, prompt: Conversation | Prompt, params: SamplingParams | None = None, tools: Tools | None = None) -> Asked:
+        """The same, not yet begun: a request for the engine, and how its chunks are to be read. Raises ValueError for bad input."""
         if not _is_conversation(prompt):
             if tools:
                 raise ValueError("tools need a conversation: pass messages instead of a text or ids")
-            return self._chunks(self._request(self._ids(cast("Prompt", prompt)), params))
-        rendered = self.template.render(prompt, tools=tools, add_generation_prompt=True)
+            return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
+        ids = self.template.render(prompt, tools=tools, add_generation_prompt=True).ids
         if not tools:
-            return self._chunks(self._request(rendered.ids, params))
+            return Asked(self._request(ids, params))
         params = _checked(params)
-        return self._parsed(self._request(rendered.ids, replace(params, stop=(*params.stop, *self.template.stop))))
+        request = self._request(ids, replace(params, stop=(*params.stop, *self.template.stop)))
+        return Asked(request, [self.template.parser() for _ in range(request.params.n)])
 
-    def _chunks(self, request: Request) -> Iterator[Chunk]:
-        for _, chunk in self.engine.run([request]):
-            yield chunk
-
-    def _parsed(self, request: Request) -> Iterator[Chunk]:
-        """The chunks with content and calls told apart; an answer that calls and then stops has finished with "tool_calls"."""
-        parsers = [self.template.parser() for _ in range(request.params.n)]
-        deltas: list[list[Delta]] = [[] for _ in parsers]
-        for chunk in self._chunks(request):
-            new = parsers[chunk.index].push(chunk.text) + (parsers[chunk.index].flush() if chunk.output else [])
-            deltas[chunk.index] += new
-            if chunk.output is not None:
-                message = fold(deltas[chunk.index])
-                reason = "tool_calls" if message.tool_calls and chunk.finish_reason == "stop" else chunk.output.finish_reason
-                output = replace(chunk.output, finish_reason=reason, content=message.content, tool_calls=tuple(message.tool_calls))
-                chunk = replace(chunk, finish_reason=reason, output=output)
-            yield replace(chunk, deltas=tuple(new))
+    def _stream(self, asked: Asked) -> Iterator[Chunk]:
+        for _, chunk in self.engine.run([asked.request]):
+            yield asked.read(chunk)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, progress: bool | None = None
@@ -124,7 +122,7 @@ class LLM:
             for request, chunk in self.engine.run(requests):
                 if chunk.output is not None:
                     last[request.id].append(chunk)
-                bar.advance(len(chunk.token_ids), request.finished and not request.outbox)
+                bar.advance(len(chunk.token_ids), chunk.output is not None and len(last[request.id]) == request.params.n)
         return [_fold(last[request.id]) for request in requests]
 
     def abort(self) -> None:
@@ -157,15 +155,23 @@ class LLM:
 
     def embed(self, texts: Prompt | Sequence[Prompt]) -> Tensor:
         """(n, D) float32: the mean of the final hidden states over a text's tokens, of length 1."""
-        listed = [self._ids(prompt) for prompt in self._listed(texts)]
+        requests, vectors = self.embedding_requests(self._listed(texts))
+        self._run(requests)
+        return vectors()
+
+    def embedding_requests(self, texts: Sequence[Prompt]) -> tuple[list[Request], Callable[[], Tensor]]:
+        """Requests that read the texts, and what gives the vectors (n, D) when all have ended."""
+        listed = [self._ids(text) for text in texts]
         sums = torch.zeros(len(listed), self.model.config.hidden)
 
         def add(total: Tensor, hidden: Tensor) -> None:  # (D,), (n, D)
             total += hidden.float().sum(0).cpu()
 
-        self._read(listed, [partial(add, total) for total in sums])
-        means = _finite(sums, "hidden states", self.model.network.dtype)
-        return torch.nn.functional.normalize(means, dim=-1)  # the mean and the sum have one direction
+        def vectors() -> Tensor:
+            means = _finite(sums, "hidden states", self.model.network.dtype)
+            return torch.nn.functional.normalize(means, dim=-1)  # the mean and the sum have one direction
+
+        return [self.engine.reading(ids, partial(add, total)) for ids, total in zip(listed, sums, strict=True)], vectors
 
     def logits(self, prompt: Prompt) -> Tensor:
         """(T, V) float32: what the model says after every token, with the vocabulary's padding rows, for those who look inside."""
@@ -182,7 +188,9 @@ class LLM:
         return logits
 
     def _read(self, listed: Sequence[Sequence[int]], readers: Sequence[Callable[[Tensor], None]]) -> None:
-        requests = [self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)]
+        self._run([self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)])
+
+    def _run(self, requests: Sequence[Request]) -> None:
         for request, chunk in self.engine.run(requests):
             if chunk.finish_reason == "abort":
                 raise RuntimeError(f"reading {len(request.prompt):,} tokens was aborted, by abort() or in another thread; ask again")

@@ -1,7 +1,6 @@
 """What is asked of the engine and what comes back: sampling parameters, requests, pieces of an answer, whole answers.
 
-Every front end (Python, command line, servers) translates into these; none of them holds model logic. Left out: constraints
-on the answer's form (JSON schema, grammar), which join `SamplingParams` with the serving engine.
+Every front end (Python, command line, servers) translates into these; none of them holds model logic.
 
     python -c "from qwen2 import SamplingParams; print(SamplingParams(temperature=0.7, stop='END', max_tokens=64))"
 """
@@ -9,15 +8,19 @@ on the answer's form (JSON schema, grammar), which join `SamplingParams` with th
 from __future__ import annotations
 
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from qwen2.engine.constraint import Constraint
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.config.generation import GenerationDefaults
+    from qwen2.engine.grammar import Compiled
     from qwen2.tokenizer import Delta, ToolCall
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
@@ -56,7 +59,7 @@ def shown(value: object) -> str:
 class SamplingParams:
     """How tokens are chosen and when to stop. None takes the model's own generation default; `Output.params` says what was used.
 
-    The transforms apply in this order: penalties, logit bias, temperature, top-k, top-p, min-p.
+    The transforms apply in this order: penalties, logit bias, constraint, temperature, top-k, top-p, min-p.
     """
 
     temperature: float | None = field(default=None, metadata={"help": "0 takes the likeliest token."})
@@ -80,6 +83,10 @@ class SamplingParams:
         default=None, metadata={"help": "None: none; k: of the chosen token and of the k likeliest, before penalties and temperature."}
     )
     n: int = field(default=1, metadata={"help": "Answers to the same prompt."})
+    constraint: Constraint | None = field(
+        default=None,
+        metadata={"help": "The form of the answer: JSON, a JSON schema, a regular expression, a grammar, choices."},
+    )
 
     def __post_init__(self) -> None:
         """Check every field; tuples for sequences."""
@@ -124,6 +131,8 @@ class SamplingParams:
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, "a whole number of at least 0", 0)
         _whole("n", self.n, f"a whole number from 1 to {MOST_SAMPLES}", 1, MOST_SAMPLES)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise ValueError(f"constraint {shown(self.constraint)}: must be a Constraint; in settings and JSON, its kind and text")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> SamplingParams:
@@ -132,7 +141,8 @@ class SamplingParams:
         unknown = sorted(set(values) - set(names))
         if unknown:
             raise ValueError(f"sampling parameter {', '.join(unknown)}: unknown; there are {', '.join(names)}")
-        return cls(**values)  # type: ignore[arg-type]
+        constraint = values.get("constraint")
+        return cls(**{**values, "constraint": None if constraint is None else Constraint.read(constraint)})  # type: ignore[arg-type]
 
     def resolve(self, defaults: GenerationDefaults, room: int | None = None) -> ResolvedParams:
         """Every None replaced: by the model's default, by a drawn seed, and max_tokens by the `room` that the window leaves."""
@@ -238,11 +248,15 @@ class Request:
     prompt: list[int]
     params: ResolvedParams
     ends: frozenset[int] = frozenset()  # token ids that end an answer
+    form: Compiled | None = None  # what holds its answers to the constraint, if there is one
     reader: Callable[[Tensor], None] | None = None  # (N, D) rows of consecutive prompt tokens
     outbox: deque[Chunk] = field(default_factory=deque)
     aborted: bool = False  # asked to end
     finished: bool = False  # has ended
     cached_tokens: int = 0
     error: Exception | None = None  # raised where the request is waited for
-    admitted: float | None = None  # clock readings, seconds
+    priority: int = 0  # the smaller, the sooner
+    notify: Callable[[], None] | None = None  # called by the engine's thread when there is something in the outbox, or the end
+    made: float = field(default_factory=time.perf_counter)  # clock readings, seconds
+    admitted: float | None = None
     first_token: float | None = None

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen2.engine.attention import cached_attend
-from qwen2.engine.blocks import CACHE_BITS, BlockLayout, BlockSequence
+from qwen2.engine.blocks import BLOCK, CACHE_BITS, KernelMemory, TensorMemory
 from qwen2.engine.kernel_attention import KernelAttend, key_factors
-from qwen2.engine.kv_cache import AnySequence, SequenceCache, token_bytes
 from qwen2.model.rope import Rope
 
 if TYPE_CHECKING:
@@ -37,19 +36,16 @@ class Runner:
             raise ValueError(f"cache_bits {cache_bits!r}: must be 16 or 8")
         if cache_bits == 8 and not network.packed:
             raise ValueError("cache_bits 8: only the kernels keep a cache of 8 bits, and this model is not computed with them here")
-        self.layout = BlockLayout(network.config, cache_bits) if network.packed else None  # the kernels' own cache
+        config = network.config
+        self.cache_bits = cache_bits
+        self.native = network.packed  # attention is the kernels' too
+        self.memory = KernelMemory(config, cache_bits) if self.native else TensorMemory(config, self.dtype, self.device)
         self.factors = key_factors(network) if cache_bits == 8 else None
 
     @property
     def token_bytes(self) -> int:
-        """Memory of one token's keys and values."""
-        return token_bytes(self.network.config, self.dtype) if self.layout is None else self.layout.token_bytes
-
-    def new_sequence(self) -> AnySequence:
-        """An empty cache of the kind that this network's attention reads."""
-        if self.layout is None:
-            return SequenceCache(self.network.config, self.dtype, self.device)
-        return BlockSequence(self.layout)
+        """Memory of one token's keys and values, rounded up."""
+        return -(-self.memory.block_bytes // BLOCK)
 
     def forward(self, batch: Batch) -> Tensor:
         """Read the batch's tokens: (N, D) as the last layer leaves them, not normed. The scheduler then advances the caches.
@@ -59,10 +55,10 @@ class Runner:
         ids = array("q", [token for span in batch for token in span.tokens])
         tokens = torch.frombuffer(ids, dtype=torch.int64).to(self.device)  # (N,); torch.tensor looks at every number
         spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
-        if self.layout is None:
-            attend: Attend = cached_attend(self.rope, spans, self.dtype, self.device)
+        if self.native:
+            attend: Attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted_rows(batch))
         else:
-            attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted_rows(batch))
+            attend = cached_attend(self.rope, spans, self.dtype, self.device)
         x: Tensor = self.network(tokens, attend, normed=False)
         return x
 
@@ -92,6 +88,6 @@ def wanted_rows(batch: Batch) -> list[int] | None:
         if span.answer.request.reader is not None:
             rows.extend(range(start, start + span.count))
         elif span.is_last:
-            rows.append(start + span.count - 1)
+            rows.extend(range(start + span.count - 1 - len(span.guess), start + span.count))
         start += span.count
     return None if len(rows) == start else rows

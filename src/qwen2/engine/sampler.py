@@ -1,10 +1,8 @@
 """From a row of logits to a token: the chain of transforms is built once per sample, each step only applies what was asked.
 
-Order: repetition, presence and frequency penalty, logit bias, temperature, top-k, top-p, min-p, draw. Every sample draws from a
-generator of its own, one number a token, so that a seed gives the same text whatever else runs in the batch. Log-probabilities
+Order: repetition, presence and frequency penalty, logit bias, constraint, temperature, top-k, top-p, min-p, draw. Every sample draws
+from a generator of its own, one number a token, so that a seed gives the same text whatever else runs in the batch. Log-probabilities
 are those of the model itself, before any of these.
-
-Left out: constraints on the answer's form; they join the chain as one more transform.
 
     sampler = make_sampler(params, prompt, vocab=151646, device=torch.device("cpu"))
     token = sampler(row)                                                        # row (V,) float32
@@ -30,6 +28,7 @@ from qwen2.kernels.calls import argmax_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.engine.grammar import Matcher
     from qwen2.engine.request import ResolvedParams
 
 Candidates = tuple["Tensor", "Tensor | None"]  # logits (C,) and their token ids (C,); None: all of the vocabulary, in order
@@ -39,37 +38,59 @@ COLDEST = 1e-20  # below it a temperature is greedy in float32 anyway, and 0/0 m
 
 
 class Sampler:
-    """Chooses one sample's tokens and remembers what the penalties need."""
+    """Chooses one sample's tokens and remembers what the penalties and the constraint need: every token it gives is written."""
 
-    def __init__(self, params: ResolvedParams, history: History | None, bias: tuple[Tensor, Tensor] | None, cuts: list[Cut]) -> None:
+    def __init__(
+        self,
+        params: ResolvedParams,
+        history: History | None,
+        bias: tuple[Tensor, Tensor] | None,
+        cuts: list[Cut],
+        matcher: Matcher | None = None,
+    ) -> None:
         self.temperature = params.temperature
         self.greedy = params.temperature == 0
-        self.plain = self.greedy and history is None and bias is None  # the step's common argmax will do
+        self.takes_best = self.greedy and history is None and bias is None  # the row's largest logit, if it is allowed
+        self.plain = self.takes_best and matcher is None  # the step's common argmax will do
         self.history = history
+        self.matcher = matcher
         self.bias = bias
         self.cuts = cuts
         self.random: Random | None = None
 
-    def __call__(self, row: Tensor) -> int:
-        """row (V,) float32, left as it is -> a token id, which is remembered."""
+    def __call__(self, row: Tensor, best: int | None = None) -> int:
+        """row (V,) float32, left as it is -> a token id, which is remembered. `best`: where its largest logit is, if that is known."""
+        matcher = self.matcher
+        if matcher is not None and self.takes_best and best is not None and matcher.take(best):
+            return best
         if self.history is None:
-            return self.choose(self.biased(row))
-        with self.history.penalised(row):
             token = self.choose(self.biased(row))
-        self.history.add(token)
+        else:
+            with self.history.penalised(row):
+                token = self.choose(self.biased(row))
+            self.history.add(token)
+        if matcher is not None:
+            matcher.accept(token)
         return token
+
+    @property
+    def complete(self) -> bool:
+        """Whether the constraint lets nothing follow."""
+        return self.matcher is not None and self.matcher.complete
 
     def biased(self, row: Tensor) -> Tensor:
         """The logit bias added."""
         return row if self.bias is None else row.index_add(0, *self.bias)
 
     def choose(self, row: Tensor) -> int:
-        """Greedy, or a draw from what the cuts leave."""
+        """Greedy, or a draw from what the constraint and the cuts leave."""
+        logits, ids = (row, None) if self.matcher is None else self.matcher.narrow(row)
         if self.greedy:
-            return largest(row[None])[0][0]
-        logits, ids = candidates((row - row.amax()) / max(self.temperature, COLDEST), self.cuts)
-        assert self.random is not None, "make_sampler gives one to whoever draws"
-        place = draw(logits, self.random)
+            place = largest(logits[None])[0][0]
+        else:
+            logits, ids = candidates((logits - logits.amax()) / max(self.temperature, COLDEST), self.cuts, ids)
+            assert self.random is not None, "make_sampler gives one to whoever draws"
+            place = draw(logits, self.random)
         return place if ids is None else int(ids[place])
 
 
@@ -103,7 +124,9 @@ class History:
         row.index_copy_(0, self.seen, before)
 
 
-def make_sampler(params: ResolvedParams, prompt: Sequence[int], vocab: int, device: torch.device, index: int = 0) -> Sampler:
+def make_sampler(
+    params: ResolvedParams, prompt: Sequence[int], vocab: int, device: torch.device, index: int = 0, matcher: Matcher | None = None
+) -> Sampler:
     """Build the chain for sample `index` of a request; `vocab` is the tokenizer's size, the rows beyond it are padding."""
     penalties = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
     history = History(params, prompt, vocab, device) if penalties else None
@@ -118,16 +141,15 @@ def make_sampler(params: ResolvedParams, prompt: Sequence[int], vocab: int, devi
         cuts.append(partial(keep_top_p, p=params.top_p))
     if params.min_p > 0:
         cuts.append(partial(keep_min_p, p=params.min_p))
-    sampler = Sampler(params, history, bias, cuts)
+    sampler = Sampler(params, history, bias, cuts, matcher)
     if not sampler.greedy:
         assert params.seed is not None, "resolve() draws a seed"
         sampler.random = Random((params.seed + index) % 2**64)  # the same numbers on every system, and no torch operation a token
     return sampler
 
 
-def candidates(logits: Tensor, cuts: Sequence[Cut]) -> Candidates:
-    """logits (V,) -> what every cut leaves of them."""
-    ids: Tensor | None = None
+def candidates(logits: Tensor, cuts: Sequence[Cut], ids: Tensor | None = None) -> Candidates:
+    """logits (C,) and their ids, None for all of the vocabulary -> what every cut leaves of them."""
     for cut in cuts:
         logits, ids = cut(logits, ids)
     return logits, ids
@@ -187,13 +209,16 @@ def largest(logits: Tensor) -> tuple[list[int], list[float]]:
     return best.tolist(), logits.gather(-1, best[:, None]).squeeze(-1).tolist()
 
 
-def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | ArithmeticError]:
-    """logits (R, V) float32 without padding rows -> a token id a row, or the error where a row is not finite."""
-    best, peaks = largest(logits)
-    tokens: list[int | ArithmeticError] = list(best)
-    for row, (sampler, peak) in enumerate(zip(samplers, peaks, strict=True)):
+class Sampled:
+    """A step's logits (R, V) float32 without padding rows; a row's token is chosen when it is asked for."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.best, self.peaks = largest(logits)
+
+    def token(self, row: int, sampler: Sampler) -> int:
+        """The row's token. FloatingPointError where the row is not finite."""
+        peak = self.peaks[row]
         if not math.isfinite(peak):
-            tokens[row] = FloatingPointError(f"logits are {peak}")
-        elif not sampler.plain:
-            tokens[row] = sampler(logits[row])
-    return tokens
+            raise FloatingPointError(f"logits are {peak}")
+        return self.best[row] if sampler.plain else sampler(self.logits[row], self.best[row])

@@ -107,7 +107,7 @@ def measure_prefill(llm: LLM, length: int, random: Random) -> Prefill:
     """Read a new prompt of `length` tokens, up to its first answer token."""
     request = llm.engine.request(prompt(llm, length, random), greedy(1))
     seconds = _seconds(lambda: list(llm.engine.run([request])))
-    llm.engine.cache.clear()
+    llm.engine.clear_cache()
     return Prefill(length, seconds, operations(llm, length))
 
 
@@ -132,7 +132,7 @@ def measure_decode(llm: LLM, depth: int, streams: int, tokens: int, random: Rand
         if written == tokens * streams:
             break
     seconds, busy = time.perf_counter() - begin, _busy() - busy
-    llm.engine.cache.clear()
+    llm.engine.clear_cache()
     assert written == tokens * streams, f"{written} tokens were written in {tokens} steps of {streams}"
     read = tokens * (weight_bytes(llm, streams) + streams * llm.engine.runner.token_bytes * (start + tokens / 2))
     each = llm.model.config.flops_per_token(start + tokens // 2)

@@ -1,0 +1,122 @@
+"""`qwen2 serve`: the models of this machine behind the interfaces of OpenAI and Ollama."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from qwen2.server.settings import Settings
+
+PORTS = 65_536
+STOP_SECONDS = 30  # for answers that are being written when the server is told to end
+
+
+def _flag(text: str) -> Parameter:
+    return Parameter(help=text, negative=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What `qwen2 serve` takes."""
+
+    host: Annotated[str, _flag("The address to listen at. Other than this machine's own it needs --api-key, or --open.")] = "127.0.0.1"
+    port: Annotated[int, _flag("The port; 0 is any free one.")] = 11434
+    api_key: Annotated[str | None, _flag("What requests have to carry; left out, QWEN2_API_KEY.")] = None
+    origin: Annotated[
+        list[str] | None, _flag('A web page elsewhere that may ask, as in https://example.org; "*" is any. May be repeated.')
+    ] = None
+    allow_host: Annotated[list[str] | None, _flag("A further name under which this server is asked. May be repeated.")] = None
+    open: Annotated[bool, _flag("Listen without a key at an address that others reach.")] = False
+    keep_alive: Annotated[str, _flag("How long a model stays in memory after its last request: 90, 10m, 2h; -1 is for good.")] = "5m"
+    max_loaded: Annotated[int, _flag("Models in memory at once.")] = 2
+    max_batch: Annotated[int, _flag("Answers written at once.")] = 16
+    context: Annotated[int | None, _flag("Tokens of prompt and answer together, at most; left out, the model's own.")] = None
+    cache_bits: Annotated[Literal[16, 8], _flag("Bits of the keys and values.")] = 16
+    cache_gb: Annotated[
+        float | None, _flag("Memory for keys and values of one model; left out, a window for each answer, taken as they grow.")
+    ] = None
+    threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
+    device: Annotated[str, _flag("cpu, or cuda.")] = "cpu"
+
+
+def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
+    """Serve the models that are here."""
+    settings = settings_of(flags)
+    check_free(settings.host, settings.port)
+
+    import uvicorn
+
+    from qwen2.server.app import create_app
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    sys.setswitchinterval(0.001)  # the engine's thread comes back from its kernels and has to wait for Python no longer than that
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"qwen2: serving at http://{host}:{settings.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS, **quiet)
+
+
+def settings_of(flags: Flags) -> Settings:
+    """The flags, checked. ValueError names the one that is wrong."""
+    from qwen2.server.guard import is_loopback
+    from qwen2.server.settings import Settings, seconds
+
+    key = os.environ.get("QWEN2_API_KEY") if flags.api_key is None else flags.api_key
+    if not is_loopback(flags.host) and key is None and not flags.open:
+        raise ValueError(f"--host {flags.host}: others could use this server; give it --api-key KEY, or say --open if that is meant")
+    for name, value in (("max-loaded", flags.max_loaded), ("max-batch", flags.max_batch)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+    if not 0 <= flags.port < PORTS:
+        raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
+    return Settings(
+        host=flags.host,
+        port=flags.port,
+        api_key=key,
+        origins=tuple(flags.origin or ()),
+        hosts=tuple(flags.allow_host or ()),
+        keep_alive=seconds(flags.keep_alive),
+        max_loaded=flags.max_loaded,
+        max_batch=flags.max_batch,
+        context=flags.context,
+        cache_bits=flags.cache_bits,
+        cache_bytes=None if flags.cache_gb is None else int(flags.cache_gb * 1e9),
+        threads=flags.threads,
+        device=flags.device,
+    )
+
+
+def check_free(host: str, port: int) -> None:
+    """OSError where another program listens there already, with who it is as far as it tells."""
+    import socket
+
+    if port == 0:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise OSError(f"port {port}: ports below 1,024 are the system's; take another with --port") from None
+        except OSError as error:
+            raise OSError(
+                f"port {port} at {host} is taken by {who(host, port)} ({error.strerror}); end it, or take another with --port"
+            ) from None
+
+
+def who(host: str, port: int) -> str:
+    """What answers at a port."""
+    import httpx
+
+    place = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    try:
+        version = httpx.get(f"{place}/api/version", timeout=2).json().get("version")
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return "another program"
+    return f"a server of ours or of Ollama, version {version}"

@@ -1,0 +1,192 @@
+"""One HTTP request's answers: the model held while they are written, their chunks in the order in which they come, events or a whole.
+
+Whatever way it ends, the model is let go and what still runs is ended: also when the client goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi.responses import StreamingResponse
+
+from qwen2.server.errors import ApiError, Dialect, body, of_engine
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from fastapi import Request
+    from starlette.types import Receive, Scope, Send
+
+    from qwen2.engine.asked import Asked
+    from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Chunk, Output
+    from qwen2.server.metrics import Metrics
+    from qwen2.server.streams import Streams
+
+log = logging.getLogger("qwen2.server")
+SIGN_OF_LIFE = 10.0  # seconds without a byte before the first token, after which a comment is sent: clients give up on silence
+T = TypeVar("T")
+
+
+class Answering:
+    """Requests of one model; iterated once: (number of the request, chunk)."""
+
+    def __init__(
+        self, name: str, llm: LLM, asked: Sequence[Asked], streams: Streams, metrics: Metrics, held: AsyncExitStack, load_seconds: float
+    ) -> None:
+        self.name, self.llm, self.asked = name, llm, asked
+        self._streams, self._metrics, self._held, self.load_seconds = streams, metrics, held, load_seconds
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether chunks come with content and calls told apart."""
+        return bool(self.asked[0].parsers)
+
+    async def close(self) -> None:
+        """Let the model go."""
+        await self._held.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
+        if len(self.asked) == 1:
+            async for chunk in self._one(self.asked[0]):
+                yield 0, chunk
+            return
+        queue: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
+
+        async def feed(number: int, asked: Asked) -> None:
+            try:
+                async for chunk in self._one(asked):
+                    queue.put_nowait((number, chunk))
+                queue.put_nowait(None)
+            except Exception as error:  # raised where the chunks are read
+                queue.put_nowait(error)
+
+        tasks = [asyncio.ensure_future(feed(number, asked)) for number, asked in enumerate(self.asked)]
+        try:
+            left = len(tasks)
+            while left:
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    left -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, asked: Asked) -> AsyncIterator[Chunk]:
+        chunks = self._streams.run(self.llm, asked)
+        try:
+            async for chunk in chunks:
+                self._metrics.saw(self.name, asked.request, chunk)
+                yield chunk
+        finally:
+            await chunks.aclose()  # type: ignore[attr-defined]
+
+
+async def whole(answering: Answering) -> list[list[Output]]:
+    """All outputs: of each request its samples, in order."""
+    found: list[dict[int, Output]] = [{} for _ in answering.asked]
+    async for number, chunk in answering:
+        if chunk.output is not None:
+            found[number][chunk.index] = chunk.output
+    return [[outputs[index] for index in sorted(outputs)] for outputs in found]
+
+
+async def collected(request: Request, answering: Answering) -> list[list[Output]]:
+    """The same for a client that waits; ended as soon as it is gone."""
+    try:
+        return await unless_gone(request, whole(answering))
+    except ApiError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (ValueError, ArithmeticError, MemoryError)):
+            log.exception("a request failed")
+        raise of_engine(error) from error
+    finally:
+        await answering.close()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What the work gives, unless the client leaves first."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApiError(499, "the client has gone")
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: bytes) -> AsyncIterator[bytes]:
+    """Objects as server-sent events, or as lines for Ollama; an error in the middle is the last of them."""
+    frame = {"openai": _event, "responses": _named_event, "ollama": _line, "anthropic": _named_event}[dialect]
+    first: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(anext(objects))
+    try:
+        while not (await asyncio.wait({first}, timeout=SIGN_OF_LIFE))[0]:
+            if dialect != "ollama":
+                yield b": still at work\n\n"
+        try:
+            yield frame(first.result())
+            async for one in objects:
+                yield frame(one)
+            yield end
+        except StopAsyncIteration:
+            yield end
+        except Exception as error:
+            if not isinstance(error, (ValueError, ArithmeticError, MemoryError)):
+                log.exception("a stream failed")
+            told = body(of_engine(error), dialect)
+            yield frame({"type": "error", **told["error"]} if dialect == "responses" else told)
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await objects.aclose()  # type: ignore[attr-defined]
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + _json(value) + b"\n\n"
+
+
+def _named_event(value: dict[str, Any]) -> bytes:
+    return b"event: " + value["type"].encode() + b"\n" + _event(value)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return _json(value) + b"\n"
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class EventsResponse(StreamingResponse):
+    """A stream of an answer; the model is let go however it ends."""
+
+    def __init__(self, answering: Answering, content: AsyncIterator[bytes], dialect: Dialect) -> None:
+        kind = "application/x-ndjson" if dialect == "ollama" else "text/event-stream"
+        super().__init__(content, media_type=kind, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.answering, self.content = answering, content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.content.aclose()  # type: ignore[attr-defined]
+            await self.answering.close()

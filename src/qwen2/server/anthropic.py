@@ -1,0 +1,260 @@
+"""Anthropic's dialect, as coding agents speak it: POST /v1/messages with text and tools, streamed or whole, and count_tokens.
+
+Spec: docs.anthropic.com/en/api/messages. Marks of what to cache are accepted and have no effect: every prompt's beginning is looked for
+in the cache here. Of `usage`, `input_tokens` are those that were read and `cache_read_input_tokens` those that were not.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from qwen2.engine.request import SamplingParams
+from qwen2.server.answering import Answering, EventsResponse, collected, events
+from qwen2.server.errors import ApiError
+from qwen2.server.openai import server_of
+from qwen2.server.openai_schema import Body
+
+if TYPE_CHECKING:
+    from qwen2.engine.asked import Asked
+    from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Output
+
+router = APIRouter(prefix="/v1/messages")
+Json = dict[str, Any]
+REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "abort": "end_turn"}
+
+
+class Text(Body):
+    type: Literal["text"]
+    text: str
+    cache_control: Json | None = None
+    citations: None = None
+
+
+class ToolUse(Body):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: Json
+    cache_control: Json | None = None
+
+
+class ToolResult(Body):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[Text] = ""
+    is_error: bool | None = None
+    cache_control: Json | None = None
+
+
+Block = Annotated[Text | ToolUse | ToolResult, Field(discriminator="type")]
+
+
+class Message(Body):
+    role: Literal["user", "assistant"]
+    content: str | list[Block]
+
+
+class Tool(Body):
+    name: str
+    input_schema: Json
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    cache_control: Json | None = None
+
+
+class ToolChoice(Body):
+    type: Literal["auto", "none"]
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(Body):
+    type: Literal["disabled"]
+
+
+class Prompt(Body):
+    """What both routes take."""
+
+    model: str
+    messages: list[Message]
+    system: str | list[Text] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+
+class Messages(Prompt):
+    """POST /v1/messages."""
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+    stream: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: Json | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+
+    def params(self) -> SamplingParams:
+        """As the engine takes them."""
+        stop = self.stop_sequences or ()
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=stop, max_tokens=self.max_tokens)
+
+
+# --- in
+
+
+def conversation(body: Prompt) -> list[Json]:
+    """The messages as OpenAI shapes them: results of tools are messages of their own, before what the user says beside them."""
+    found: list[Json] = []
+    if body.system is not None:
+        found.append({"role": "system", "content": _joined(body.system)})
+    for message in body.messages:
+        blocks = [Text(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        found += _assistant(blocks) if message.role == "assistant" else _user(blocks)
+    return found
+
+
+def _joined(content: str | Sequence[Text]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+
+
+def _user(blocks: Sequence[Block]) -> list[Json]:
+    if any(isinstance(block, ToolUse) for block in blocks):
+        raise ApiError(400, "messages: tool_use is the assistant's, not the user's", field="messages")
+    results = [block for block in blocks if isinstance(block, ToolResult)]
+    texts = [block for block in blocks if isinstance(block, Text)]
+    found: list[Json] = [{"role": "tool", "tool_call_id": one.tool_use_id, "content": _joined(one.content)} for one in results]
+    return found + ([{"role": "user", "content": _joined(texts)}] if texts or not results else [])
+
+
+def _assistant(blocks: Sequence[Block]) -> list[Json]:
+    if any(isinstance(block, ToolResult) for block in blocks):
+        raise ApiError(400, "messages: tool_result is the user's, not the assistant's", field="messages")
+    calls = [
+        {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
+        for block in blocks
+        if isinstance(block, ToolUse)
+    ]
+    text = _joined([block for block in blocks if isinstance(block, Text)])
+    return [{"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})]
+
+
+def tools_of(body: Prompt) -> list[Json] | None:
+    """Tools as OpenAI shapes them."""
+    if not body.tools or (body.tool_choice is not None and body.tool_choice.type == "none"):
+        return None
+    functions = [{"name": one.name, "description": one.description or "", "parameters": one.input_schema} for one in body.tools]
+    return [{"type": "function", "function": function} for function in functions]
+
+
+@router.post("")
+async def messages(body: Messages, request: Request) -> Response:
+    """The assistant's next message."""
+    server = server_of(request)
+    server.check_stops(body.stop_sequences or [])
+
+    def ask(llm: LLM) -> list[Asked]:
+        return [llm.ask(conversation(body), body.params(), tools_of(body))]
+
+    answering = await server.answer(request, body.model, ask)
+    parallel = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
+    writer = Writer(answering, parallel)
+    if body.stream:
+        return EventsResponse(answering, events(writer.stream(), "anthropic", b""), "anthropic")
+    return JSONResponse(writer.whole((await collected(request, answering))[0][0]))
+
+
+@router.post("/count_tokens")
+async def count_tokens(body: Prompt, request: Request) -> Json:
+    """How many tokens the prompt would have."""
+    async with server_of(request).models.use(body.model) as llm:
+        ids = llm.template.render(conversation(body), tools=tools_of(body), add_generation_prompt=True).ids
+        return {"input_tokens": len(ids)}
+
+
+# --- out
+
+
+class Writer:
+    """One answer as Anthropic's message, or as the events that make it."""
+
+    def __init__(self, answering: Answering, parallel: bool) -> None:
+        self.answering, self.parallel = answering, parallel
+        self.id = f"msg_{secrets.token_hex(12)}"
+
+    def _message(self, content: list[Json], output: Output | None) -> Json:
+        reason, stopped = (None, None) if output is None else _ending(output)
+        prompt = len(self.answering.asked[0].request.prompt)
+        usage = {"input_tokens": prompt, "output_tokens": 0} if output is None else usage_of(output)
+        head = {"id": self.id, "type": "message", "role": "assistant", "model": self.answering.name, "content": content}
+        return head | {"stop_reason": reason, "stop_sequence": stopped, "usage": usage}
+
+    def whole(self, output: Output) -> Json:
+        """The answer in one."""
+        text = output.text if output.content is None else output.content
+        content: list[Json] = [{"type": "text", "text": text}] if text or not output.tool_calls else []
+        calls = output.tool_calls if self.parallel else output.tool_calls[:1]
+        for index, call in enumerate(calls):
+            content.append({"type": "tool_use", "id": self._call_id(index), "name": call.name, "input": json.loads(call.arguments)})
+        return self._message(content, output)
+
+    def _call_id(self, index: int) -> str:
+        return f"toolu_{self.id.removeprefix('msg_')}_{index}"
+
+    async def stream(self) -> AsyncIterator[Json]:
+        """Blocks as they grow: one of text while the model says something, one for each call."""
+        yield {"type": "message_start", "message": self._message([], None)}
+        index, open_text, calls = -1, False, 0
+        async for _, chunk in self.answering:
+            for text, call in self._news(chunk):
+                if call is None and not open_text:
+                    index, open_text = index + 1, True
+                    yield {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}}
+                if call is None:
+                    yield {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}
+                    continue
+                if calls and not self.parallel:
+                    continue
+                if open_text:
+                    yield {"type": "content_block_stop", "index": index}
+                    open_text = False
+                index += 1
+                block = {"type": "tool_use", "id": self._call_id(calls), "name": call.name, "input": {}}
+                yield {"type": "content_block_start", "index": index, "content_block": block}
+                yield {"type": "content_block_delta", "index": index, "delta": {"type": "input_json_delta", "partial_json": call.arguments}}
+                yield {"type": "content_block_stop", "index": index}
+                calls += 1
+            if chunk.output is not None:
+                if open_text:
+                    yield {"type": "content_block_stop", "index": index}
+                reason, stopped = _ending(chunk.output)
+                delta = {"stop_reason": reason, "stop_sequence": stopped}
+                yield {"type": "message_delta", "delta": delta, "usage": usage_of(chunk.output)}
+                yield {"type": "message_stop"}
+
+    def _news(self, chunk: Any) -> list[tuple[str, Any]]:
+        """Texts and calls of a chunk, in order."""
+        if not self.answering.has_tools:
+            return [(chunk.text, None)] if chunk.text else []
+        return [(delta.content, delta.call) for delta in chunk.deltas if delta.content or delta.call is not None]
+
+
+def _ending(output: Output) -> tuple[str, str | None]:
+    if isinstance(output.stopped_by, str) and output.finish_reason == "stop":
+        return "stop_sequence", output.stopped_by
+    return REASONS[output.finish_reason], None
+
+
+def usage_of(output: Output) -> Json:
+    """Counts as Anthropic splits them."""
+    usage = output.usage
+    counts = {"input_tokens": usage.prompt_tokens - usage.cached_tokens, "output_tokens": usage.completion_tokens}
+    return counts | {"cache_read_input_tokens": usage.cached_tokens, "cache_creation_input_tokens": 0}

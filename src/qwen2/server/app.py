@@ -1,0 +1,181 @@
+"""The application: routes of all dialects, errors in each one's shape, and what they share.
+
+uvicorn.run(create_app(Settings()), host="127.0.0.1", port=11434)          # what `qwen2 serve` does
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from qwen2 import __version__
+from qwen2.server import anthropic, ollama, ollama_models, openai, responses
+from qwen2.server.answering import Answering, unless_gone
+from qwen2.server.errors import ApiError, body, of_engine
+from qwen2.server.guard import Guard, dialect_of
+from qwen2.server.metrics import Metrics
+from qwen2.server.models import UNSAID, Load, Models
+from qwen2.server.settings import Settings
+from qwen2.server.streams import Streams
+from qwen2.weights.store import Store
+
+if TYPE_CHECKING:
+    from qwen2.engine.asked import Asked
+    from qwen2.engine.llm import LLM
+    from qwen2.server.openai_schema import Sampling
+
+log = logging.getLogger("qwen2.server")
+
+
+class Server:
+    """What all routes use."""
+
+    def __init__(self, settings: Settings, store: Store, load: Load) -> None:
+        self.settings = settings
+        self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
+        self.metrics = Metrics(self.models)
+        self.streams: Streams
+
+    def check(self, asked: Sampling) -> None:
+        """The limits that hold before a model is even looked for."""
+        limits = self.settings.limits
+        if asked.stream_options is not None and not asked.stream:
+            raise ApiError(400, "stream_options goes with stream: true", field="stream_options")
+        if asked.n is not None and asked.n > limits.samples:
+            raise ApiError(400, f"n is {asked.n}: this server writes at most {limits.samples} samples of one request", field="n")
+        self.check_stops([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])
+
+    def check_stops(self, stops: Sequence[str]) -> None:
+        """Few and short enough to be looked for at every token."""
+        limits = self.settings.limits
+        if len(stops) > limits.stops or any(len(stop) > limits.stop_characters for stop in stops):
+            raise ApiError(400, f"stop: at most {limits.stops} texts of at most {limits.stop_characters} characters", field="stop")
+
+    async def answer(self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID) -> Answering:
+        """Load the model where it is not, check what is asked against it, and begin. Raises ApiError."""
+        async with AsyncExitStack() as held:
+            start = time.perf_counter()
+            llm = await held.enter_async_context(self.models.use(name, keep_alive))
+            load_seconds = time.perf_counter() - start
+            asked = await asyncio.to_thread(ask, llm)
+            return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all(), load_seconds)
+        raise AssertionError("a stack that nothing is swallowed by")
+
+    async def embed(self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID) -> tuple[torch.Tensor, int, str]:
+        """Vectors (n, D), tokens read, and the model's full name."""
+        async with self.models.use(name, keep_alive) as llm:
+            reads, vectors = await asyncio.to_thread(llm.embedding_requests, texts)
+
+            async def read(one: Any) -> None:
+                async for _ in self.streams.requests(llm, one):
+                    pass
+
+            await unless_gone(request, asyncio.gather(*map(read, reads)))
+            return vectors(), sum(len(one.prompt) for one in reads), self.models.full_name(name)
+
+
+def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:
+    """The server as an ASGI application."""
+    store = Store() if store is None else store
+    server = Server(settings, store, loader(settings, store) if load is None else load)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        server.streams = Streams(asyncio.get_running_loop())
+        expiring = asyncio.ensure_future(server.models.expire())
+        yield
+        expiring.cancel()
+        for name in list(server.models.loaded):
+            server.models.unload(name)
+
+    app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app.state.server = server
+    for dialect in (openai, responses, anthropic, ollama, ollama_models):
+        app.include_router(dialect.router)
+    app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/metrics", metrics, methods=["GET"])
+    for kind, handler in (
+        (ApiError, on_api_error),
+        (ValueError, on_api_error),
+        (RequestValidationError, on_unreadable),
+        (HTTPException, on_http_error),
+    ):
+        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+def loader(settings: Settings, store: Store) -> Load:
+    """How a model of the store is loaded."""
+
+    def load(name: str) -> tuple[LLM, object]:
+        from qwen2.engine.llm import LLM
+
+        path, _, hold = store.open(name)
+        llm = LLM(
+            path,
+            device=settings.device,
+            threads=settings.threads,
+            context=settings.context,
+            max_batch=settings.max_batch,
+            cache_bits=settings.cache_bits,
+            cache_bytes=settings.cache_bytes,
+            keep_bytes=settings.cache_bytes,
+        )
+        return llm, hold
+
+    return load
+
+
+async def health(request: Request) -> JSONResponse:
+    """Whether requests are answered."""
+    server: Server = request.app.state.server
+    return JSONResponse({"status": "ok", "models": sorted(server.models.loaded)})
+
+
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    server: Server = request.app.state.server
+    return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+# --- errors
+
+
+def answer_error(request: Request, error: ApiError) -> JSONResponse:
+    """In the dialect of the path."""
+    return JSONResponse(body(error, dialect_of(request.url.path)), status_code=error.status, headers=error.headers)
+
+
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+    """A refusal of ours, or of the engine's."""
+    return answer_error(request, of_engine(error))
+
+
+async def on_unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+    """A body that is not what the route takes: the first thing that is wrong with it."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "extra_forbidden":
+        names = ", ".join(".".join(str(part) for part in one["loc"][1:]) for one in error.errors() if one["type"] == "extra_forbidden")
+        return answer_error(request, ApiError(400, f"unknown field {names}: this server would have to ignore it", "unknown_field", place))
+    if first["type"] == "json_invalid":
+        return answer_error(
+            request, ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", "invalid_json")
+        )
+    return answer_error(request, ApiError(400, f"{place}: {first['msg']}", "invalid_field", place))
+
+
+async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """No such path, or not that way."""
+    return answer_error(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))

@@ -1,0 +1,208 @@
+"""Who may ask at all: the host's name, the page's origin, the key, the body's size and the number of requests, before it is read.
+
+A browser can be made to ask a server on its own machine by any page (DNS rebinding, forms), so requests are answered only under
+names that are this server's, and those that carry the origin of another page only where that was allowed.
+Left out: TLS, which a proxy in front does.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from qwen2.server.errors import ApiError, Dialect, body
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from qwen2.server.settings import Settings
+
+log = logging.getLogger("qwen2.server")
+OPEN = {"/health"}  # asked without a key
+ONE = {"GET", "HEAD", "OPTIONS"}
+ID_LENGTH = 64
+
+
+def dialect_of(path: str) -> Dialect:
+    """Whose errors a path's are."""
+    if path.startswith("/v1/messages"):
+        return "anthropic"
+    return "ollama" if path.startswith("/api/") else "openai"
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port; nothing for one that cannot be read."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """ASGI middleware around everything."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+        self.running: Counter[str] = Counter()  # requests by client
+        own = {settings.host.strip("[]"), *settings.hosts}
+        self.hosts = own | {"localhost"} if is_loopback(settings.host) or settings.host in ("0.0.0.0", "::") else own
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        request = _Request(scope, headers, send, time.monotonic())
+        try:
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                self._check_host(headers)
+                self._check_origin(headers)
+                await request.empty(204, self._cors(headers))
+                return
+            client = self._check(scope, headers)
+        except ApiError as error:
+            await request.refuse(error)
+            return
+        request.extra = self._cors(headers)
+        self.running[client] += 1
+        try:
+            await self.app(scope, self._bounded(receive), request.send)
+        finally:
+            self.running[client] -= 1
+            self.running += Counter()  # without those at zero
+            request.log()
+
+    def _check(self, scope: Scope, headers: dict[str, str]) -> str:
+        """The client's name. ApiError where it may not ask."""
+        self._check_host(headers)
+        self._check_origin(headers)
+        key = self._check_key(scope["path"], headers)
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.settings.limits.body_bytes:
+            raise self._too_large()
+        client = key or (scope["client"] or ("unknown",))[0]
+        if scope["method"] not in ONE:
+            self._check_load(client)
+        return client
+
+    def _check_host(self, headers: dict[str, str]) -> None:
+        name = host_name(headers.get("host", ""))
+        if name in self.hosts or _is_address(name):  # an address cannot be rebound
+            return
+        raise ApiError(
+            403, f"host {name!r} is not this server's: ask it by address, or start it with --allow-host {name}", "host_not_allowed"
+        )
+
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        origin = headers.get("origin")
+        if origin is None or "*" in self.settings.origins or origin in self.settings.origins:
+            return
+        if urlsplit(origin).netloc == headers.get("host"):
+            return
+        raise ApiError(403, f"pages of {origin} may not ask this server: start it with --origin {origin} to allow it", "origin_not_allowed")
+
+    def _check_key(self, path: str, headers: dict[str, str]) -> str | None:
+        wanted = self.settings.api_key
+        if wanted is None or path in OPEN or path == "/" or path.startswith("/web/"):
+            return None
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
+        if not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise ApiError(401, "this server wants its key: send Authorization: Bearer KEY", "invalid_api_key")
+        return None
+
+    def _check_load(self, client: str) -> None:
+        limits = self.settings.limits
+        if self.running[client] >= limits.per_client:
+            raise ApiError(
+                429, f"{limits.per_client} requests of yours run or wait already; ask again when one has ended", "too_many", retry_after=1
+            )
+        if sum(self.running.values()) >= limits.queue:
+            raise ApiError(429, f"{limits.queue} requests run or wait already; ask again", "queue_full", retry_after=2)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413, f"the body is larger than {self.settings.limits.body_bytes:,} bytes, which is this server's limit", "too_large"
+        )
+
+    def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+        origin = headers.get("origin")
+        if origin is None or not ("*" in self.settings.origins or origin in self.settings.origins):
+            return []
+        pairs = {"access-control-allow-origin": origin, "vary": "Origin", "access-control-allow-methods": "GET, POST, DELETE, OPTIONS"}
+        pairs |= {"access-control-allow-headers": headers.get("access-control-request-headers", "*")}
+        return [(key.encode(), value.encode("latin-1")) for key, value in pairs.items()]
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """What a body without a length, or one that lies about it, may bring."""
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.settings.limits.body_bytes:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+
+class _Request:
+    """One request on its way out: its id, its status, and what is logged."""
+
+    def __init__(self, scope: Scope, headers: dict[str, str], send: Send, start: float) -> None:
+        self.scope, self._send, self.start, self.status = scope, send, start, 0
+        given = headers.get("x-request-id", "")
+        self.id = given if given.isascii() and given.isprintable() and 0 < len(given) <= ID_LENGTH else f"req-{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = self.id
+        self.extra: list[tuple[bytes, bytes]] = []
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *self.extra]}
+        await self._send(message)
+
+    async def refuse(self, error: ApiError) -> None:
+        """An error in place of an answer."""
+        content = json.dumps(body(error, dialect_of(self.scope["path"]))).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close", **(error.headers or {})}
+        start = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": error.status, "headers": start})
+        await self.send({"type": "http.response.body", "body": content})
+        self.log()
+
+    async def empty(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """An answer without a body."""
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b""})
+
+    def log(self) -> None:
+        """One line for one request."""
+        seconds = time.monotonic() - self.start
+        log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

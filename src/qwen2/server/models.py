@@ -1,0 +1,139 @@
+"""Models in memory: loaded when first asked for, kept for a while after the last request, unloaded when another needs the place.
+
+async with models.use("qwen2.5-coder:0.5b") as llm: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from qwen2.server.errors import ApiError
+from qwen2.weights.registry import ENTRIES, by_repository
+
+if TYPE_CHECKING:
+    from qwen2.engine.llm import LLM
+    from qwen2.weights.store import Store
+
+log = logging.getLogger("qwen2.server")
+Load = Callable[[str], "tuple[LLM, object]"]
+UNSAID = object()  # a request that does not say how long the model stays
+
+
+@dataclass
+class Loaded:
+    """A model in memory, and who uses it."""
+
+    name: str
+    llm: LLM
+    hold: object  # nobody removes a model that is served
+    keep_alive: float | None
+    seconds: float  # that loading took
+    users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+    def expires_at(self) -> float:
+        """The same as a time of day."""
+        assert self.expires is not None, "asked only where it goes"
+        return time.time() + self.expires - time.monotonic()
+
+    @property
+    def expires(self) -> float | None:
+        """Clock reading after which it goes; None while it is used, or where it stays."""
+        return None if self.users or self.keep_alive is None else self.last_used + self.keep_alive
+
+
+class Models:
+    """Those of one server. `load` takes a name and gives an LLM, and what keeps its files there; it runs on a thread."""
+
+    def __init__(self, store: Store, load: Load, keep_alive: float | None, max_loaded: int) -> None:
+        self.store, self._load = store, load
+        self.keep_alive, self.max_loaded = keep_alive, max_loaded
+        self.loaded: dict[str, Loaded] = {}
+        self._changed = asyncio.Condition()
+        self._loading: set[str] = set()
+
+    def full_name(self, name: str) -> str:
+        """The name of a model that is here. 404 where it is not; a path is not a name."""
+        try:
+            return self.store.get(name).name
+        except FileNotFoundError as error:
+            raise ApiError(404, str(error), "model_not_found", "model") from None
+        except ValueError:
+            known = by_repository(name) if "/" in name else None
+            hint = f": run qwen2 pull {name}" if name in ENTRIES or known is not None else ", and there is none of that name to pull"
+            raise ApiError(
+                404, f"model {name!r} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
+            ) from None
+
+    @asynccontextmanager
+    async def use(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
+        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good."""
+        full = self.full_name(name)
+        loaded = await self._get(full)
+        try:
+            yield loaded.llm
+        finally:
+            loaded.users -= 1
+            loaded.last_used = time.monotonic()
+            loaded.keep_alive = self.keep_alive if keep_alive is UNSAID else cast("float | None", keep_alive)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _get(self, full: str) -> Loaded:
+        async with self._changed:
+            while full not in self.loaded:
+                if full not in self._loading and self._has_place():
+                    self._loading.add(full)
+                    break
+                await self._changed.wait()
+            else:
+                self.loaded[full].users += 1
+                return self.loaded[full]
+        try:
+            start = time.monotonic()
+            llm, hold = await asyncio.to_thread(self._load, full)
+            loaded = Loaded(full, llm, hold, self.keep_alive, time.monotonic() - start, users=1)
+            log.info("loaded %s in %.1f s", full, loaded.seconds)
+            self.loaded[full] = loaded
+            return loaded
+        finally:
+            async with self._changed:
+                self._loading.discard(full)
+                self._changed.notify_all()
+
+    def _has_place(self) -> bool:
+        """Make room for one more: of those that nobody uses the one used longest ago goes."""
+        while len(self.loaded) + len(self._loading) >= self.max_loaded:
+            unused = [one for one in self.loaded.values() if not one.users]
+            if not unused:
+                return False
+            self.unload(min(unused, key=lambda one: one.last_used).name)
+        return True
+
+    def unload(self, full: str) -> None:
+        """Give a model's memory back; what it is writing is broken off."""
+        loaded = self.loaded.pop(full)
+        loaded.llm.abort()
+        loaded.llm.engine.worker.stop()
+        log.info("unloaded %s", full)
+        del loaded
+        gc.collect()
+
+    async def expire(self) -> None:
+        """Unload what has not been used for its time; runs as long as the server."""
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            gone = [one.name for one in self.loaded.values() if one.expires is not None and one.expires <= now]
+            for name in gone:
+                self.unload(name)
+            if gone:
+                async with self._changed:
+                    self._changed.notify_all()

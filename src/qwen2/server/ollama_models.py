@@ -1,0 +1,188 @@
+"""Ollama's dialect: which models are here and in memory, what they are, and how they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from qwen2 import __version__
+from qwen2.server.errors import ApiError
+from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
+from qwen2.server.openai import server_of
+
+if TYPE_CHECKING:
+    from qwen2.server.app import Server
+    from qwen2.weights.manifest import StoredModel
+    from qwen2.weights.pull import Progress
+
+router = APIRouter(prefix="/api")
+Json = dict[str, Any]
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+
+
+@router.get("/version")
+async def version() -> Json:
+    """Ours."""
+    return {"version": __version__}
+
+
+@router.get("/tags")
+async def tags(request: Request) -> Json:
+    """The models that are here."""
+    stored = await asyncio.to_thread(server_of(request).models.store.list)
+    return {"models": [_listed(one) for one in stored if one.path.exists()]}
+
+
+def _listed(stored: StoredModel) -> Json:
+    return {"name": stored.name, "model": stored.name, "modified_at": stored.pulled, "size": stored.size, "digest": stored.digest} | {
+        "details": {"format": "gguf" if stored.path.suffix == ".gguf" else "safetensors", "family": stored.name.split(":")[0]}
+        | {"parameter_size": "", "quantization_level": stored.format}
+    }
+
+
+@router.get("/ps")
+async def running(request: Request) -> Json:
+    """Those in memory: where, how large, how long they stay."""
+    server = server_of(request)
+    found = []
+    for one in server.models.loaded.values():
+        llm, stored = one.llm, server.models.store.get(one.name)
+        cache = llm.engine.cache
+        size = llm.model.network.weight_bytes() + cache.nbytes
+        on_gpu = llm.model.device.type != "cpu"
+        expires = None if one.expires is None else datetime.fromtimestamp(one.expires_at(), timezone.utc).isoformat()
+        found.append(
+            _listed(stored)
+            | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": llm.window}
+            | {"device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
+        )
+    return {"models": found}
+
+
+@router.post("/show")
+async def show(body: Show, request: Request) -> Json:
+    """What a model is."""
+    models = server_of(request).models
+    full = models.full_name(body.model)
+    return await asyncio.to_thread(_shown, models.store.get(full))
+
+
+def _shown(stored: StoredModel) -> Json:
+    from qwen2.tokenizer import ChatTemplate
+    from qwen2.weights.describe import describe
+
+    described = describe(stored.path)
+    config, arch = described.config, described.architecture
+    template = ChatTemplate.of(described.tokenizer)
+    defaults = {name: getattr(described.generation, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    lines = [f"{name:30} {value!r}" for name, value in defaults.items() if value is not None]
+    lines += [f"{'stop':30} {text!r}" for text, token in described.tokenizer.control.items() if token in described.generation.eos]
+    capabilities = ["completion", "embedding", "tools"] + (["insert"] if all(name in described.tokenizer.control for name in FIM) else [])
+    return {
+        "license": stored.licence,
+        "modelfile": f"FROM {stored.name}\n",
+        "parameters": "\n".join(lines),
+        "template": template.jinja,
+        "details": _listed(stored)["details"] | {"parameter_size": f"{config.parameters() / 1e9:.1f}B", "families": [arch]},
+        "model_info": {
+            "general.architecture": arch,
+            "general.parameter_count": config.parameters(),
+            f"{arch}.context_length": config.window,
+            f"{arch}.embedding_length": config.hidden,
+            f"{arch}.block_count": config.layers,
+            f"{arch}.feed_forward_length": config.ffn,
+            f"{arch}.attention.head_count": config.heads,
+            f"{arch}.attention.head_count_kv": config.kv_heads,
+            f"{arch}.rope.freq_base": config.rope_theta,
+        },
+        "capabilities": capabilities,
+        "modified_at": stored.pulled,
+    }
+
+
+@router.post("/copy")
+async def copy(body: Copy, request: Request) -> Response:
+    """A second name; no bytes are copied."""
+    models = server_of(request).models
+    full = models.full_name(body.source)
+    await asyncio.to_thread(models.store.copy, full, body.destination)
+    return Response(status_code=200)
+
+
+@router.delete("/delete")
+async def delete(body: Delete, request: Request) -> Response:
+    """A model goes from the disk; one that answers somebody stays."""
+    models = server_of(request).models
+    full = models.full_name(body.model)
+    loaded = models.loaded.get(full)
+    if loaded is not None and loaded.users:
+        raise ApiError(409, f"{full} is answering somebody: try again when it has ended")
+    if loaded is not None:
+        del loaded
+        models.unload(full)
+    try:
+        await asyncio.to_thread(models.store.remove, full)
+    except OSError as error:
+        raise ApiError(409, str(error)) from None
+    return Response(status_code=200)
+
+
+class LeftError(Exception):
+    """The client has gone: the pull ends, and what came so far stays for the next one."""
+
+
+@router.post("/pull")
+async def pull(body: Pull, request: Request) -> Response:
+    """Fetch a model, with progress."""
+    lines = pulling(server_of(request), body.model)
+    if body.stream:
+        return StreamingResponse(lines, media_type="application/x-ndjson")
+    last = {}
+    async for line in lines:
+        last = json.loads(line)
+    if "error" in last:
+        raise ApiError(400, last["error"])
+    return JSONResponse(last)
+
+
+async def pulling(server: Server, name: str) -> AsyncIterator[bytes]:
+    """A pull's progress as lines; it only grows. Leaving the loop stops it, and the next one goes on from there."""
+    loop, queue, left = asyncio.get_running_loop(), asyncio.Queue[Json | None](), threading.Event()
+
+    def watch(progress: Progress) -> None:
+        if left.is_set():
+            raise LeftError
+        line = (
+            {"status": progress.note}
+            if progress.note
+            else {"status": f"pulling {name}", "digest": name, "total": progress.total, "completed": progress.done}
+        )
+        loop.call_soon_threadsafe(queue.put_nowait, line)
+
+    def work() -> None:
+        try:
+            server.models.store.pull(name, watch)
+            last: Json | None = {"status": "success"}
+        except (ValueError, OSError) as error:
+            last = {"error": str(error)}
+        except LeftError:
+            last = None
+        loop.call_soon_threadsafe(queue.put_nowait, last)
+
+    yield json.dumps({"status": "pulling manifest"}).encode() + b"\n"
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        while (line := await queue.get()) is not None:
+            yield json.dumps(line).encode() + b"\n"
+            if "error" in line or line.get("status") == "success":
+                break
+    finally:
+        left.set()
+        await asyncio.shield(working)

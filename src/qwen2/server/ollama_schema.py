@@ -1,0 +1,173 @@
+"""The bodies of Ollama's requests: every field is used, named as one that cannot change an answer, or refused.
+
+Spec: github.com/ollama/ollama/blob/main/docs/api.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from qwen2.engine.constraint import Constraint
+from qwen2.engine.request import SamplingParams
+from qwen2.server.errors import ApiError
+from qwen2.server.openai_schema import Body
+
+OFF = {
+    "tfs_z": 1.0,
+    "typical_p": 1.0,
+    "mirostat": 0,
+    "num_keep": 0,
+    "repeat_last_n": -1,
+}  # what of the unknown transforms leaves all as it is
+
+
+class Options(Body):
+    """How tokens are chosen; what concerns only the machine is accepted and has no effect on an answer."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | str | None = None
+    num_predict: int | None = None
+    num_ctx: int | None = Field(default=None, ge=1)
+    # where and how it is computed
+    numa: bool | None = None
+    num_batch: int | None = None
+    num_gpu: int | None = None
+    main_gpu: int | None = None
+    num_thread: int | None = None
+    low_vram: bool | None = None
+    f16_kv: bool | None = None
+    use_mmap: bool | None = None
+    use_mlock: bool | None = None
+    # transforms that there are not here: only switched off
+    tfs_z: float | None = None
+    typical_p: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    num_keep: int | None = None
+    repeat_last_n: int | None = None
+    penalize_newline: bool | None = None
+
+    def params(self, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
+        """As the engine takes them. ApiError names a transform that there is not."""
+        for name, off in OFF.items():
+            value = getattr(self, name)
+            if value is not None and value != off:
+                raise ApiError(400, f"options.{name} is {value}: only {off} is offered, which leaves everything as it is")
+        most = self.num_predict
+        if most is not None and most < -2:
+            raise ApiError(400, f"options.num_predict is {most}: a number of tokens, or -1 for as many as the window has room for")
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repeat_penalty,
+            presence_penalty=0.0 if self.presence_penalty is None else self.presence_penalty,
+            frequency_penalty=0.0 if self.frequency_penalty is None else self.frequency_penalty,
+            seed=self.seed,
+            stop=() if self.stop is None else self.stop,
+            max_tokens=None if most is None or most < 0 else most,
+            logprobs=logprobs,
+            constraint=constraint,
+        )
+
+
+class Asking(Body):
+    """What chat and generate have in common."""
+
+    model: str
+    stream: bool = True
+    options: Options = Options()
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+    think: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    def params(self) -> SamplingParams:
+        """As the engine takes them."""
+        form = None
+        if self.format:
+            form = Constraint.json_object() if self.format == "json" else Constraint.json_schema(self.format)
+        return self.options.params(self.likeliest, form)
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many log-probabilities beside each token's own."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class Chat(Asking):
+    """POST /api/chat; without messages the model is loaded, and with keep_alive 0 unloaded."""
+
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+
+
+class Generate(Asking):
+    """POST /api/generate; without a prompt the model is loaded or unloaded."""
+
+    prompt: str = ""
+    suffix: str = ""
+    system: str | None = None
+    template: Literal[""] | None = None
+    context: list[int] | None = None
+    raw: bool = False
+    images: list[str] = Field(default_factory=list, max_length=0)
+
+
+class Embed(Body):
+    """POST /api/embed."""
+
+    model: str
+    input: str | list[str]
+    truncate: bool = False
+    options: Options = Options()
+    keep_alive: float | str | None = None
+
+
+class Embeddings(Body):
+    """POST /api/embeddings, the older form."""
+
+    model: str
+    prompt: str
+    options: Options = Options()
+    keep_alive: float | str | None = None
+
+
+class Show(Body):
+    """POST /api/show."""
+
+    model: str
+    verbose: bool = False
+
+
+class Pull(Body):
+    """POST /api/pull."""
+
+    model: str
+    stream: bool = True
+    insecure: Literal[False] = False
+
+
+class Copy(Body):
+    """POST /api/copy."""
+
+    source: str
+    destination: str
+
+
+class Delete(Body):
+    """DELETE /api/delete."""
+
+    model: str

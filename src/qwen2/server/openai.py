@@ -1,0 +1,340 @@
+"""OpenAI's dialect: chat, completions, embeddings, models; and /tokenize, /detokenize as vLLM has them.
+
+Bodies become requests of the engine, chunks become events; nothing here knows how a model works. The answer that is not streamed
+is the stream, folded.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from qwen2.server.answering import Answering, EventsResponse, collected, events
+from qwen2.server.errors import ApiError
+from qwen2.server.openai_schema import Chat, Completion, Detokenize, Embedding, Sampling, Tokenize
+
+if TYPE_CHECKING:
+    from qwen2.engine.asked import Asked
+    from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Chunk, Output, TokenLogprob
+    from qwen2.server.app import Server
+
+router = APIRouter()
+Json = dict[str, Any]
+
+
+def server_of(request: Request) -> Server:
+    """What the application holds."""
+    found: Server = request.app.state.server
+    return found
+
+
+# --- models
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Json:
+    """Those that are here."""
+    stored = server_of(request).models.store.list()
+    return {"object": "list", "data": [_model(one.name, one.path.stat().st_mtime) for one in stored if one.path.exists()]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: Request) -> Json:
+    """One of them."""
+    server = server_of(request)
+    full = server.models.full_name(name)
+    return _model(full, server.models.store.find(full).stat().st_mtime)
+
+
+def _model(name: str, changed: float) -> Json:
+    return {"id": name, "object": "model", "created": int(changed), "owned_by": "qwen2"}
+
+
+# --- chat
+
+
+@router.post("/v1/chat/completions")
+async def chat(body: Chat, request: Request) -> Response:
+    """A conversation's next message."""
+    server = server_of(request)
+    if body.max_tokens is not None and body.max_completion_tokens is not None and body.max_tokens != body.max_completion_tokens:
+        raise ApiError(400, "max_tokens and max_completion_tokens differ: send one of them", field="max_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs goes with logprobs: true", field="top_logprobs")
+    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    tools = None if body.tool_choice == "none" else body.tools
+    if body.tool_choice == "auto" and not body.tools:
+        raise ApiError(400, "tool_choice needs tools to choose from", field="tool_choice")
+    server.check(body)
+
+    def ask(llm: LLM) -> list[Asked]:
+        form = None if body.response_format is None else body.response_format.constraint()
+        return [llm.ask(body.messages, body.params(most, logprobs, form), tools)]
+
+    answering = await server.answer(request, body.model, ask)
+    writer = ChatWriter(answering, body.parallel_tool_calls is not False)
+    return await respond(request, body, answering, writer)
+
+
+async def respond(request: Request, body: Sampling, answering: Answering, writer: ChatWriter | CompletionWriter) -> Response:
+    """Events, or the whole."""
+    if body.stream:
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventsResponse(answering, events(writer.stream(usage), "openai", b"data: [DONE]\n\n"), "openai")
+    return JSONResponse(writer.whole(await collected(request, answering)))
+
+
+class ChatWriter:
+    """One answer as OpenAI's chat objects."""
+
+    def __init__(self, answering: Answering, parallel: bool) -> None:
+        self.answering, self.llm, self.parallel = answering, answering.llm, parallel
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self.calls: dict[int, int] = {}  # by sample, how many were sent
+
+    def head(self, kind: str) -> Json:
+        """What every object begins with."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.answering.name}
+
+    async def stream(self, include_usage: bool) -> AsyncIterator[Json]:
+        """Chunks as they come; with usage in one of its own if it was asked for."""
+        begun: set[int] = set()
+        last: list[Chunk] = []
+        async for _, chunk in self.answering:
+            if chunk.index not in begun:
+                begun.add(chunk.index)
+                yield self._chunk(chunk.index, {"role": "assistant", "content": ""}, None, include_usage)
+            for delta in self._deltas(chunk):
+                logprobs = _chat_logprobs(self.llm, chunk.logprobs) if chunk.logprobs else None
+                yield self._chunk(chunk.index, delta, None, include_usage, logprobs)
+            if chunk.output is not None:
+                last.append(chunk)
+                yield self._chunk(chunk.index, {}, _reason(chunk.output), include_usage)
+        if include_usage:
+            outputs = [chunk.output for chunk in last if chunk.output is not None]
+            yield self.head("chat.completion.chunk") | {"choices": [], "usage": usage_of(outputs), "timings": timings_of(outputs)}
+
+    def _chunk(self, index: int, delta: Json, reason: str | None, include_usage: bool, logprobs: Json | None = None) -> Json:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self.head("chat.completion.chunk") | {"choices": [choice]} | ({"usage": None} if include_usage else {})
+
+    def _deltas(self, chunk: Chunk) -> list[Json]:
+        """What is new, as messages grow: content, and calls whole, since a call is one when it is complete."""
+        if not self.answering.has_tools:
+            return [{"content": chunk.text}] if chunk.text or chunk.logprobs else []
+        found: list[Json] = []
+        for delta in chunk.deltas:
+            if delta.call is not None:
+                index = self.calls.get(chunk.index, 0)
+                if index and not self.parallel:
+                    continue
+                self.calls[chunk.index] = index + 1
+                function = {"name": delta.call.name, "arguments": delta.call.arguments}
+                found.append(
+                    {"tool_calls": [{"index": index, "id": call_id(self.id, chunk.index, index), "type": "function", "function": function}]}
+                )
+            elif delta.content:
+                found.append({"content": delta.content})
+        return found
+
+    def whole(self, groups: Sequence[Sequence[Output]]) -> Json:
+        """The answer in one."""
+        outputs = groups[0]
+        choices = [self._choice(index, output) for index, output in enumerate(outputs)]
+        return self.head("chat.completion") | {"choices": choices, "usage": usage_of(outputs), "timings": timings_of(outputs)}
+
+    def _choice(self, index: int, output: Output) -> Json:
+        message: Json = {"role": "assistant", "content": output.text if output.content is None else output.content, "refusal": None}
+        calls = output.tool_calls if self.parallel else output.tool_calls[:1]
+        if calls:
+            message["content"] = output.content or None
+            message["tool_calls"] = [
+                {"id": call_id(self.id, index, i), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for i, call in enumerate(calls)
+            ]
+        logprobs = None if output.logprobs is None else _chat_logprobs(self.llm, output.logprobs)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": _reason(output)}
+
+
+def call_id(answer: str, sample: int, index: int) -> str:
+    """The same in the stream and in the whole."""
+    return f"call_{answer.removeprefix('chatcmpl-')}_{sample}_{index}"
+
+
+def _reason(output: Output) -> str:
+    return "stop" if output.finish_reason == "abort" else output.finish_reason
+
+
+def usage_of(outputs: Sequence[Output], prompts: int = 1) -> Json:
+    """Counts of a request: its prompt once, all samples' tokens."""
+    firsts = outputs[:: max(1, len(outputs) // prompts)]
+    prompt = sum(output.usage.prompt_tokens for output in firsts)
+    completion = sum(output.usage.completion_tokens for output in outputs)
+    cached = sum(output.usage.cached_tokens for output in firsts)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def timings_of(outputs: Sequence[Output]) -> Json:
+    """Seconds; an extension."""
+    return {
+        "prompt_seconds": round(max((output.timings.prompt_seconds for output in outputs), default=0.0), 6),
+        "decode_seconds": round(max((output.timings.decode_seconds for output in outputs), default=0.0), 6),
+    }
+
+
+def _chat_logprobs(llm: LLM, logprobs: Sequence[TokenLogprob]) -> Json:
+    def one(token: int, logprob: float) -> Json:
+        data = llm.tokenizer.token_bytes(token)
+        return {"token": data.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+    content = [one(each.token_id, each.logprob) | {"top_logprobs": [one(*pair) for pair in each.top]} for each in logprobs]
+    return {"content": content, "refusal": None}
+
+
+# --- completions
+
+
+@router.post("/v1/completions")
+async def completions(body: Completion, request: Request) -> Response:
+    """What goes on from one or several prompts."""
+    server = server_of(request)
+    server.check(body)
+    prompts = _listed(body.prompt)
+    if not prompts or len(prompts) > server.settings.limits.inputs:
+        raise ApiError(400, f"prompt has {len(prompts)} texts: 1 to {server.settings.limits.inputs} at once", field="prompt")
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "echo with logprobs is not offered: ask for logprobs of the answer alone", field="echo")
+    most = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
+
+    def ask(llm: LLM) -> list[Asked]:
+        return [llm.ask(prompt, body.params(most, body.logprobs)) for prompt in prompts]
+
+    answering = await server.answer(request, body.model, ask)
+    writer = CompletionWriter(answering, [_text(answering.llm, prompt) for prompt in prompts] if body.echo else None)
+    return await respond(request, body, answering, writer)
+
+
+class CompletionWriter:
+    """Answers as OpenAI's text objects; sample i of prompt p has the index p * n + i."""
+
+    def __init__(self, answering: Answering, echo: list[str] | None) -> None:
+        self.answering, self.llm, self.echo = answering, answering.llm, echo
+        self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+        self.offsets: dict[int, int] = {}
+
+    def head(self) -> Json:
+        """What every object begins with."""
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.answering.name}
+
+    async def stream(self, include_usage: bool) -> AsyncIterator[Json]:
+        """Chunks as they come."""
+        outputs: dict[int, Output] = {}
+        begun: set[int] = set()
+        async for prompt, chunk in self.answering:
+            n = self.answering.asked[prompt].request.params.n
+            index, text = prompt * n + chunk.index, chunk.text
+            if self.echo is not None and index not in begun:
+                text = self.echo[prompt] + text
+            begun.add(index)
+            if chunk.output is not None:
+                outputs[index] = chunk.output
+            reason = None if chunk.output is None else _reason(chunk.output)
+            if text or reason or chunk.logprobs:
+                logprobs = self._logprobs(chunk.logprobs, index) if chunk.logprobs else None
+                choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+                yield self.head() | {"choices": [choice]} | ({"usage": None} if include_usage else {})
+        if include_usage:
+            ordered = [outputs[index] for index in sorted(outputs)]
+            yield self.head() | {"choices": [], "usage": usage_of(ordered, len(self.answering.asked)), "timings": timings_of(ordered)}
+
+    def whole(self, groups: Sequence[Sequence[Output]]) -> Json:
+        """The answers in one."""
+        outputs = [output for group in groups for output in group]
+        choices: list[Json] = []
+        for prompt, group in enumerate(groups):
+            for output in group:
+                text = output.text if self.echo is None else self.echo[prompt] + output.text
+                logprobs = None if output.logprobs is None else self._logprobs(output.logprobs, len(choices))
+                choices.append({"index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": _reason(output)})
+        return self.head() | {"choices": choices, "usage": usage_of(outputs, len(groups)), "timings": timings_of(outputs)}
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob], index: int) -> Json:
+        def text(token: int) -> str:
+            return self.llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+
+        tokens = [text(each.token_id) for each in logprobs]
+        offsets = []
+        for token in tokens:
+            offsets.append(self.offsets.get(index, 0))
+            self.offsets[index] = offsets[-1] + len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [each.logprob for each in logprobs],
+            "top_logprobs": [{text(token): value for token, value in each.top} for each in logprobs],
+            "text_offset": offsets,
+        }
+
+
+def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+    """One prompt as a list of one."""
+    return [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
+
+
+def _text(llm: LLM, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt)
+
+
+# --- numbers and tokens
+
+
+@router.post("/v1/embeddings")
+async def embeddings(body: Embedding, request: Request) -> Json:
+    """Mean-pooled last hidden states, of length one."""
+    server = server_of(request)
+    texts = _listed(body.input)
+    if not texts or len(texts) > server.settings.limits.inputs:
+        raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
+    vectors, tokens, name = await server.embed(request, body.model, texts)
+    data = []
+    for index, vector in enumerate(vectors):
+        values: Any = vector.tolist()
+        if body.encoding_format == "base64":
+            values = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+        data.append({"object": "embedding", "index": index, "embedding": values})
+    return {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+@router.post("/tokenize")
+async def tokenize(body: Tokenize, request: Request) -> Json:
+    """A text's or a conversation's ids, and how many there may be."""
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "tokenize takes a prompt or messages, one of them", field="prompt")
+    async with server_of(request).models.use(body.model) as llm:
+        if body.messages is None:
+            assert body.prompt is not None, "one of them is there"
+            ids = llm.tokenizer.encode(body.prompt)
+        else:
+            ids = llm.template.render(body.messages, tools=body.tools, add_generation_prompt=body.add_generation_prompt).ids
+        found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": list(ids)}
+        if body.return_token_strs:
+            found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]
+        return found
+
+
+@router.post("/detokenize")
+async def detokenize(body: Detokenize, request: Request) -> Json:
+    """Text of ids."""
+    async with server_of(request).models.use(body.model) as llm:
+        if body.tokens:
+            llm.engine.check_ids("tokens", body.tokens)
+        return {"prompt": llm.tokenizer.decode(body.tokens)}

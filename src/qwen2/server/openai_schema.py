@@ -1,0 +1,194 @@
+"""The bodies of OpenAI's requests, as pydantic reads them: every field is used, named as harmless, or refused.
+
+Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p` and `repetition_penalty` are taken as other servers take them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qwen2.engine.constraint import Constraint
+from qwen2.engine.request import SamplingParams
+
+
+class Body(BaseModel):
+    """Nothing unknown passes."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None  # padding against an observer of the network; ours is this machine
+
+
+class Harmless(Body):
+    """Fields that cannot change an answer: they are for the account, the bill and the store of OpenAI's own service."""
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+class Sampling(Harmless):
+    """How tokens are chosen, in every request that writes some."""
+
+    model: str
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def params(self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
+        """As the engine takes them; None is the model's own default, ValueError names what is out of range."""
+        stop = () if self.stop is None else self.stop
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=0.0 if self.presence_penalty is None else self.presence_penalty,
+            frequency_penalty=0.0 if self.frequency_penalty is None else self.frequency_penalty,
+            logit_bias={} if self.logit_bias is None else self.logit_bias,
+            seed=self.seed,
+            stop=stop,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            n=1 if self.n is None else self.n,
+            constraint=constraint,
+        )
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class Schema(Body):
+    """Of `response_format`; the schema always holds, strict or not."""
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+
+
+class PlainFormat(Body):
+    type: Literal["text", "json_object"]
+
+    def constraint(self) -> Constraint | None:
+        """The form that answers are held to."""
+        return None if self.type == "text" else Constraint.json_object()
+
+
+class SchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.json_schema(self.json_schema.schema_)
+
+
+class RegexFormat(Body):
+    """An extension: texts that match as a whole."""
+
+    type: Literal["regex"]
+    regex: str
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.regex(self.regex)
+
+
+class GrammarFormat(Body):
+    """An extension: texts of a grammar in Lark's notation."""
+
+    type: Literal["grammar"]
+    grammar: str
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.grammar(self.grammar)
+
+
+class ChoiceFormat(Body):
+    """An extension: one of these texts."""
+
+    type: Literal["choice"]
+    choices: list[str]
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.choice(self.choices)
+
+
+ResponseFormat = Annotated[PlainFormat | SchemaFormat | RegexFormat | GrammarFormat | ChoiceFormat, Field(discriminator="type")]
+
+
+class Chat(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+
+class Completion(Sampling):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+
+
+class Embedding(Harmless):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class Tokenize(Body):
+    """POST /tokenize: a text, or a conversation with the model's template around it."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+
+class Detokenize(Body):
+    """POST /detokenize."""
+
+    model: str
+    tokens: list[int]

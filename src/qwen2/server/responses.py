@@ -1,0 +1,282 @@
+"""OpenAI's newer dialect, POST /v1/responses: text and function tools, streamed or whole. Nothing is stored between requests.
+
+Spec: platform.openai.com/docs/api-reference/responses.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from qwen2.engine.constraint import Constraint
+from qwen2.engine.request import SamplingParams
+from qwen2.server.answering import Answering, EventsResponse, collected, events
+from qwen2.server.openai import server_of
+from qwen2.server.openai_schema import Body, Harmless, PlainFormat
+
+if TYPE_CHECKING:
+    from qwen2.engine.asked import Asked
+    from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Output
+
+router = APIRouter(prefix="/v1/responses")
+Json = dict[str, Any]
+
+
+class Part(Body):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class Said(Body):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+    id: str | None = None
+    status: str | None = None
+
+
+class Call(Body):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class Result(Body):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[Part]
+    id: str | None = None
+    status: str | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    name: str
+    parameters: Json | None = None
+    description: str | None = None
+    strict: Literal[False] | None = None
+
+
+class SchemaFormat(Body):
+    type: Literal["json_schema"]
+    name: str
+    description: str | None = None
+    strict: bool | None = None
+    schema_: Json | bool = Field(alias="schema")
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        return Constraint.json_schema(self.schema_)
+
+
+class TextFormat(Body):
+    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+
+
+class Ask(Harmless):
+    """What the route takes."""
+
+    model: str
+    input: str | list[Annotated[Said | Call | Result, Field()]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stream: bool = False
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextFormat | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None
+    include: list[str] | None = Field(default=None, max_length=0)
+
+    def params(self) -> SamplingParams:
+        """As the engine takes them."""
+        form = None if self.text is None or self.text.format is None else self.text.format.constraint()
+        most = self.max_output_tokens
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=most, constraint=form)
+
+    def messages(self) -> list[Json]:
+        """The input as messages: calls join the assistant's message before them."""
+        found: list[Json] = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        items = [Said(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        for item in items:
+            if isinstance(item, Said):
+                found.append({"role": {"developer": "system"}.get(item.role, item.role), "content": _text(item.content)})
+            elif isinstance(item, Result):
+                found.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
+            else:
+                if not found or found[-1]["role"] != "assistant":
+                    found.append({"role": "assistant", "content": ""})
+                call = {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+                found[-1].setdefault("tool_calls", []).append(call)
+        return found
+
+    def functions(self) -> list[Json] | None:
+        """Tools as chat has them."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [
+            {"type": "function", "function": {"name": one.name, "description": one.description or "", "parameters": one.parameters or {}}}
+            for one in self.tools
+        ]
+
+
+def _text(content: str | list[Part]) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+@router.post("")
+async def respond(body: Ask, request: Request) -> Response:
+    """An answer."""
+    server = server_of(request)
+
+    def ask(llm: LLM) -> list[Asked]:
+        return [llm.ask(body.messages(), body.params(), body.functions())]
+
+    answering = await server.answer(request, body.model, ask)
+    writer = Writer(answering, body)
+    if body.stream:
+        return EventsResponse(answering, events(writer.stream(), "responses", b""), "responses")
+    output = (await collected(request, answering))[0][0]
+    return JSONResponse(writer.response(output, writer.items(output)))
+
+
+class Writer:
+    """One answer as a response object, or as the events that make it."""
+
+    def __init__(self, answering: Answering, body: Ask) -> None:
+        self.answering, self.body = answering, body
+        self.key, self.created = secrets.token_hex(12), int(time.time())
+        self.parallel = body.parallel_tool_calls is not False
+
+    def response(self, output: Output | None, items: list[Json]) -> Json:
+        """The object, with what was asked for beside what came of it."""
+        body = self.body
+        status = "in_progress" if output is None else "incomplete" if output.finish_reason == "length" else "completed"
+        asked = body.model_dump(include={"instructions", "temperature", "top_p", "max_output_tokens", "metadata", "user"})
+        tools = [] if body.tools is None else [tool.model_dump() for tool in body.tools]
+        head = {"id": f"resp_{self.key}", "object": "response", "created_at": self.created, "status": status, "error": None}
+        head |= {"incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None, "model": self.answering.name}
+        head |= asked | {"output": items, "tools": tools, "tool_choice": body.tool_choice or "auto", "parallel_tool_calls": self.parallel}
+        head |= {
+            "previous_response_id": None,
+            "reasoning": None,
+            "text": self._format(),
+            "truncation": "disabled",
+            "store": False,
+        }
+        return head | {"usage": None if output is None else usage_of(output)}
+
+    def _format(self) -> Json:
+        text = self.body.text
+        return {"format": {"type": "text"}} if text is None or text.format is None else text.model_dump(by_alias=True, exclude_none=True)
+
+    def items(self, output: Output) -> list[Json]:
+        """What the whole answer consists of."""
+        text = output.text if output.content is None else output.content
+        found = [self._message(0, text, "completed")] if text or not output.tool_calls else []
+        for call in output.tool_calls if self.parallel else output.tool_calls[:1]:
+            found.append(self._call(len(found), call.name, call.arguments, "completed"))
+        return found
+
+    def _message(self, index: int, text: str | None, status: str) -> Json:
+        content = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+        return {"type": "message", "id": f"msg_{self.key}_{index}", "status": status, "role": "assistant", "content": content}
+
+    def _call(self, index: int, name: str, arguments: str, status: str) -> Json:
+        ids = {"id": f"fc_{self.key}_{index}", "call_id": f"call_{self.key}_{index}"}
+        return {"type": "function_call", **ids, "name": name, "arguments": arguments, "status": status}
+
+    async def stream(self) -> AsyncIterator[Json]:
+        """Events, numbered."""
+        number = 0
+        async for event in self._events():
+            yield event | {"sequence_number": number}
+            number += 1
+
+    async def _events(self) -> AsyncIterator[Json]:
+        begun = self.response(None, [])
+        yield {"type": "response.created", "response": begun}
+        yield {"type": "response.in_progress", "response": begun}
+        items: list[Json] = []
+        text: str | None = None
+        async for _, chunk in self.answering:
+            for piece, call in self._news(chunk):
+                if call is None:
+                    if text is None:
+                        for event in self._begin_text(len(items)):
+                            yield event
+                    text = (text or "") + piece
+                    place = {"item_id": f"msg_{self.key}_{len(items)}", "output_index": len(items), "content_index": 0}
+                    yield {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
+                elif self.parallel or not any(item["type"] == "function_call" for item in items):
+                    if text is not None:
+                        for event in self._end_text(items, text):
+                            yield event
+                        text = None
+                    for event in self._whole_call(items, call):
+                        yield event
+            if chunk.output is not None:
+                if text is not None or not items:
+                    for event in (*(() if text is not None else self._begin_text(len(items))), *self._end_text(items, text or "")):
+                        yield event
+                done = self.response(chunk.output, items)
+                yield {"type": f"response.{done['status']}", "response": done}
+
+    def _news(self, chunk: Any) -> list[tuple[str, Any]]:
+        if not self.answering.has_tools:
+            return [(chunk.text, None)] if chunk.text else []
+        return [(delta.content, delta.call) for delta in chunk.deltas if delta.content or delta.call is not None]
+
+    def _begin_text(self, index: int) -> list[Json]:
+        item, part = self._message(index, None, "in_progress"), {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        return [
+            {"type": "response.output_item.added", "output_index": index, "item": item},
+            {"type": "response.content_part.added", "item_id": item["id"], "output_index": index, "content_index": 0, "part": part},
+        ]
+
+    def _end_text(self, items: list[Json], text: str) -> list[Json]:
+        index, item = len(items), self._message(len(items), text, "completed")
+        items.append(item)
+        place = {"item_id": item["id"], "output_index": index, "content_index": 0}
+        return [
+            {"type": "response.output_text.done", **place, "text": text, "logprobs": []},
+            {"type": "response.content_part.done", **place, "part": item["content"][0]},
+            {"type": "response.output_item.done", "output_index": index, "item": item},
+        ]
+
+    def _whole_call(self, items: list[Json], call: Any) -> list[Json]:
+        index = len(items)
+        item = self._call(index, call.name, call.arguments, "completed")
+        items.append(item)
+        place = {"item_id": item["id"], "output_index": index}
+        begun = item | {"arguments": "", "status": "in_progress"}
+        return [
+            {"type": "response.output_item.added", "output_index": index, "item": begun},
+            {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments},
+            {"type": "response.function_call_arguments.done", **place, "name": call.name, "arguments": call.arguments},
+            {"type": "response.output_item.done", "output_index": index, "item": item},
+        ]
+
+
+def usage_of(output: Output) -> Json:
+    """Counts under this dialect's names."""
+    usage = output.usage
+    read = {"input_tokens": usage.prompt_tokens, "input_tokens_details": {"cached_tokens": usage.cached_tokens}}
+    written = {"output_tokens": usage.completion_tokens, "output_tokens_details": {"reasoning_tokens": 0}}
+    return read | written | {"total_tokens": usage.total_tokens}

@@ -1,0 +1,51 @@
+"""What a server is started with: where it listens, who may ask, and how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above these a request is refused, with the limit named."""
+
+    body_bytes: int = field(default=16 << 20, metadata={"help": "Of a request's body."})
+    queue: int = field(default=256, metadata={"help": "Requests that run or wait, of all clients together; then 429."})
+    per_client: int = field(default=64, metadata={"help": "Requests that run or wait of one client."})
+    samples: int = field(default=16, metadata={"help": "n of one request."})
+    stops: int = field(default=16, metadata={"help": "Stop strings of one request."})
+    stop_characters: int = field(default=1000, metadata={"help": "Of one stop string."})
+    inputs: int = field(default=2048, metadata={"help": "Texts of one request for embeddings, or prompts of one for completions."})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one server."""
+
+    host: str = "127.0.0.1"
+    port: int = 11434
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()  # of web pages elsewhere that may ask; "*" is any
+    hosts: tuple[str, ...] = ()  # further names under which it may be asked
+    keep_alive: float | None = 5 * MINUTE  # seconds that a model stays after its last request; None: for good
+    max_loaded: int = 2  # models in memory at once
+    max_batch: int = 16
+    context: int | None = None
+    cache_bits: int = 16
+    cache_bytes: int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+    limits: Limits = Limits()
+
+
+def seconds(text: str) -> float | None:
+    """A time as Ollama writes it: 90, 90s, 10m, 2h; below zero is None, for good."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    unit = next((unit for unit in units if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        raise ValueError(f"{text!r}: write a time as 90, 10m or 2h; -1 is for good") from None
+    return None if value < 0 else value

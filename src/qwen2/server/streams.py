@@ -1,0 +1,67 @@
+"""Chunks from the engine's thread to the event loop: one call between threads a step, however many answers are streamed.
+
+async for chunk in streams.run(llm, llm.ask(messages)): ...       # leaving the loop early aborts the request
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen2.engine.asked import Asked
+    from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Chunk, Request
+
+
+class Streams:
+    """Everybody on one event loop who waits for an engine."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: dict[int, tuple[Request, asyncio.Event]] = {}
+        self._called = False
+        self._notify = self._from_engine  # one object, so that an engine calls it once a step
+
+    def _from_engine(self) -> None:
+        """On an engine's thread: there is something for somebody."""
+        if not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._called = False
+        for request, event in self._waiting.values():
+            if request.outbox or request.finished:
+                event.set()
+
+    async def requests(self, llm: LLM, request: Request) -> AsyncIterator[Chunk]:
+        """The request's chunks as they come. Raises what the engine raises; ends the request when it is left."""
+        event = asyncio.Event()
+        self._waiting[id(request)] = request, event
+        request.notify = self._notify
+        llm.engine.submit(request)
+        try:
+            over = False
+            while not over:
+                await event.wait()
+                event.clear()
+                over = request.finished  # before its outbox is looked at
+                while request.outbox:
+                    yield request.outbox.popleft()
+                if request.error is not None:
+                    raise request.error
+        finally:
+            del self._waiting[id(request)]
+            if not request.finished:
+                llm.engine.abort(request)
+
+    async def run(self, llm: LLM, asked: Asked) -> AsyncIterator[Chunk]:
+        """The same, with content and calls told apart where tools were offered."""
+        chunks = self.requests(llm, asked.request)
+        try:
+            async for chunk in chunks:
+                yield asked.read(chunk)
+        finally:
+            await chunks.aclose()  # type: ignore[attr-defined]

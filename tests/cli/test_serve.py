@@ -1,0 +1,158 @@
+"""`qwen2 serve`: what it refuses before anything is loaded, and that it serves, is ended and says where it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from qwen2.cli.app import main
+from qwen2.server.settings import seconds
+from qwen2.weights.store import Store
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: others could use this server; give it --api-key KEY, or say --open if that is meant"),
+        (["--port", "70000"], "--port 70000: must be from 0 (any free one) to 65,535"),
+        (["--max-batch", "0"], "--max-batch 0: must be at least 1"),
+        (["--keep-alive", "soon"], "'soon': write a time as 90, 10m or 2h; -1 is for good"),
+    ],
+)
+def test_refusals(flags: list[str], message: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QWEN2_API_KEY", raising=False)
+    assert main(["serve", *flags]) == 1
+    assert capsys.readouterr().err == f"qwen2: {message}\n"
+
+
+def test_a_port_that_is_taken_is_named(capsys: Out) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"qwen2: port {port} at 127.0.0.1 is taken by another program (")
+    assert error.endswith("); end it, or take another with --port\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90", 90.0), ("90s", 90.0), ("250ms", 0.25), ("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("-1", None), ("-1m", None)],
+)
+def test_times(text: str, value: float | None) -> None:
+    assert seconds(text) == value
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def served(home: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and where it is."""
+    port = free_port()
+    command = [sys.executable, "-m", "qwen2", "serve", "--port", str(port), *flags]
+    process = subprocess.Popen(command, env={**os.environ, "QWEN2_HOME": str(home)}, stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            try:
+                httpx.get(f"{url}/health", timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def test_it_finishes_what_it_writes_when_it_is_told_to_end(tmp_path: Path, tiny_folder: Path) -> None:
+    Store(tmp_path / "home").copy(str(tiny_folder), "tiny:one")
+    body = {
+        "model": "tiny:one",
+        "prompt": "abc",
+        "max_tokens": 400,
+        "temperature": 1,
+        "seed": 1,
+        "stream": True,
+        "logit_bias": {"511": -100, "509": -100},
+    }
+    with served(tmp_path / "home") as (process, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert said.startswith(f"qwen2: serving at {url} (Ctrl-C ends it)\n")
+        assert "POST /v1/completions 200" in said
+        assert "Traceback" not in said
+
+
+def test_a_killed_server_leaves_the_store_whole(tmp_path: Path, tiny_folder: Path) -> None:
+    store = Store(tmp_path / "home")
+    store.copy(str(tiny_folder), "tiny:one")
+    before = [(model.name, model.digest) for model in store.list()]
+    with served(tmp_path / "home") as (process, url):
+        assert (
+            httpx.post(f"{url}/v1/completions", json={"model": "tiny:one", "prompt": "a", "max_tokens": 3}, timeout=60).status_code == 200
+        )
+        process.kill()
+        process.wait(20)
+    assert [(model.name, model.digest) for model in store.list()] == before
+    with served(tmp_path / "home") as (_, url):
+        assert (
+            httpx.post(f"{url}/v1/completions", json={"model": "tiny:one", "prompt": "a", "max_tokens": 3}, timeout=60).status_code == 200
+        )
+    assert store.remove("tiny:one") >= 0  # nobody holds it any more
+
+
+def test_what_is_in_memory_and_how_it_goes(tmp_path: Path, tiny_folder: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "home").copy(str(tiny_folder), "tiny:one")
+    with served(tmp_path / "home", "--api-key", "secret") as (_, url):
+        assert main(["ps", "--at", url]) == 1
+        assert "this server wants its key" in capsys.readouterr().err
+        monkeypatch.setenv("QWEN2_API_KEY", "secret")
+        assert main(["ps", "--at", url]) == 0
+        assert capsys.readouterr().out == "no model is in memory\n"
+        monkeypatch.setenv("QWEN2_SERVER", url.removeprefix("http://"))
+        assert main(["stop", "tiny:one"]) == 0
+        assert capsys.readouterr().out == "tiny:one: was not in memory\n"
+        headers = {"Authorization": "Bearer secret"}
+        httpx.post(f"{url}/api/generate", json={"model": "tiny:one", "stream": False}, headers=headers, timeout=60).raise_for_status()
+        assert main(["ps"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["NAME", "SIZE", "DEVICE", "CONTEXT", "STAYS"]
+        assert lines[1].startswith("tiny:one")
+        assert main(["stop", "tiny:one"]) == 0
+        assert capsys.readouterr().out == "tiny:one: unloaded\n"
+        assert main(["stop", "tiny:none"]) == 1
+        assert "model 'tiny:none' is not here" in capsys.readouterr().err
+
+
+def test_where_no_server_is(capsys: Out) -> None:
+    port = free_port()
+    assert main(["ps", "--at", f"127.0.0.1:{port}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"qwen2: no server answers at 127.0.0.1:{port} (")
+    assert error.endswith("start one with qwen2 serve, or say where it is with --at\n")

@@ -1,0 +1,168 @@
+"""Ollama's dialect through its own client and bare requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ollama
+import pytest
+
+from qwen2 import LLM, SamplingParams
+from qwen2.weights.store import Store
+from tests.server.conftest import NAME, Running
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+GREEDY = {"temperature": 0, "num_predict": 12}
+
+
+@pytest.fixture
+def client(running: Running) -> ollama.Client:
+    return ollama.Client(host=running.url)
+
+
+@pytest.fixture(scope="session")
+def llm(home: Path) -> LLM:
+    return LLM(Store(home).find(NAME))
+
+
+def test_chat_is_the_engines_answer(client: ollama.Client, llm: LLM) -> None:
+    answer = client.chat(NAME, MESSAGES, options=GREEDY)
+    right = llm.chat(MESSAGES, SamplingParams(temperature=0, max_tokens=12))
+    assert answer.message.content == right.text
+    assert (answer.done, answer.done_reason) == (True, right.finish_reason)
+    assert (answer.prompt_eval_count, answer.eval_count) == (right.usage.prompt_tokens, right.usage.completion_tokens)
+    assert answer.total_duration == (answer.load_duration or 0) + (answer.prompt_eval_duration or 0) + (answer.eval_duration or 0)
+    pieces = list(client.chat(NAME, MESSAGES, options=GREEDY, stream=True))
+    assert "".join(piece.message.content or "" for piece in pieces) == right.text
+    assert [piece.done for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_generate_in_every_form(client: ollama.Client, llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=12)
+    asked = client.generate(NAME, "Hello", options=GREEDY)
+    assert asked.response == llm.chat(MESSAGES, params).text
+    system = client.generate(NAME, "Hello", system="Be brief", options=GREEDY)
+    assert system.response == llm.chat([{"role": "system", "content": "Be brief"}, *MESSAGES], params).text
+    raw = client.generate(NAME, "<|im_start|>user\nHi", raw=True, options=GREEDY)
+    assert raw.response == llm.generate([llm.tokenizer.encode_trusted("<|im_start|>user\nHi")], params)[0].text
+    assert raw.context is None
+
+
+def test_a_context_goes_on_where_the_answer_ended(client: ollama.Client, llm: LLM) -> None:
+    first = client.generate(NAME, "Hello", options={**GREEDY, "stop": ["\x00"]})
+    assert first.context is not None
+    second = client.generate(NAME, "And then?", context=first.context, options=GREEDY)
+    assert second.context is not None
+    assert list(second.context[: len(first.context)]) == list(first.context)
+    question = llm.template.render(
+        [*MESSAGES, {"role": "assistant", "content": "b"}, {"role": "user", "content": "And then?"}], add_generation_prompt=True
+    ).ids
+    asked = list(second.context[len(first.context) : len(second.context) - (second.eval_count or 0)])
+    assert asked == list(question[-len(asked) :])
+
+
+def test_what_has_no_tokens_for_it_cannot_be_filled_in(client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="suffix: this model has no tokens for filling in the middle"):
+        client.generate(NAME, "def f():", suffix="return x")
+
+
+def test_lists(client: ollama.Client, running: Running) -> None:
+    assert [model.model for model in client.list().models] == [NAME, "tiny:two"]
+    assert client.ps().models == []
+    client.chat(NAME, MESSAGES, options=GREEDY, keep_alive="10m")
+    (loaded,) = client.ps().models
+    assert loaded.name == NAME
+    assert loaded.expires_at is not None
+    assert running.client.get("/api/version").json()["version"]
+    shown = client.show(NAME)
+    assert shown.modelinfo is not None
+    assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 1024
+    assert "completion" in (shown.capabilities or [])
+
+
+def test_models_are_loaded_and_unloaded_without_a_word(client: ollama.Client, running: Running) -> None:
+    assert client.chat(NAME, []).done_reason == "load"
+    assert list(running.server.models.loaded) == [NAME]
+    assert client.generate(NAME, keep_alive=0).done_reason == "unload"
+    assert not running.server.models.loaded
+    client.chat(NAME, MESSAGES, options=GREEDY, keep_alive=-1)
+    assert running.server.models.loaded[NAME].expires is None
+
+
+def test_embeddings(client: ollama.Client, llm: LLM, running: Running) -> None:
+    found = client.embed(NAME, ["a rose", "b"], truncate=False)
+    assert [list(one) for one in found.embeddings] == llm.embed(["a rose", "b"]).tolist()
+    assert running.post("/api/embeddings", model=NAME, prompt="b").json()["embedding"] == llm.embed(["b"])[0].tolist()
+
+
+def test_copies_and_deletions(serve: Callable[..., Running], tmp_path: Path, home: Path) -> None:
+    running = serve()
+    client = ollama.Client(host=running.url)
+    client.copy(NAME, "mine:copy")
+    try:
+        assert (
+            client.chat("mine:copy", MESSAGES, options=GREEDY).message.content
+            == client.chat(NAME, MESSAGES, options=GREEDY).message.content
+        )
+        client.delete("mine:copy")
+        assert "mine:copy" not in [model.model for model in client.list().models]
+        with pytest.raises(ollama.ResponseError, match="model 'mine:copy' is not here"):
+            client.delete("mine:copy")
+    finally:
+        store = Store(home)
+        if store.has("mine:copy"):
+            store.remove("mine:copy")
+    for name in ("../evil", "a/b/c", "x" * 300, "mine:co py"):
+        with pytest.raises(ollama.ResponseError):
+            client.copy(NAME, name)
+
+
+def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client, running: Running) -> None:
+    client.chat(NAME, MESSAGES, options=GREEDY)
+    llm = running.server.models.loaded[NAME].llm
+    answer = client.chat(NAME, MESSAGES, options={"temperature": 0, "num_ctx": 100, "stop": []})
+    assert (answer.prompt_eval_count or 0) + (answer.eval_count or 0) <= 100
+    with pytest.raises(ollama.ResponseError, match="and num_ctx is 3: raise it, or shorten the prompt"):
+        client.chat(NAME, MESSAGES, options={"num_ctx": 3})
+    assert running.server.models.loaded[NAME].llm is llm
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("chat", {"foo": 1}, 400, "unknown field foo: this server would have to ignore it"),
+        ("chat", {"options": {"temprature": 1}}, 400, "unknown field options.temprature"),
+        ("chat", {"options": {"mirostat": 2}}, 400, "options.mirostat is 2: only 0 is offered"),
+        ("chat", {"options": {"top_p": 7}}, 400, "top_p 7.0: must be above 0 and at most 1 (off)"),
+        ("chat", {"model": "nothing:here"}, 404, "model 'nothing:here' is not here"),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "x", "images": ["aa"]}]},
+            400,
+            "images are given, and these models read text only",
+        ),
+        ("chat", {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "the window is 1,024"),
+        ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 2h; -1 is for good"),
+        ("embed", {"input": ["x" * 3000]}, 400, "the window is 1,024: shorten the text"),
+        ("pull", {"model": "../evil"}, 400, "evil"),
+    ],
+)
+def test_refusals_have_ollamas_shape(running: Running, path: str, body: dict[str, Any], status: int, message: str) -> None:
+    standing: dict[str, Any] = {"model": NAME, "stream": False} | ({"messages": MESSAGES} if path == "chat" else {})
+    if path == "embed":
+        del standing["stream"]
+    answer = running.client.post(f"/api/{path}", json={**standing, **body})
+    assert answer.status_code == status
+    assert answer.json().keys() == {"error"}
+    assert message in answer.json()["error"]
+
+
+def test_a_pull_of_what_is_here_ends_at_once_and_of_nothing_says_so(running: Running) -> None:
+    lines = [json.loads(line) for line in running.post("/api/pull", model=NAME).text.splitlines()]
+    assert lines[0] == {"status": "pulling manifest"}
+    assert lines[-1] == {"status": "success"}
+    lines = [json.loads(line) for line in running.post("/api/pull", model="nothing:here").text.splitlines()]
+    assert "nothing" in lines[-1]["error"]

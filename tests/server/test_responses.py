@@ -1,0 +1,105 @@
+"""OpenAI's /v1/responses through its own client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from qwen2 import LLM, SamplingParams
+from qwen2.engine.asked import Asked
+from qwen2.server.responses import Ask
+from qwen2.weights.store import Store
+from tests.server.conftest import NAME, Running
+
+TOOLS: list[Any] = [
+    {"type": "function", "name": "weather", "description": "Of a place", "parameters": {"type": "object", "properties": {}}}
+]
+
+
+@pytest.fixture
+def client(running: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def llm(home: Path) -> LLM:
+    return LLM(Store(home).find(NAME))
+
+
+def test_the_answer_is_the_engines(client: openai.OpenAI, llm: LLM) -> None:
+    answer = client.responses.create(model=NAME, input="Hello", instructions="Be brief", temperature=0, max_output_tokens=12)
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hello"}]
+    right = llm.chat(messages, SamplingParams(temperature=0, max_tokens=12))
+    assert answer.output_text == right.text
+    assert answer.status == {"length": "incomplete", "stop": "completed"}[right.finish_reason]
+    assert answer.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (right.usage.prompt_tokens, right.usage.completion_tokens)
+
+
+def test_the_stream_makes_the_same(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": NAME, "input": "Hello", "temperature": 0, "max_output_tokens": 12}
+    whole = client.responses.create(**asked)
+    events = list(client.responses.create(**asked, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    last = events[-1]
+    assert last.type == f"response.{whole.status}"
+    assert last.response.output_text == whole.output_text
+    kinds = [event.type for event in events if not event.type.endswith(".delta")]
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        "response.output_text.done", "response.content_part.done", "response.output_item.done", f"response.{whole.status}",
+    ]  # fmt: skip
+
+
+def test_calls_are_items(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = 'Let me see.\n\u273fFUNCTION\u273f: weather\n\u273fARGS\u273f: {"place": "Rome"}\n'
+    read = Asked.read
+
+    def speaking(self: Asked, chunk: Any) -> Any:
+        output = None if chunk.output is None else replace(chunk.output, finish_reason="stop", text=said)
+        return read(
+            self, replace(chunk, text="" if output is None else said, output=output, finish_reason=None if output is None else "stop")
+        )
+
+    monkeypatch.setattr(Asked, "read", speaking)
+    asked: dict[str, Any] = {"model": NAME, "input": "Weather?", "max_output_tokens": 5, "tools": TOOLS}
+    whole = client.responses.create(**asked)
+    assert [item.type for item in whole.output] == ["message", "function_call"]
+    assert whole.output[1].arguments == '{"place": "Rome"}'
+    events = list(client.responses.create(**asked, stream=True))
+    assert [item.type for item in events[-1].response.output] == ["message", "function_call"]
+    assert [event.delta for event in events if event.type == "response.function_call_arguments.delta"] == ['{"place": "Rome"}']
+
+
+def test_calls_and_results_reach_the_prompt() -> None:
+    items: list[Any] = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+        {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}"},
+        {"type": "function_call", "call_id": "b", "name": "weather", "arguments": '{"x": 1}'},
+        {"type": "function_call_output", "call_id": "a", "output": "sunny"},
+        {"type": "function_call_output", "call_id": "b", "output": "rain"},
+    ]
+    messages = Ask(model=NAME, input=items).messages()
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool"]
+    assert [call["function"]["arguments"] for call in messages[1]["tool_calls"]] == ["{}", '{"x": 1}']
+    assert messages[3] == {"role": "tool", "tool_call_id": "b", "content": "rain"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"previous_response_id": "resp_1"}, "unknown field previous_response_id"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"input": "x" * 3000}, "the window is 1,024"),
+    ],
+)
+def test_refusals(running: Running, body: dict[str, Any], message: str) -> None:
+    answer = running.client.post("/v1/responses", json={"model": NAME, "input": "a", **body})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
