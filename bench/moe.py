@@ -52,7 +52,7 @@ def compare(args: argparse.Namespace) -> None:
                 raise ValueError(f"{path} has {found} layers, --layers is {args.layers}: remove it, or name another file")
         else:
             write(path, replace(FAMILY["qwen2:57b-a14b"].config, layers=args.layers), "Q4_0", Store().resolve(args.dense)[0])
-        common = {"threads": args.threads, "isa": args.isa, "context": 1024}
+        common = {"threads": args.threads, "isa": args.isa, "context": 1024, "guesses": 0}
         models = {"mixture": LLM(path, **common), "dense": LLM(args.dense, **common)}
         rates: dict[str, list[float]] = {name: [] for name in models}
         ceilings, random = Ceilings(), Random(0)

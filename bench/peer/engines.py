@@ -40,9 +40,8 @@ class Ours:
         self.make = qwen2.LLM  # imported here, when it is first named: no engine's imports count as loading
 
     def load(self) -> None:
-        self.llm = self.make(
-            self.options["model"], threads=self.options["threads"], isa=self.options["isa"], context=self.options["context"]
-        )
+        options = {name: self.options[name] for name in ("threads", "isa", "context")}
+        self.llm = self.make(self.options["model"], **options, guesses=0)  # answers to random prompts repeat themselves
 
     def _params(self, tokens: int) -> Any:
         return self.qwen2.SamplingParams(temperature=0, repetition_penalty=1.0, max_tokens=tokens, ignore_eos=True)

@@ -18,14 +18,14 @@ MOE = MoEConfig(experts=8, active=2, expert_ffn=32, shared_ffn=64)
 
 
 def test_a_prompt_s_operations_are_the_sum_of_its_tokens() -> None:
-    llm = LLM(tiny_model())
+    llm = LLM(tiny_model(), guesses=0)
     config = llm.model.config
     each = [config.flops_per_token(position, head=position == 36) for position in range(37)]
     assert operations(llm, 37) == sum(each)
 
 
 def test_a_prefill_reads_what_was_asked_for_and_keeps_nothing() -> None:
-    llm = LLM(tiny_model())
+    llm = LLM(tiny_model(), guesses=0)
     done = measure_prefill(llm, 20, Random(0))
     assert (done.tokens, done.operations) == (20, operations(llm, 20))
     assert done.seconds > 0
@@ -34,7 +34,7 @@ def test_a_prefill_reads_what_was_asked_for_and_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("streams", [1, 3])
 def test_a_decode_counts_its_steps_and_bytes(streams: int) -> None:
-    llm = LLM(tiny_model())
+    llm = LLM(tiny_model(), guesses=0)
     done = measure_decode(llm, 10, streams, 6, Random(0))
     assert (done.streams, done.steps) == (streams, 6)
     per_step = weight_bytes(llm, streams) + streams * llm.engine.runner.token_bytes * (10 + 3)

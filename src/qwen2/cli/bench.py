@@ -77,7 +77,7 @@ def bench(
         from qwen2.engine.llm import LLM
 
         begin = time.perf_counter()
-        llm = LLM(model, threads=threads, isa=isa, cache_bits=cache_bits, max_batch=max(streams or [16]))
+        llm = LLM(model, threads=threads, isa=isa, cache_bits=cache_bits, max_batch=max(streams or [16]), guesses=0)
         load_seconds = time.perf_counter() - begin
     report = measure(llm, prompt, depth, streams, tokens, repeat, Random(seed))
     report = {"model": model, "format": llm.model.weight_format, "load_seconds": load_seconds} | about(llm, cache_bits) | report

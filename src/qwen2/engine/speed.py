@@ -1,6 +1,7 @@
 """How fast a loaded model is here, and how fast it could be: prefill, decode, and the machine's own ceilings.
 
-Prompts are random and new each time, so that no cache helps; answers go on past any end token. The ceilings are measured by the
+Prompts are random and new each time, so that no cache helps; answers go on past any end token, and the model must not guess
+(`guesses=0`), since what a random prompt is answered with repeats itself. The ceilings are measured by the
 kernels' own instructions (kernels/ceilings.h): what all threads together read from memory, and how many bytes they multiply.
 What is left out: other engines (bench/peers.py) and quality (bench/quality.py).
 
@@ -119,6 +120,7 @@ def room(llm: LLM, depth: int, streams: int, tokens: int) -> int:
 
 def measure_decode(llm: LLM, depth: int, streams: int, tokens: int, random: Random) -> Decode:
     """`tokens` steps of `streams` answers at once, each behind a prompt of `depth` tokens of its own. A chunk is a token."""
+    assert llm.engine.scheduler.guesses == 0, "a guess that is right is a token without its step"
     start = max(SHORTEST, depth)
     most = room(llm, depth, streams, tokens) - start
     requests = [llm.engine.request(prompt(llm, start, random), greedy(most)) for _ in range(streams)]
