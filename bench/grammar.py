@@ -4,8 +4,8 @@ Prints Markdown: what they cost (their data from our tokenizer, schemas of growi
 and which keywords of JSON Schema each enforces, refuses or ignores. Times are of one process in which the libraries alternate;
 memory is of a process for each. Left out: grammars in other notations, batches.
 
-    pip install --target /tmp/xgrammar --no-deps xgrammar==0.2.8 apache-tvm-ffi       # it needs transformers too, which the tests have
-    PYTHONPATH=/tmp/xgrammar python bench/grammar.py [--model qwen2.5-coder:0.5b]
+    pip install --target build/xgrammar --no-deps xgrammar==0.2.8 apache-tvm-ffi       # it needs transformers too, which the tests have
+    PYTHONPATH=build/xgrammar python bench/grammar.py [--model qwen2.5-coder:0.5b]
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import uvicorn
 
+from qwen2 import LLM
 from qwen2.config import tiny
 from qwen2.server.app import Server, create_app
 from qwen2.server.settings import Settings
@@ -21,6 +23,12 @@ from qwen2.weights.store import Store
 from tests.conftest import tiny_model
 
 NAME = "tiny:one"
+
+
+@pytest.fixture(scope="session")
+def llm(home: Path) -> LLM:
+    """The first model without a server."""
+    return LLM(Store(home).find(NAME))
 
 
 @dataclass
@@ -90,3 +98,8 @@ def serve(home: Path) -> Iterator[Callable[..., Running]]:
 @pytest.fixture
 def running(serve: Callable[..., Running]) -> Running:
     return serve()
+
+
+@pytest.fixture
+def openai_client(running: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)

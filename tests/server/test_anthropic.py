@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -11,7 +10,6 @@ import pytest
 from qwen2 import LLM, SamplingParams
 from qwen2.engine.asked import Asked
 from qwen2.server.anthropic import Prompt, conversation
-from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -24,11 +22,6 @@ TOOLS: list[Any] = [
 @pytest.fixture
 def client(running: Running) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=running.url, api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="session")
-def llm(home: Path) -> LLM:
-    return LLM(Store(home).find(NAME))
 
 
 def test_the_message_is_the_engines_answer(client: anthropic.Anthropic, llm: LLM) -> None:

@@ -23,11 +23,6 @@ def client(running: Running) -> ollama.Client:
     return ollama.Client(host=running.url)
 
 
-@pytest.fixture(scope="session")
-def llm(home: Path) -> LLM:
-    return LLM(Store(home).find(NAME))
-
-
 def test_chat_is_the_engines_answer(client: ollama.Client, llm: LLM) -> None:
     answer = client.chat(NAME, MESSAGES, options=GREEDY)
     right = llm.chat(MESSAGES, SamplingParams(temperature=0, max_tokens=12))
@@ -166,3 +161,31 @@ def test_a_pull_of_what_is_here_ends_at_once_and_of_nothing_says_so(running: Run
     assert lines[-1] == {"status": "success"}
     lines = [json.loads(line) for line in running.post("/api/pull", model="nothing:here").text.splitlines()]
     assert "nothing" in lines[-1]["error"]
+
+
+def test_a_model_that_is_unloaded_while_it_writes_ends_its_answers(running: Running) -> None:
+    """Nobody waits for a thread that is gone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    running.chat(max_tokens=1)
+    engine = running.server.models.loaded[NAME].llm.engine
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(running.chat, max_tokens=900, logit_bias={"511": -100, "509": -100})
+        while not engine.scheduler.running:
+            pass
+        assert running.post("/api/generate", model=NAME, keep_alive=0, stream=False).json()["done_reason"] == "unload"
+        assert writing.result(timeout=30).status_code == 200
+    assert running.chat(max_tokens=2).status_code == 200  # loaded anew
+
+
+def test_options_that_would_be_ignored_are_refused(running: Running) -> None:
+    refused = [
+        ("/api/chat", {"model": NAME, "messages": MESSAGES, "options": {"penalize_newline": False}}),
+        ("/api/chat", {"model": NAME, "messages": MESSAGES, "top_logprobs": 2}),
+        ("/api/show", {"model": NAME, "verbose": True}),
+        ("/api/embed", {"model": NAME, "input": "a long text of several tokens", "options": {"num_ctx": 2}}),
+    ]
+    for path, body in refused:
+        assert running.client.post(path, json=body).status_code == 400, path
+    strict = {"type": "function", "function": {"name": "f", "parameters": {}, "strict": True}}
+    assert "tools[0].function.strict" in running.chat(tools=[strict]).json()["error"]["message"]

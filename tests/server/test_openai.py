@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,43 +11,32 @@ import openai
 import pytest
 
 from qwen2 import LLM, SamplingParams
-from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
-@pytest.fixture
-def client(running: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="session")
-def llm(home: Path) -> LLM:
-    return LLM(Store(home).find(NAME))
-
-
-def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny:one", "tiny:two"]
-    assert client.models.retrieve("tiny:two").owned_by == "qwen2"
+def test_models(openai_client: openai.OpenAI) -> None:
+    assert [model.id for model in openai_client.models.list()] == ["tiny:one", "tiny:two"]
+    assert openai_client.models.retrieve("tiny:two").owned_by == "qwen2"
     with pytest.raises(openai.NotFoundError, match="model 'tiny:three' is not here"):
-        client.models.retrieve("tiny:three")
+        openai_client.models.retrieve("tiny:three")
 
 
-def test_the_answer_is_the_engines(client: openai.OpenAI, llm: LLM) -> None:
-    answer = client.chat.completions.create(model=NAME, messages=MESSAGES, temperature=0, max_completion_tokens=12)
+def test_the_answer_is_the_engines(openai_client: openai.OpenAI, llm: LLM) -> None:
+    answer = openai_client.chat.completions.create(model=NAME, messages=MESSAGES, temperature=0, max_completion_tokens=12)
     right = llm.chat(MESSAGES, SamplingParams(temperature=0, max_tokens=12))
     assert answer.choices[0].message.content == right.text
     assert answer.choices[0].finish_reason == right.finish_reason
     assert answer.usage is not None
     counts = (right.usage.prompt_tokens, right.usage.completion_tokens, right.usage.total_tokens)
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == counts
-    again = client.chat.completions.create(model=NAME, messages=MESSAGES, temperature=0, max_tokens=12)
+    again = openai_client.chat.completions.create(model=NAME, messages=MESSAGES, temperature=0, max_tokens=12)
     assert again.choices[0].message.content == right.text
     assert again.usage is not None
     assert again.usage.prompt_tokens_details is not None
     assert again.usage.prompt_tokens_details.cached_tokens == right.usage.prompt_tokens - 1
-    other = client.chat.completions.create(model="tiny:two", messages=MESSAGES, temperature=0, max_tokens=12)
+    other = openai_client.chat.completions.create(model="tiny:two", messages=MESSAGES, temperature=0, max_tokens=12)
     assert other.choices[0].message.content != right.text
 
 
@@ -56,14 +44,14 @@ def test_the_answer_is_the_engines(client: openai.OpenAI, llm: LLM) -> None:
     "params",
     [{"temperature": 0}, {"temperature": 1.0, "seed": 5, "n": 3, "top_p": 0.9}, {"temperature": 1.0, "seed": 2, "stop": ["e", "a"]}],
 )
-def test_the_whole_is_the_stream_folded(client: openai.OpenAI, params: dict[str, Any]) -> None:
+def test_the_whole_is_the_stream_folded(openai_client: openai.OpenAI, params: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "max_tokens": 20, "logprobs": True, "top_logprobs": 2, **params}
-    whole = client.chat.completions.create(**asked)
+    whole = openai_client.chat.completions.create(**asked)
     texts: dict[int, str] = {}
     reasons: dict[int, str] = {}
     logprobs: dict[int, list[float]] = {}
     usage = None
-    for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+    for chunk in openai_client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
         usage = chunk.usage or usage
         for choice in chunk.choices:
             texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
@@ -92,9 +80,9 @@ def test_the_same_seed_gives_the_same_text_in_a_crowd(running: Running) -> None:
     assert {answer["choices"][0]["message"]["content"] for answer in crowd[1::2]} == {alone}
 
 
-def test_completions_of_texts_and_ids(client: openai.OpenAI, llm: LLM) -> None:
+def test_completions_of_texts_and_ids(openai_client: openai.OpenAI, llm: LLM) -> None:
     prompts = ["abc", "def"]
-    answer = client.completions.create(model=NAME, prompt=prompts, temperature=1.0, seed=3, max_tokens=6, n=2, logprobs=2)
+    answer = openai_client.completions.create(model=NAME, prompt=prompts, temperature=1.0, seed=3, max_tokens=6, n=2, logprobs=2)
     right = llm.generate(prompts, SamplingParams(temperature=1.0, seed=3, max_tokens=6, n=2, logprobs=2))
     assert [choice.text for choice in answer.choices] == [one.text for output in right for one in output.choices]
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
@@ -102,23 +90,23 @@ def test_completions_of_texts_and_ids(client: openai.OpenAI, llm: LLM) -> None:
     assert answer.choices[0].logprobs.token_logprobs == [one.logprob for one in right[0].logprobs or ()]
     ids = llm.tokenizer.encode("abc")
     assert (
-        client.completions.create(model=NAME, prompt=ids, temperature=0, max_tokens=6).choices[0].text
+        openai_client.completions.create(model=NAME, prompt=ids, temperature=0, max_tokens=6).choices[0].text
         == llm.generate([ids], SamplingParams(temperature=0, max_tokens=6))[0].text
     )
-    echoed = client.completions.create(model=NAME, prompt="abc", temperature=0, max_tokens=3, echo=True).choices[0].text
+    echoed = openai_client.completions.create(model=NAME, prompt="abc", temperature=0, max_tokens=3, echo=True).choices[0].text
     assert echoed.startswith("abc")
     streamed: dict[int, str] = {}
-    for chunk in client.completions.create(model=NAME, prompt=prompts, temperature=1.0, seed=3, max_tokens=6, n=2, stream=True):
+    for chunk in openai_client.completions.create(model=NAME, prompt=prompts, temperature=1.0, seed=3, max_tokens=6, n=2, stream=True):
         for choice in chunk.choices:
             streamed[choice.index] = streamed.get(choice.index, "") + choice.text
     assert [streamed[i] for i in range(4)] == [choice.text for choice in answer.choices]
 
 
-def test_embeddings(client: openai.OpenAI, llm: LLM) -> None:
+def test_embeddings(openai_client: openai.OpenAI, llm: LLM) -> None:
     texts = ["a rose", "another text", "c"]
-    found = client.embeddings.create(model=NAME, input=texts)  # the client asks for base64
+    found = openai_client.embeddings.create(model=NAME, input=texts)  # the client asks for base64
     np.testing.assert_array_equal(np.array([one.embedding for one in found.data], np.float32), llm.embed(texts).numpy())
-    plain = client.embeddings.create(model=NAME, input=texts[0], encoding_format="float")
+    plain = openai_client.embeddings.create(model=NAME, input=texts[0], encoding_format="float")
     np.testing.assert_allclose(plain.data[0].embedding, llm.embed(texts[:1])[0].numpy(), atol=1e-6)
     assert found.usage.prompt_tokens == sum(len(llm.tokenizer.encode(text)) for text in texts)
 
@@ -168,9 +156,9 @@ def test_refusals(running: Running, path: str, body: dict[str, Any], status: int
     assert error["type"] in ("invalid_request_error", "not_found_error")
 
 
-def test_an_over_long_prompt_has_openais_code(client: openai.OpenAI) -> None:
+def test_an_over_long_prompt_has_openais_code(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x" * 3000}])
+        openai_client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x" * 3000}])
     assert caught.value.code == "context_length_exceeded"
 
 

@@ -1,9 +1,8 @@
-"""OpenAI's /v1/responses through its own client."""
+"""OpenAI's /v1/responses through its own openai_client."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,7 +11,6 @@ import pytest
 from qwen2 import LLM, SamplingParams
 from qwen2.engine.asked import Asked
 from qwen2.server.responses import Ask
-from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
 
 TOOLS: list[Any] = [
@@ -20,18 +18,8 @@ TOOLS: list[Any] = [
 ]
 
 
-@pytest.fixture
-def client(running: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="session")
-def llm(home: Path) -> LLM:
-    return LLM(Store(home).find(NAME))
-
-
-def test_the_answer_is_the_engines(client: openai.OpenAI, llm: LLM) -> None:
-    answer = client.responses.create(model=NAME, input="Hello", instructions="Be brief", temperature=0, max_output_tokens=12)
+def test_the_answer_is_the_engines(openai_client: openai.OpenAI, llm: LLM) -> None:
+    answer = openai_client.responses.create(model=NAME, input="Hello", instructions="Be brief", temperature=0, max_output_tokens=12)
     messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hello"}]
     right = llm.chat(messages, SamplingParams(temperature=0, max_tokens=12))
     assert answer.output_text == right.text
@@ -40,10 +28,10 @@ def test_the_answer_is_the_engines(client: openai.OpenAI, llm: LLM) -> None:
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (right.usage.prompt_tokens, right.usage.completion_tokens)
 
 
-def test_the_stream_makes_the_same(client: openai.OpenAI) -> None:
+def test_the_stream_makes_the_same(openai_client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": NAME, "input": "Hello", "temperature": 0, "max_output_tokens": 12}
-    whole = client.responses.create(**asked)
-    events = list(client.responses.create(**asked, stream=True))
+    whole = openai_client.responses.create(**asked)
+    events = list(openai_client.responses.create(**asked, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
     last = events[-1]
@@ -56,7 +44,7 @@ def test_the_stream_makes_the_same(client: openai.OpenAI) -> None:
     ]  # fmt: skip
 
 
-def test_calls_are_items(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_items(openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     said = 'Let me see.\n\u273fFUNCTION\u273f: weather\n\u273fARGS\u273f: {"place": "Rome"}\n'
     read = Asked.read
 
@@ -68,10 +56,10 @@ def test_calls_are_items(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Asked, "read", speaking)
     asked: dict[str, Any] = {"model": NAME, "input": "Weather?", "max_output_tokens": 5, "tools": TOOLS}
-    whole = client.responses.create(**asked)
+    whole = openai_client.responses.create(**asked)
     assert [item.type for item in whole.output] == ["message", "function_call"]
     assert whole.output[1].arguments == '{"place": "Rome"}'
-    events = list(client.responses.create(**asked, stream=True))
+    events = list(openai_client.responses.create(**asked, stream=True))
     assert [item.type for item in events[-1].response.output] == ["message", "function_call"]
     assert [event.delta for event in events if event.type == "response.function_call_arguments.delta"] == ['{"place": "Rome"}']
 

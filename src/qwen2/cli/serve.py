@@ -39,7 +39,10 @@ class Flags:
     context: Annotated[int | None, _flag("Tokens of prompt and answer together, at most; left out, the model's own.")] = None
     cache_bits: Annotated[Literal[16, 8], _flag("Bits of the keys and values.")] = 16
     cache_gb: Annotated[
-        float | None, _flag("Memory for keys and values of one model; left out, a window for each answer, taken as they grow.")
+        float | None,
+        _flag(
+            "Memory for keys and values of one model; left out, a window for each answer, taken as they grow, and up to 1 GiB of ended ones."
+        ),
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _flag("cpu, or cuda.")] = "cpu"

@@ -50,7 +50,7 @@ class Answer:
         if self.lookup is None:
             self.lookup = Lookup()
         assert self.request.params.max_tokens is not None, "the window bounds every answer"
-        return self.lookup.guess(self.tokens, min(most, self.request.params.max_tokens - len(self.generated) - 1))
+        return self.lookup.guess(self.tokens, min(most, self.request.params.max_tokens - self.written - 1))
 
     def learn_from(self, offered: int, right: int) -> None:
         """So many of the guesses were right."""
@@ -64,7 +64,12 @@ class Answer:
     @property
     def begun(self) -> bool:
         """Whether a token was sampled, so that all n samples exist."""
-        return len(self.tokens) > len(self.request.prompt)
+        return self.written > 0
+
+    @property
+    def written(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.tokens) - len(self.request.prompt)
 
     @property
     def generated(self) -> Sequence[int]:
@@ -91,7 +96,7 @@ class Answer:
         if token in self.request.ends or self.text.stopped is not None or self.sampler.complete:
             return "stop"
         assert self.request.params.max_tokens is not None, "the window bounds every answer"
-        return "length" if len(self.tokens) - len(self.request.prompt) >= self.request.params.max_tokens else None
+        return "length" if self.written >= self.request.params.max_tokens else None
 
     def abort(self) -> None:
         """End here, with what there is."""

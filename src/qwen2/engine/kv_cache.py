@@ -66,7 +66,7 @@ class KVCache:
     """All blocks of one engine. `seed` is what a cached text depends on besides its tokens: weights, adapter, scaling."""
 
     def __init__(self, memory: KernelMemory | TensorMemory, limit: int, keep: int, seed: Hashable = ()) -> None:
-        self.pool, self.keep = BlockPool(memory, limit), keep
+        self.pool, self.keep, self.seed = BlockPool(memory, limit), keep, seed
         self.root = hash((seed, memory.name))
         self.odd = count()  # tells chains apart whose hashes collide
         self.live: list[BlockSequence] = []
@@ -258,7 +258,7 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget everything, after a step that broke off in the middle of who knows what."""
-        self.__init__(self.pool.memory, self.pool.limit, self.keep)  # type: ignore[misc]
+        self.__init__(self.pool.memory, self.pool.limit, self.keep, self.seed)  # type: ignore[misc]
 
     # --- accounts
 

@@ -33,7 +33,7 @@ OLDEST_SHARE = 4  # one part in so many of a chunk is the oldest prompt's
 
 @dataclass(frozen=True)
 class Span:
-    """The next `count` tokens of one sequence, the last `guessed` of which are only proposed (speculative.py)."""
+    """The next `count` tokens of one sequence, the last of which, `guess`, are only proposed (speculative.py)."""
 
     answer: Answer
     count: int
@@ -99,27 +99,26 @@ class Scheduler:
         self._add_prompts(batch, budget)
         return batch
 
-    def _append(self, batch: Batch, answer: Answer, count: int) -> bool:
-        """The answer's next tokens, as many blocks as they need being had from whoever is less important; False if it gave way itself."""
+    def _append(self, batch: Batch, answer: Answer, count: int) -> None:
+        """The answer's next tokens, with blocks for them from whoever is less important; nothing if it has to give way itself."""
         guess = self._guess(answer) if count == answer.unread == 1 else ()
         total = len(answer.cache) + count + len(guess)
         while self.cache.available < answer.cache.missing(total):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is answer:
-                return False
+                return
             batch[:] = [span for span in batch if span.answer is not victim]
         answer.cache.reserve(total)
         batch.append(Span(answer, count + len(guess), guess))
-        return True
 
     def _guess(self, answer: Answer) -> tuple[int, ...]:
         """What may follow an answer: no more than may still be written, and than the cache has room for."""
         if not self.guesses or len(self.running) > TOGETHER:
             return ()
         guess = answer.guess(self.guesses // len(self.running))
-        room = self.cache.available < answer.cache.missing(len(answer.cache) + 1 + len(guess))
-        return () if room else guess
+        fits = answer.cache.missing(len(answer.cache) + 1 + len(guess)) <= self.cache.available
+        return guess if fits else ()
 
     def _preempt(self, answer: Answer) -> None:
         self.running.remove(answer)

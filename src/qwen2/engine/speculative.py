@@ -26,7 +26,6 @@ class Lookup:
         self.ends: dict[tuple[int, ...], int] = {}  # a few tokens -> where the latest of them but the text's own end ends
         self.known = 0  # tokens of the text that are in it
         self.length, self.pause, self.skipped = FIRST, 0, 0
-        self.offered = self.accepted = 0
 
     def guess(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
         """What may follow the text; nothing where its end is new, or where guesses were wrong lately."""
@@ -50,8 +49,6 @@ class Lookup:
 
     def learn_from(self, offered: int, accepted: int) -> None:
         """So many of the guesses were right."""
-        self.offered += offered
-        self.accepted += accepted
         self.skipped = 0
         if accepted == offered:
             self.length, self.pause = min(MOST, 2 * self.length), 0

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import StreamingResponse
 
-from qwen2.server.errors import ApiError, Dialect, body, of_engine
+from qwen2.server.errors import FAILURES, ApiError, Dialect, body, of_engine
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from qwen2.server.metrics import Metrics
     from qwen2.server.streams import Streams
 
-log = logging.getLogger("qwen2.server")
 SIGN_OF_LIFE = 10.0  # seconds without a byte before the first token, after which a comment is sent: clients give up on silence
 T = TypeVar("T")
 
@@ -55,27 +53,24 @@ class Answering:
             async for chunk in self._one(self.asked[0]):
                 yield 0, chunk
             return
-        queue: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, Chunk] | asyncio.Future[None]] = asyncio.Queue()
 
         async def feed(number: int, asked: Asked) -> None:
-            try:
-                async for chunk in self._one(asked):
-                    queue.put_nowait((number, chunk))
-                queue.put_nowait(None)
-            except Exception as error:  # raised where the chunks are read
-                queue.put_nowait(error)
+            async for chunk in self._one(asked):
+                queue.put_nowait((number, chunk))
 
         tasks = [asyncio.ensure_future(feed(number, asked)) for number, asked in enumerate(self.asked)]
+        for task in tasks:
+            task.add_done_callback(queue.put_nowait)
         try:
             left = len(tasks)
             while left:
                 item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    left -= 1
-                else:
+                if isinstance(item, tuple):
                     yield item
+                else:
+                    item.result()  # raises what its request ended with
+                    left -= 1
         finally:
             for task in tasks:
                 task.cancel()
@@ -104,12 +99,6 @@ async def collected(request: Request, answering: Answering) -> list[list[Output]
     """The same for a client that waits; ended as soon as it is gone."""
     try:
         return await unless_gone(request, whole(answering))
-    except ApiError:
-        raise
-    except Exception as error:
-        if not isinstance(error, (ValueError, ArithmeticError, MemoryError)):
-            log.exception("a request failed")
-        raise of_engine(error) from error
     finally:
         await answering.close()
 
@@ -149,9 +138,7 @@ async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: 
             yield end
         except StopAsyncIteration:
             yield end
-        except Exception as error:
-            if not isinstance(error, (ValueError, ArithmeticError, MemoryError)):
-                log.exception("a stream failed")
+        except FAILURES as error:
             told = body(of_engine(error), dialect)
             yield frame({"type": "error", **told["error"]} if dialect == "responses" else told)
     finally:

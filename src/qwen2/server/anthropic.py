@@ -126,12 +126,18 @@ def _joined(content: str | Sequence[Text]) -> str:
     return content if isinstance(content, str) else "\n".join(block.text for block in content)
 
 
+def _result(block: ToolResult) -> str:
+    """What a tool gave; that it failed is said in words, since the chat formats have no other place for it."""
+    text = _joined(block.content)
+    return f"error: {text}" if block.is_error else text
+
+
 def _user(blocks: Sequence[Block]) -> list[Json]:
     if any(isinstance(block, ToolUse) for block in blocks):
         raise ApiError(400, "messages: tool_use is the assistant's, not the user's", field="messages")
     results = [block for block in blocks if isinstance(block, ToolResult)]
     texts = [block for block in blocks if isinstance(block, Text)]
-    found: list[Json] = [{"role": "tool", "tool_call_id": one.tool_use_id, "content": _joined(one.content)} for one in results]
+    found: list[Json] = [{"role": "tool", "tool_call_id": one.tool_use_id, "content": _result(one)} for one in results]
     return found + ([{"role": "user", "content": _joined(texts)}] if texts or not results else [])
 
 

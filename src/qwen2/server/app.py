@@ -6,7 +6,6 @@ uvicorn.run(create_app(Settings()), host="127.0.0.1", port=11434)          # wha
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +20,7 @@ from starlette.exceptions import HTTPException
 from qwen2 import __version__
 from qwen2.server import anthropic, ollama, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
-from qwen2.server.errors import ApiError, body, of_engine
+from qwen2.server.errors import FAILURES, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.server.openai_schema import Sampling
 
-log = logging.getLogger("qwen2.server")
+KEPT = 1 << 30  # bytes of ended texts, which many clients come back to
 
 
 class Server:
@@ -69,12 +68,17 @@ class Server:
             load_seconds = time.perf_counter() - start
             asked = await asyncio.to_thread(ask, llm)
             return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all(), load_seconds)
-        raise AssertionError("a stack that nothing is swallowed by")
+        raise AssertionError("the stack swallows nothing")
 
-    async def embed(self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID) -> tuple[torch.Tensor, int, str]:
-        """Vectors (n, D), tokens read, and the model's full name."""
+    async def embed(
+        self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None
+    ) -> tuple[torch.Tensor, int, str]:
+        """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have."""
         async with self.models.use(name, keep_alive) as llm:
             reads, vectors = await asyncio.to_thread(llm.embedding_requests, texts)
+            longest = max(len(one.prompt) for one in reads)
+            if most is not None and longest > most:
+                raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
 
             async def read(one: Any) -> None:
                 async for _ in self.streams.requests(llm, one):
@@ -106,7 +110,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     app.add_api_route("/metrics", metrics, methods=["GET"])
     for kind, handler in (
         (ApiError, on_api_error),
-        (ValueError, on_api_error),
+        *((failure, on_api_error) for failure in FAILURES),
         (RequestValidationError, on_unreadable),
         (HTTPException, on_http_error),
     ):
@@ -130,7 +134,7 @@ def loader(settings: Settings, store: Store) -> Load:
             max_batch=settings.max_batch,
             cache_bits=settings.cache_bits,
             cache_bytes=settings.cache_bytes,
-            keep_bytes=settings.cache_bytes,
+            keep_bytes=KEPT if settings.cache_bytes is None else settings.cache_bytes,
         )
         return llm, hold
 

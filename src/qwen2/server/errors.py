@@ -19,6 +19,9 @@ TYPES |= {429: "rate_limit_error", 499: "aborted"}
 ANTHROPIC = TYPES | {413: "request_too_large", 503: "overloaded_error"}
 
 
+FAILURES = (ValueError, ArithmeticError, MemoryError, RuntimeError)  # what an engine's requests end with (streams.py)
+
+
 class ApiError(HTTPException):
     """An answer that is an error. `field` names what of the request is wrong."""
 

@@ -118,10 +118,9 @@ class Models:
         return True
 
     def unload(self, full: str) -> None:
-        """Give a model's memory back; what it is writing is broken off."""
+        """Give a model's memory back; what it writes is broken off, and its thread ends when whoever waits for that has heard."""
         loaded = self.loaded.pop(full)
         loaded.llm.abort()
-        loaded.llm.engine.worker.stop()
         log.info("unloaded %s", full)
         del loaded
         gc.collect()

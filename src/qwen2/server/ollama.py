@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from qwen2.server.answering import Answering, EventsResponse, events, unless_gone
-from qwen2.server.errors import ApiError, of_engine
+from qwen2.server.errors import ApiError
 from qwen2.server.models import UNSAID
 from qwen2.server.ollama_models import FIM
 from qwen2.server.ollama_schema import Asking, Chat, Embed, Embeddings, Generate
@@ -147,8 +147,6 @@ async def respond(request: Request, body: Asking, answering: Answering, lines: L
         return EventsResponse(answering, events(lines.stream(), "ollama", b""), "ollama")
     try:
         return JSONResponse(await unless_gone(request, lines.whole()))
-    except (ValueError, ArithmeticError, MemoryError) as error:
-        raise of_engine(error) from error
     finally:
         await answering.close()
 
@@ -278,7 +276,7 @@ async def embed(body: Embed, request: Request) -> Json:
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         return {"model": body.model, "embeddings": []}
-    vectors, tokens, _ = await server_of(request).embed(request, body.model, texts, stays(body.keep_alive))
+    vectors, tokens, _ = await server_of(request).embed(request, body.model, texts, stays(body.keep_alive), body.options.num_ctx)
     return {"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens}
 
 
@@ -287,5 +285,5 @@ async def embeddings(body: Embeddings, request: Request) -> Json:
     """The vector of one text."""
     if not body.prompt:
         return {"embedding": []}
-    vectors, _, _ = await server_of(request).embed(request, body.model, [body.prompt], stays(body.keep_alive))
+    vectors, _, _ = await server_of(request).embed(request, body.model, [body.prompt], stays(body.keep_alive), body.options.num_ctx)
     return {"embedding": vectors[0].tolist()}

@@ -15,6 +15,7 @@ from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Body
 
 OFF = {
+    "penalize_newline": True,
     "tfs_z": 1.0,
     "typical_p": 1.0,
     "mirostat": 0,
@@ -96,6 +97,8 @@ class Asking(Body):
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs goes with logprobs: true")
         form = None
         if self.format:
             form = Constraint.json_object() if self.format == "json" else Constraint.json_schema(self.format)
@@ -149,7 +152,7 @@ class Show(Body):
     """POST /api/show."""
 
     model: str
-    verbose: bool = False
+    verbose: Literal[False] = False
 
 
 class Pull(Body):

@@ -74,6 +74,9 @@ async def chat(body: Chat, request: Request) -> Response:
     tools = None if body.tool_choice == "none" else body.tools
     if body.tool_choice == "auto" and not body.tools:
         raise ApiError(400, "tool_choice needs tools to choose from", field="tool_choice")
+    for index, tool in enumerate(body.tools or ()):
+        if isinstance(tool.get("function"), dict) and tool["function"].get("strict"):
+            raise ApiError(400, f"tools[{index}].function.strict is not offered: leave it out, calls are read as they come", field="tools")
     server.check(body)
 
     def ask(llm: LLM) -> list[Asked]:

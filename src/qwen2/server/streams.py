@@ -6,13 +6,26 @@ async for chunk in streams.run(llm, llm.ask(messages)): ...       # leaving the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
+
+from qwen2.server.errors import FAILURES
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import Chunk, Request
+
+log = logging.getLogger("qwen2.server")
+
+
+def told(error: Exception) -> Exception:
+    """What a request ended with, as those who answer it expect it; a bug is logged here and is no client's to read."""
+    if isinstance(error, FAILURES):
+        return error
+    log.error("a step broke off", exc_info=error)
+    return RuntimeError("the step broke off")
 
 
 class Streams:
@@ -51,7 +64,7 @@ class Streams:
                 while request.outbox:
                     yield request.outbox.popleft()
                 if request.error is not None:
-                    raise request.error
+                    raise told(request.error)
         finally:
             del self._waiting[id(request)]
             if not request.finished:
