@@ -102,6 +102,20 @@ def test_completions_of_texts_and_ids(openai_client: openai.OpenAI, llm: LLM) ->
     assert [streamed[i] for i in range(4)] == [choice.text for choice in answer.choices]
 
 
+def test_ends_as_other_servers_take_them(openai_client: openai.OpenAI, llm: LLM) -> None:
+    asked: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
+    plain = llm.chat(MESSAGES, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
+    token = plain.token_ids[5]
+    ended = openai_client.chat.completions.create(**asked, extra_body={"ignore_eos": True, "stop_token_ids": [token]})
+    before = plain.token_ids.index(token)
+    assert ended.choices[0].finish_reason == "stop"
+    assert ended.usage is not None
+    assert ended.usage.completion_tokens == before + 1
+    going_on = openai_client.chat.completions.create(**asked, extra_body={"ignore_eos": True})
+    assert going_on.choices[0].finish_reason == "length"
+    assert going_on.choices[0].message.content == plain.text
+
+
 def test_embeddings(openai_client: openai.OpenAI, llm: LLM) -> None:
     texts = ["a rose", "another text", "c"]
     found = openai_client.embeddings.create(model=NAME, input=texts)  # the client asks for base64

@@ -124,27 +124,21 @@ def measure_decode(llm: LLM, depth: int, streams: int, tokens: int, random: Rand
     start = max(SHORTEST, depth)
     most = room(llm, depth, streams, tokens) - start
     requests = [llm.engine.request(prompt(llm, start, random), greedy(most)) for _ in range(streams)]
-    waiting, written, begin, busy = {request.id for request in requests}, 0, 0.0, 0
+    waiting, written, begin, busy = {request.id for request in requests}, 0, 0.0, 0.0
     for request, _ in llm.engine.run(requests):
         if waiting:
             waiting.discard(request.id)
-            begin, busy = time.perf_counter(), _busy()
+            begin, busy = time.perf_counter(), kernels.busy_seconds()
             continue
         written += 1
         if written == tokens * streams:
             break
-    seconds, busy = time.perf_counter() - begin, _busy() - busy
+    seconds, busy = time.perf_counter() - begin, kernels.busy_seconds() - busy
     llm.engine.clear_cache()
     assert written == tokens * streams, f"{written} tokens were written in {tokens} steps of {streams}"
     read = tokens * (weight_bytes(llm, streams) + streams * llm.engine.runner.token_bytes * (start + tokens / 2))
     each = llm.model.config.flops_per_token(start + tokens // 2)
-    return Decode(streams, tokens, seconds, read, tokens * streams * each, max(0.0, 1 - busy / 1e9 / seconds))
-
-
-def _busy() -> int:
-    """Nanoseconds that kernels have run so far; 0 where there are none."""
-    native = kernels.library()
-    return 0 if native is None else int(native.qwen2_busy())
+    return Decode(streams, tokens, seconds, read, tokens * streams * each, max(0.0, 1 - busy / seconds))
 
 
 def weight_bytes(llm: LLM, tokens: int) -> float:

@@ -111,6 +111,12 @@ def features() -> frozenset[str]:
     return frozenset(name for index, name in enumerate(FEATURES) if bits >> index & 1)
 
 
+def busy_seconds() -> float:
+    """How long kernels have run in this process so far, whoever called them; 0 where there are none."""
+    native = library()
+    return 0.0 if native is None else int(native.qwen2_busy()) / 1e9
+
+
 def isa() -> str | None:
     """The set of kernels in use, or None where there is no library or none of its sets fits this processor."""
     native = library()

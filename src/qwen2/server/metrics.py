@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from qwen2 import kernels
+
 if TYPE_CHECKING:
     from qwen2.engine.request import Chunk, Request
     from qwen2.server.models import Models
@@ -84,6 +86,7 @@ class _Engines:
         }
         yield GaugeMetricFamily("qwen2_models_loaded", "Models in memory.", value=len(loaded))
         yield GaugeMetricFamily("qwen2_scraped_seconds", "When this was read.", value=time.time())
+        yield CounterMetricFamily("qwen2_kernel_seconds", "How long kernels have run, of all models.", value=kernels.busy_seconds())
         for name, (text, read) in gauges.items():
             gauge = GaugeMetricFamily(name, text, labels=["model"])
             for one in loaded:

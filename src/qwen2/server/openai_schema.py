@@ -1,6 +1,7 @@
 """The bodies of OpenAI's requests, as pydantic reads them: every field is used, named as harmless, or refused.
 
-Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p` and `repetition_penalty` are taken as other servers take them.
+Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids` and `ignore_eos` are taken as
+other servers take them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Sampling(Harmless):
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
     n: int | None = None
     max_tokens: int | None = None
     stream: bool | None = None
@@ -68,6 +71,8 @@ class Sampling(Harmless):
             logit_bias={} if self.logit_bias is None else self.logit_bias,
             seed=self.seed,
             stop=stop,
+            stop_token_ids=() if self.stop_token_ids is None else self.stop_token_ids,
+            ignore_eos=bool(self.ignore_eos),
             max_tokens=max_tokens,
             logprobs=logprobs,
             n=1 if self.n is None else self.n,
