@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from peer.load import Heard, arrivals, ask, clients, intrusion, middle, percentile, rate
-from peer.machine import command_line, processor
+from peer.machine import command_line, idle, processor
 from peer.own import guesses, offline, schema_cost, served
 from peer.servers import Server, llama, ours
 
@@ -104,9 +104,11 @@ class Bench:
             streams = [self.prompts.chat(tokens=1200) for _ in range(8)]
             long = self.prompts.chat(words=LONG_WORDS, tokens=4)
             for server in order:
+                idle()  # what was broken off before may still be written
                 pause, first = asyncio.run(intrusion(server.port, named(streams, server), named([long], server)[0]))
                 self.note("longest pause of 8 streams, s", server, pause)
                 self.note("first token of the long prompt, s", server, first)
+            idle()
 
     def speeds(self, label: str, server: Server, heard: list[Heard]) -> None:
         firsts = [one.first for one in heard]

@@ -20,7 +20,7 @@ import qwen2
 
 PATIENCE = 120.0  # seconds to load a model
 SLOTS = 16  # answers written at once by either
-WINDOW = 8192  # of each, for llama.cpp, which divides its context among them
+CONTEXT = 49_152  # of all slots of llama.cpp together; with more it is slower, and so it is where each has a part of its own
 
 
 class Server:
@@ -77,7 +77,7 @@ def ours(model: str, threads: int) -> Server:
 
 def llama(program: Path, file: Path, threads: int) -> Server:
     port = free_port()
-    settings = ["-np", str(SLOTS), "-c", str(SLOTS * WINDOW), "-t", str(threads), "-tb", str(threads)]
+    settings = ["-np", str(SLOTS), "-c", str(CONTEXT), "--kv-unified", "-t", str(threads), "-tb", str(threads)]
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     version = next((line for line in (said.stdout + said.stderr).splitlines() if line.startswith("version")), "")
     command = [str(program), "-m", str(file), "--host", "127.0.0.1", "--port", str(port), *settings]
