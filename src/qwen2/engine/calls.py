@@ -1,11 +1,12 @@
 """Calls that an answer must have, or may have only in one form: what a request says about them, and the grammar that follows from it.
 
 A forced call is the whole answer. Else text is free, and only a call that is begun is held to the tools: those that are strict to
-their schemas, the others to any JSON object. Name and arguments are one grammar, so that neither can miss the other, written as the
-model's chat format writes calls. The brackets of Qwen2.5's are tokens where the vocabulary has them; then they are the only ones that
-open and close a call, and the same letters spelled out are refused in the text beside it, since a reader could not tell them apart.
+their schemas, the others to any JSON object; with one call at most the answer ends behind it. Name and arguments are one grammar,
+so that neither can miss the other, written as the model's chat format writes calls. The brackets of Qwen2.5's are tokens where the
+vocabulary has them; then they are the only ones that open and close a call, and the same letters spelled out are refused in the
+text beside it, since a reader could not tell them apart.
 
-Left out: a text after a call of Qwen2's format, which has no end of its own.
+Left out: a text after a call of Qwen2's format, which has no end of its own; a form for the text beside the calls.
 
     ToolChoice("required", parallel=False)                # tool_choice of llm.chat, llm.stream, llm.ask
 """
@@ -59,7 +60,8 @@ def constraint(tools: Sequence[Schema] | None, choice: ToolChoice, form: str | N
         raise ValueError("tool_choice asks for a call: give tools to choose from")
     if choice.name is not None and choice.name not in names:
         raise ValueError(f"tool_choice names the function {choice.name!r:.80}, which is not among the tools: {', '.join(names)}")
-    if not choice.forced and not any(function.get("strict") for function in functions):
+    held = choice.forced or any(function.get("strict") for function in functions)
+    if not names or (not held and (choice.parallel or form is None)):
         return None
     if form is None:
         raise ValueError("this model's chat template does not say how calls are written: leave strict and tool_choice out")
@@ -100,8 +102,8 @@ def lark(asked: Mapping[str, Any], brackets: Mapping[str, str], options: Mapping
     more = ""
     if asked["parallel"] and (asked["forced"] or dialect.close is None):
         more = f" ({_quoted(BETWEEN)} call){{0,{MOST_CALLS - 1}}}"
-    if asked["parallel"] and dialect.close is None:  # what the model writes where the results would follow; it ends the answer
-        more += f" ({_quoted(BETWEEN + dialect.stops[0])})?"
+    if more:  # a model may think better of it, or go on to where the results would follow, which ends the answer
+        more += f" ({' | '.join(_quoted(BETWEEN + stop) for stop in ('', *dialect.stops[:1]))})?"
     rules = [*_body(asked["tools"], dialect, brackets, options), f"call: {_quoted(dialect.open) if opens is None else opens} body"]
     if asked["forced"]:
         lead = f"({_quoted(asked['lead'])})? " if asked["lead"] else ""

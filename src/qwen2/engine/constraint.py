@@ -230,6 +230,8 @@ def _check_call(asked: Any) -> None:
         if schema is None:
             continue
         try:
+            if not isinstance(schema, dict):
+                raise ValueError(f"its parameters must be a JSON schema, an object, got {schema!r:.80}")
             _check_depth(schema, "#", 1)
             check_schema(schema, "#")
             size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "replace"))

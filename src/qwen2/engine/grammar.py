@@ -129,7 +129,7 @@ class Grammars:
         if grammar is None:
             grammar = translated(constraint, brackets)
             if constraint.kind == "call":
-                _try_calls(constraint.parsed(), brackets)
+                _try_calls(constraint, brackets)
             elif constraint.kind in ("json_schema", "regex", "grammar"):
                 _try(constraint.kind, grammar)
         with self._lock:
@@ -191,23 +191,19 @@ def _try(kind: str, grammar: str) -> None:
         raise ConstraintError(f"{kind}: {_one_line(error)}")
 
 
-def _try_calls(asked: dict[str, Any], brackets: Collection[str]) -> None:
-    """The same for calls; the error names the tool, if there is one that cannot be compiled alone."""
-    ids = {text: TRIAL_BRACKETS[text] for text in brackets}
-
-    def attempt(tools: dict[str, Any]) -> None:
-        _try("call", translated(Constraint("call", json.dumps(asked | {"tools": tools})), ids))
-
-    if not any(asked["tools"].values()):
+def _try_calls(constraint: Constraint, brackets: Collection[str]) -> None:
+    """The same for calls; the error names the tool whose schema cannot be compiled alone, if there is one."""
+    schemas = {name: schema for name, schema in constraint.parsed()["tools"].items() if schema is not None}
+    if not schemas:
         return
     try:
-        attempt(asked["tools"])
+        _try("call", translated(constraint, {text: TRIAL_BRACKETS[text] for text in brackets}))
     except ConstraintError as error:
-        for name, schema in asked["tools"].items():
+        for name, schema in schemas.items():
             try:
-                attempt({name: schema})
+                _try("json_schema", translated(Constraint.json_schema(schema)))
             except ConstraintError as reason:
-                raise ConstraintError(f"tool {name!r}: its parameters: {str(reason).removeprefix('call: ')}") from None
+                raise ConstraintError(f"tool {name!r}: its parameters: {str(reason).removeprefix('json_schema: ')}") from None
         raise ConstraintError(f"the tools together: {str(error).removeprefix('call: ')}") from None
 
 
@@ -223,14 +219,22 @@ def _mask(matcher: LLMatcher, vocabulary: Vocabulary, kind: str) -> tuple[np.nda
 
 
 class Matcher:
-    """Where one answer stands in its grammar. `complete`: nothing may follow, the answer ends."""
+    """Where one answer stands in its grammar. `complete`: nothing may follow, the answer ends. `free`: in text beside calls."""
 
     def __init__(self, state: LLMatcher, vocabulary: Vocabulary, ends: Collection[int], kind: str) -> None:
         self.state, self.vocabulary = state, vocabulary
         self.ends = frozenset(end for end in ends if end < vocabulary.size)
         self.kind = {"json_object": "json", "json_schema": "json", "call": "call"}.get(kind, "grammar")
         self.blanks = 0  # tokens of nothing but blanks, just now
-        self.complete = False
+        self.complete, self.free = False, self._in_text()
+
+    def _in_text(self) -> bool:
+        """Whether text beside calls may go on, which may also end anywhere."""
+        return self.kind == "call" and self.state.is_accepting() and self.state.validate_tokens([self.vocabulary.letter]) == 1
+
+    def allows(self, token: int) -> bool:
+        """Whether a token, or an end, may come next in free text."""
+        return self.state.is_accepting() if token in self.ends else self.state.validate_tokens([token]) == 1
 
     def take(self, token: int) -> bool:
         """Advance by a token if it is allowed; much cheaper than all that are."""
@@ -273,11 +277,9 @@ class Matcher:
         self._advanced(token)
 
     def _advanced(self, token: int) -> None:
-        accepting = self.state.is_accepting()
-        free = self.kind == "grammar" or (accepting and self.kind == "call")  # text beside calls may end everywhere
-        self.blanks = 0 if free or not self.vocabulary.blank[token] else self.blanks + 1
-        if accepting and not (self.kind == "call" and self.state.validate_tokens([self.vocabulary.letter]) == 1):
-            # rare: at an answer's end, and inside a number or a text without bound
+        self.free = self._in_text()
+        self.blanks = self.blanks + 1 if self.kind != "grammar" and not self.free and self.vocabulary.blank[token] else 0
+        if not self.free and self.state.is_accepting():  # rare: at an answer's end, and inside a number or a text without bound
             self.complete = self.state.is_stopped() or not _mask(self.state, self.vocabulary, self.kind)[0].any()
 
 

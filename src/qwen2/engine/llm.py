@@ -126,10 +126,11 @@ class LLM:
             return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
         goes_on = len(prompt) > 0 and prompt[-1].get("role") == "tool"
         ids = self.template.render(prompt, tools=tools, add_generation_prompt=True).ids
-        held = calls.constraint(tools, tool_choice, self.template.calls, goes_on)
+        params = _checked(params)
+        choice = tool_choice if params.constraint is None else replace(tool_choice, parallel=True)  # a form has no second call
+        held = calls.constraint(tools, choice, self.template.calls, goes_on)
         if not tools:
             return Asked(self._request(ids, params))
-        params = _checked(params)
         if held is not None and params.constraint is not None:
             raise ValueError("an answer cannot be held to a form and to calls: leave the form out, or strict and tool_choice")
         params = replace(params, stop=(*params.stop, *self.template.stop), constraint=held or params.constraint)

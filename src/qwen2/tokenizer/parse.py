@@ -253,17 +253,17 @@ class StreamParser:
         body = self._text[:end]
         closed = marker if marker == self._dialect.close else ""
         self._text = self._text[end + len(marker) :]
-        begun = self._so_far if self._so_far is not None and self._so_far.name is not None else None
+        begun = None if self._so_far is None else self._so_far.call
         try:
             call = self._dialect.read(body)
             deltas.append(Delta(call=call) if begun is None else Delta(ends=call))
             self._after_call = True
         except (ValueError, RecursionError) as error:
             problem = f"not a tool call: {error}"
-            if begun is None or begun.name is None:
+            if begun is None:
                 deltas.append(Delta(content=self._newline + self._dialect.open + body + closed, problem=problem))
             else:
-                deltas.append(Delta(ends=ToolCall(begun.name, begun.arguments, cut=True), problem=problem))
+                deltas.append(Delta(ends=begun, problem=problem if begun.cut else None))
         self._newline = ""
         if marker == self._dialect.open:
             self._open(0)

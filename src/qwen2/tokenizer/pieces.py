@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from qwen2.tokenizer.messages import ToolCall
+
 TOKEN = re.compile(r'\s*([{}\[\]:,]|"(?:[^"\\]|\\.)*"|[^\s{}\[\]:,"]+)', re.DOTALL)
 
 
@@ -22,6 +24,11 @@ class CallSoFar:
     _depth: int = 0  # brackets that are open; the object is over when none is
     _in_string: bool = False
     _escaped: bool = False
+
+    @property
+    def call(self) -> ToolCall | None:
+        """As far as it goes, once its name is complete."""
+        return None if self.name is None else ToolCall(self.name, self.arguments, cut=self._depth > 0)
 
     def look(self, body: str) -> tuple[str | None, str]:
         """The body so far, longer with every look -> the name, if it is new, and what is new of the arguments."""
