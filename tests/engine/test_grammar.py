@@ -347,7 +347,9 @@ def test_an_expression_that_other_engines_choke_on(llm):
 def test_tried_grammars_are_kept_up_to_a_number_and_a_size(monkeypatch):
     grammars, made = Grammars(byte_tokenizer(), V), []
     translated = grammar_module.translated
-    monkeypatch.setattr(grammar_module, "translated", lambda constraint: (made.append(constraint.text), translated(constraint))[1])
+    monkeypatch.setattr(
+        grammar_module, "translated", lambda constraint, brackets: (made.append(constraint.text), translated(constraint, brackets))[1]
+    )
     monkeypatch.setattr(grammar_module, "MOST_KEPT", 3)
     for text in ("a", "b", "a", "c", "d", "a", "b"):
         grammars.compiled(Constraint.choice([text]))

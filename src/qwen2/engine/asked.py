@@ -32,7 +32,8 @@ class Asked:
         deltas += new
         if chunk.output is not None:
             message = fold(deltas)
-            reason = "tool_calls" if message.tool_calls and chunk.finish_reason == "stop" else chunk.output.finish_reason
+            called = any(not call.cut for call in message.tool_calls)
+            reason = "tool_calls" if called and chunk.finish_reason == "stop" else chunk.output.finish_reason
             output = replace(chunk.output, finish_reason=reason, content=message.content, tool_calls=tuple(message.tool_calls))
             chunk = replace(chunk, finish_reason=reason, output=output)
         return replace(chunk, deltas=tuple(new))

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NoReturn, get_args
 
-Kind = Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+Kind = Literal["json_object", "json_schema", "regex", "grammar", "choice", "call"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MOST_BYTES = 2**16  # of a constraint's text: a schema of this size compiles in a second
+MOST_CALL_BYTES = 2**18  # of all tools' schemas together
 MOST_DEPTH = 64  # objects and lists inside each other
 MOST_CHOICES = 4096
 MOST_MULTIPLE = 10_000  # states of the automaton that counts remainders; a million take half a minute to build
@@ -60,7 +61,7 @@ class Constraint:
     """The form that an answer must have. Made by the methods named like the kinds; ValueError where it cannot be enforced."""
 
     kind: Kind
-    text: str = ""  # a JSON schema, a regular expression, a grammar, or the choices as a JSON list
+    text: str = ""  # a JSON schema, a regular expression, a grammar, the choices as a JSON list, or of `call` the fields as JSON
 
     def __post_init__(self) -> None:
         """Refuse what is too large, unknown or not enforced."""
@@ -69,8 +70,9 @@ class Constraint:
         if not isinstance(self.text, str):
             raise ValueError(f"constraint {self.kind}: its text must be a string, got {type(self.text).__name__}")
         size = len(self.text.encode("utf-8", "replace"))
-        if size > MOST_BYTES:
-            raise ValueError(f"{self.kind} of {size:,} bytes: at most {MOST_BYTES:,} are allowed; make it smaller")
+        most = MOST_CALL_BYTES if self.kind == "call" else MOST_BYTES
+        if size > most:
+            raise ValueError(f"{self.kind} of {size:,} bytes: at most {most:,} are allowed; make it smaller")
         if self.kind == "json_object" and self.text:
             raise ValueError("json_object takes no text; for a schema use kind json_schema")
         if self.kind in ("regex", "grammar") and not self.text:
@@ -83,6 +85,8 @@ class Constraint:
             _check_grammar(self.text)
         elif self.kind == "choice":
             _check_choices(self.parsed())
+        elif self.kind == "call":
+            _check_call(self.parsed())
 
     @classmethod
     def json_object(cls) -> Constraint:
@@ -108,6 +112,18 @@ class Constraint:
     def choice(cls, texts: Sequence[str]) -> Constraint:
         """One of these texts."""
         return cls("choice", _dumped("choice", list(texts)))
+
+    @classmethod
+    def call(
+        cls, tools: Mapping[str, Mapping[str, Any] | None], form: str, forced: bool, parallel: bool = True, lead: str = ""
+    ) -> Constraint:
+        """Calls of these tools, each with the schema of its arguments, None for any object, written in one of the tokenizer's dialects.
+
+        `forced`: nothing but calls, and at least one; else text in which every call that is begun is one of these. `parallel`:
+        more than one. `lead`: what may stand before a forced call.
+        """
+        asked = {"form": form, "forced": forced, "parallel": parallel, "lead": lead, "tools": dict(tools)}
+        return cls("call", _dumped("call", asked))
 
     @classmethod
     def read(cls, value: object) -> Constraint:
@@ -201,6 +217,28 @@ def _check_choices(choices: Any) -> None:
         raise ValueError("choice: must be a list of texts of at least one character")
     if not 1 <= len(choices) <= MOST_CHOICES:
         raise ValueError(f"choice of {len(choices):,} texts: from 1 to {MOST_CHOICES:,} are allowed")
+
+
+def _check_call(asked: Any) -> None:
+    """The fields of `Constraint.call`."""
+    types = {"form": str, "forced": bool, "parallel": bool, "lead": str, "tools": dict}
+    if not isinstance(asked, dict) or {name: type(value) for name, value in asked.items()} != types:
+        raise ValueError(f"call: must have the fields {', '.join(types)}, as Constraint.call writes them")
+    if not asked["tools"]:
+        raise ValueError("call: there are no tools to call")
+    for name, schema in asked["tools"].items():
+        if schema is None:
+            continue
+        try:
+            if not isinstance(schema, dict):
+                raise ValueError(f"its parameters must be a JSON schema, an object, got {schema!r:.80}")
+            _check_depth(schema, "#", 1)
+            check_schema(schema, "#")
+            size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "replace"))
+            if size > MOST_BYTES:
+                raise ValueError(f"json_schema of {size:,} bytes: at most {MOST_BYTES:,} are allowed; make it smaller")
+        except ValueError as error:
+            raise ValueError(f"tool {name!r}: {error}") from None
 
 
 def _dumped(kind: str, value: object) -> str:

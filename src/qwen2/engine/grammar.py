@@ -1,12 +1,13 @@
 """Constraints turned into masks of allowed tokens, by llguidance, which is imported when the first is asked for.
 
 A constraint is compiled for every request (`Grammars`, one per engine) and copied for every sample (`Matcher`), which advances by the
-tokens that are really written. The library is given our tokenizer's bytes. Control tokens have none, so no grammar reaches one; the end
-of an answer is one made-up token behind the vocabulary, and what it stands for is each request's own: its end tokens, or nothing
-at all where the grammar allows nothing else. Measured beside xgrammar by bench/grammar.py; docs/LOG.md says why this one.
+tokens that are really written. The library is given our tokenizer's bytes. Control tokens have none, so no grammar reaches one, but
+the brackets of calls, which only those of tools do (calls.py); the end of an answer is one made-up token behind the vocabulary, and
+what it stands for is each request's own: its end tokens, or nothing at all where the grammar allows nothing else.
+Measured beside xgrammar by bench/grammar.py; docs/LOG.md says why this one.
 
 White space between the parts of a JSON text is at most one blank, or a line's end and its indentation, so that a model that likes
-blanks still ends. Inside strings at most BLANKS tokens of nothing but blanks follow each other.
+blanks still ends. Inside strings at most BLANKS tokens of nothing but blanks follow each other; text beside calls is free.
 
 Left out: tokens that a grammar forces are still computed by the model, one step each; log-probabilities of the masked model.
 
@@ -24,14 +25,17 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from qwen2.engine.calls import lark
 from qwen2.engine.constraint import Constraint, ConstraintError
+from qwen2.tokenizer import HERMES
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -47,6 +51,8 @@ LIMITS: dict[str, Any] = {"max_lexer_states": 100_000, "verbose_errors": False} 
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,64}", "lenient": False, "coerce_one_of": False}
 MOST_KEPT, MOST_KEPT_CHARACTERS = 256, 2**21  # of grammars that have been tried
 BLANKS = 32
+BRACKETS = tuple(text for text in (HERMES.open, HERMES.close) if text)  # that are tokens in some vocabularies
+TRIAL_BRACKETS = dict(zip(BRACKETS, (257, 258), strict=True))  # ids in grammar_trial.py
 SPARSE = 8  # where fewer than one token in so many is allowed, only these are looked at
 SHOWN_CHARACTERS = 300
 TOLD = {  # how some of the library's messages begin, and what they mean
@@ -59,12 +65,12 @@ TOLD = {  # how some of the library's messages begin, and what they mean
 class Compiled:
     """A constraint as the library holds it, at its beginning; for one request, whose samples share the states that grow."""
 
-    def __init__(self, start: LLMatcher, vocabulary: Vocabulary, is_json: bool) -> None:
-        self.start, self.vocabulary, self.is_json = start, vocabulary, is_json
+    def __init__(self, start: LLMatcher, vocabulary: Vocabulary, kind: str) -> None:
+        self.start, self.vocabulary, self.kind = start, vocabulary, kind
 
     def matcher(self, ends: Collection[int]) -> Matcher:
         """For one sample of a request that ends with these tokens."""
-        return Matcher(self.start.deep_copy(), self.vocabulary, ends, self.is_json)
+        return Matcher(self.start.deep_copy(), self.vocabulary, ends, self.kind)
 
 
 class Vocabulary:
@@ -74,11 +80,14 @@ class Vocabulary:
         import llguidance
 
         self.size = size
-        self.tokens = [b"" if tokenizer.is_control(i) else tokenizer.token_bytes(i) for i in range(size)]
+        self.brackets = {text: tokenizer.control[text] for text in BRACKETS if tokenizer.control.get(text, size) < size}
+        reached = set(self.brackets.values())
+        self.tokens = [b"" if tokenizer.is_control(i) and i not in reached else tokenizer.token_bytes(i) for i in range(size)]
         self.tokens.append(b"<end>")
-        self.special_token_ids, self.eos_token_id, self.bos_token_id = [size], size, None
+        self.special_token_ids, self.eos_token_id, self.bos_token_id = [*reached, size], size, None
         self.encode = tokenizer.encode
         self.blank = np.array([token != b"" and not token.strip() for token in self.tokens[:size]])  # (V,)
+        self.letter = self.tokens.index(b"a")  # which only free text goes on with wherever it stands
         wrapper = llguidance.TokenizerWrapper(self)
         self.library: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=size + 1, eos_token=size)
 
@@ -109,16 +118,19 @@ class Grammars:
         Compiled anew for every request, in about a millisecond: the library's states grow as answers are written, up to a limit
         that all copies share, and one answer that reaches it must not end others.
         """
-        grammar = self._grammar(constraint)
-        return _begin(constraint.kind, grammar, self.vocabulary())
+        vocabulary = self.vocabulary()
+        grammar = self._grammar(constraint, vocabulary.brackets)
+        return _begin(constraint.kind, grammar, vocabulary)
 
-    def _grammar(self, constraint: Constraint) -> str:
+    def _grammar(self, constraint: Constraint, brackets: Mapping[str, int]) -> str:
         """In the library's notation, tried in another process where somebody wrote it and it has not been tried lately."""
         with self._lock:
             grammar = self._tried.pop(constraint, None)
         if grammar is None:
-            grammar = translated(constraint)
-            if constraint.kind in ("json_schema", "regex", "grammar"):
+            grammar = translated(constraint, brackets)
+            if constraint.kind == "call":
+                _try_calls(constraint, brackets)
+            elif constraint.kind in ("json_schema", "regex", "grammar"):
                 _try(constraint.kind, grammar)
         with self._lock:
             self._tried[constraint] = grammar
@@ -136,17 +148,20 @@ def _begin(kind: str, grammar: str, vocabulary: Vocabulary) -> Compiled:
     if not allowed.any():
         empty = "only the empty text has this form" if may_end and start.is_accepting() else "no text has this form"
         raise ConstraintError(f"{kind}: {empty}; an answer needs at least one token")
-    return Compiled(start, vocabulary, kind.startswith("json"))
+    return Compiled(start, vocabulary, kind)
 
 
-def translated(constraint: Constraint) -> str:
-    """The constraint in the library's notation."""
+def translated(constraint: Constraint, brackets: Mapping[str, int] = MappingProxyType({})) -> str:
+    """The constraint in the library's notation. `brackets`: those that are tokens, with their ids."""
     from llguidance import LLMatcher
 
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(constraint.text)
     if constraint.kind == "grammar":
         return LLMatcher.grammar_from_lark(constraint.text)
+    if constraint.kind == "call":
+        named = {text: f"<[{token}]>" for text, token in brackets.items()}
+        return LLMatcher.grammar_from_lark(lark(constraint.parsed(), named, JSON_OPTIONS))
     if constraint.kind == "choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.parsed()))
     schema = {"type": "object"} if constraint.kind == "json_object" else constraint.parsed()
@@ -176,23 +191,50 @@ def _try(kind: str, grammar: str) -> None:
         raise ConstraintError(f"{kind}: {_one_line(error)}")
 
 
+def _try_calls(constraint: Constraint, brackets: Collection[str]) -> None:
+    """The same for calls; the error names the tool whose schema cannot be compiled alone, if there is one."""
+    schemas = {name: schema for name, schema in constraint.parsed()["tools"].items() if schema is not None}
+    if not schemas:
+        return
+    try:
+        _try("call", translated(constraint, {text: TRIAL_BRACKETS[text] for text in brackets}))
+    except ConstraintError as error:
+        for name, schema in schemas.items():
+            try:
+                _try("json_schema", translated(Constraint.json_schema(schema)))
+            except ConstraintError as reason:
+                raise ConstraintError(f"tool {name!r}: its parameters: {str(reason).removeprefix('json_schema: ')}") from None
+        raise ConstraintError(f"the tools together: {str(error).removeprefix('call: ')}") from None
+
+
 def _mask(matcher: LLMatcher, vocabulary: Vocabulary, kind: str) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], bool]:
     """Which tokens are allowed next (V,), and whether the text may end here."""
     bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)  # the interpreter is free meanwhile
     if matcher.is_error():
         raise ConstraintError(f"{kind}: {_one_line(matcher.get_error())}")
     flags = np.unpackbits(bits, count=vocabulary.size + 1, bitorder="little").view(np.bool_)
+    if kind != "call":
+        flags[list(vocabulary.brackets.values())] = False  # whatever is not something may be anything else
     return flags[:-1], bool(flags[-1])
 
 
 class Matcher:
-    """Where one answer stands in its grammar. `complete`: nothing may follow, the answer ends."""
+    """Where one answer stands in its grammar. `complete`: nothing may follow, the answer ends. `free`: in text beside calls."""
 
-    def __init__(self, state: LLMatcher, vocabulary: Vocabulary, ends: Collection[int], is_json: bool) -> None:
+    def __init__(self, state: LLMatcher, vocabulary: Vocabulary, ends: Collection[int], kind: str) -> None:
         self.state, self.vocabulary = state, vocabulary
         self.ends = frozenset(end for end in ends if end < vocabulary.size)
-        self.is_json, self.blanks = is_json, 0  # tokens of nothing but blanks, just now
-        self.complete = False
+        self.kind = {"json_object": "json", "json_schema": "json", "call": "call"}.get(kind, "grammar")
+        self.blanks = 0  # tokens of nothing but blanks, just now
+        self.complete, self.free = False, self._in_text()
+
+    def _in_text(self) -> bool:
+        """Whether text beside calls may go on, which may also end anywhere."""
+        return self.kind == "call" and self.state.is_accepting() and self.state.validate_tokens([self.vocabulary.letter]) == 1
+
+    def allows(self, token: int) -> bool:
+        """Whether a token, or an end, may come next in free text."""
+        return self.state.is_accepting() if token in self.ends else self.state.validate_tokens([token]) == 1
 
     def take(self, token: int) -> bool:
         """Advance by a token if it is allowed; much cheaper than all that are."""
@@ -211,19 +253,19 @@ class Matcher:
         else:
             logits, chosen = row.masked_fill(torch.from_numpy(~allowed).to(row.device), -torch.inf), None
         if not bool(logits.amax() > -torch.inf):  # NaN is not either
-            raise FloatingPointError(f"logits of all {count:,} tokens that its {self._kind} allows are {float(logits.amax())}")
+            raise FloatingPointError(f"logits of all {count:,} tokens that its {self.kind} allows are {float(logits.amax())}")
         return logits, chosen
 
     def allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which tokens may come next (V,), the end tokens among them where the text may end."""
-        allowed, may_end = _mask(self.state, self.vocabulary, self._kind)
+        allowed, may_end = _mask(self.state, self.vocabulary, self.kind)
         if self.blanks >= BLANKS:
             less = allowed & ~self.vocabulary.blank
             allowed = less if less.any() or may_end else allowed
         if may_end and self.state.is_accepting():
             allowed[list(self.ends)] = True
         if not allowed.any():
-            raise ConstraintError(f"{self._kind}: it allows no token here, and no end; it has no finite text that begins like the answer")
+            raise ConstraintError(f"{self.kind}: it allows no token here, and no end; it has no finite text that begins like the answer")
         return allowed
 
     def accept(self, token: int) -> None:
@@ -231,17 +273,14 @@ class Matcher:
         if token in self.ends:
             return
         if not self.state.consume_token(token):
-            raise ConstraintError(f"{self._kind}: {_one_line(self.state.get_error())}")
+            raise ConstraintError(f"{self.kind}: {_one_line(self.state.get_error())}")
         self._advanced(token)
 
     def _advanced(self, token: int) -> None:
-        self.blanks = self.blanks + 1 if self.is_json and self.vocabulary.blank[token] else 0
-        if self.state.is_accepting():  # rare: at an answer's end, and inside a number or a text without bound
-            self.complete = self.state.is_stopped() or not _mask(self.state, self.vocabulary, self._kind)[0].any()
-
-    @property
-    def _kind(self) -> str:
-        return "json" if self.is_json else "grammar"
+        self.free = self._in_text()
+        self.blanks = self.blanks + 1 if self.kind != "grammar" and not self.free and self.vocabulary.blank[token] else 0
+        if not self.free and self.state.is_accepting():  # rare: at an answer's end, and inside a number or a text without bound
+            self.complete = self.state.is_stopped() or not _mask(self.state, self.vocabulary, self.kind)[0].any()
 
 
 def _one_line(message: str) -> str:

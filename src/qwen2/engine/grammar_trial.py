@@ -1,8 +1,8 @@
 """A grammar compiled once in a process that can be stopped, before the engine's own process compiles it. Started by path by grammar.py.
 
 The library's limits count most of its work, not all: thirty terminals joined by `&` kept it busy for minutes, and what goes wrong in
-native code may end the process. So a grammar that somebody else wrote is first tried here, with 256 tokens of one byte, under limits
-of time and memory. Knows nothing of the rest of qwen2.
+native code may end the process. So a grammar that somebody else wrote is first tried here, with 256 tokens of one byte and the two
+brackets of calls, under limits of time and memory. Knows nothing of the rest of qwen2.
 
 Protocol: {"grammar", "limits", "seconds", "memory"} in, {"error"} out, empty where there is none.
 """
@@ -21,10 +21,10 @@ import llguidance
 
 
 class Bytes:
-    """A vocabulary of single bytes, and one token that ends."""
+    """A vocabulary of single bytes, one token that ends, and the two that open and close a call."""
 
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>", b"<tool_call>", b"</tool_call>")
+    special_token_ids = (256, 257, 258)
     eos_token_id = 256
     bos_token_id = None
 
@@ -40,7 +40,7 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
-    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()), n_vocab=257, eos_token=256)
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()), n_vocab=259, eos_token=256)
     matcher = llguidance.LLMatcher(tokenizer, job["grammar"], log_level=0, limits=llguidance.LLParserLimits(**job["limits"]))
     if not matcher.is_error():
         matcher.compute_bitmask()

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 
 from qwen2 import kernels
+from qwen2.engine import calls
 from qwen2.engine.asked import Asked
+from qwen2.engine.calls import ToolChoice
 from qwen2.engine.engine import Engine
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
 Tools = Sequence[Mapping[str, Any]]  # functions as OpenAI shapes them
 Prompt = str | Sequence[int]
+AUTO = ToolChoice()
 LOGIT_ELEMENTS = 2**26  # of one block of rows while scoring: 256 MiB of float32
 
 
@@ -80,32 +83,59 @@ class LLM:
 
     # --- text
 
-    def chat(self, messages: Conversation, params: SamplingParams | None = None, tools: Tools | None = None) -> Output:
-        """The answer to a conversation. With `tools`, calls in it are in `Output.tool_calls`, the rest in `Output.content`."""
+    def chat(
+        self, messages: Conversation, params: SamplingParams | None = None, tools: Tools | None = None, tool_choice: ToolChoice = AUTO
+    ) -> Output:
+        """The answer to a conversation. With `tools`, calls in it are in `Output.tool_calls`, the rest in `Output.content`.
+
+        Calls of a tool whose function is `strict` have arguments of its schema; `tool_choice` may force calls (calls.py).
+        """
         if not _is_conversation(messages):
             raise ValueError(f"messages {shown(messages)}: must be a list of messages; for a text or ids use generate or stream")
-        return _fold(self.stream(messages, params, tools))
+        return _fold(self.stream(messages, params, tools, tool_choice))
 
-    def stream(self, prompt: Conversation | Prompt, params: SamplingParams | None = None, tools: Tools | None = None) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = AUTO,
+    ) -> Iterator[Chunk]:
         """The answer to a conversation, or what goes on from a text or from ids, piece by piece; the last piece has the output.
 
         With `tools` the pieces also come parsed, in `Chunk.deltas`. Bad input raises here, not at the first piece. Closing the
         iterator stops the answer and frees its memory.
         """
-        return self._stream(self.ask(prompt, params, tools))
+        return self._stream(self.ask(prompt, params, tools, tool_choice))
 
-    def ask(self, prompt: Conversation | Prompt, params: SamplingParams | None = None, tools: Tools | None = None) -> Asked:
-        """The same, not yet begun: a request for the engine, and how its chunks are to be read. Raises ValueError for bad input."""
+    def ask(
+        self,
+        prompt: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = AUTO,
+        in_pieces: bool = False,
+    ) -> Asked:
+        """The same, not yet begun: a request for the engine, and how its chunks are to be read. Raises ValueError for bad input.
+
+        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py).
+        """
         if not _is_conversation(prompt):
-            if tools:
+            if tools or tool_choice.forced:
                 raise ValueError("tools need a conversation: pass messages instead of a text or ids")
             return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
+        goes_on = len(prompt) > 0 and prompt[-1].get("role") == "tool"
         ids = self.template.render(prompt, tools=tools, add_generation_prompt=True).ids
+        params = _checked(params)
+        choice = tool_choice if params.constraint is None else replace(tool_choice, parallel=True)  # a form has no second call
+        held = calls.constraint(tools, choice, self.template.calls, goes_on)
         if not tools:
             return Asked(self._request(ids, params))
-        params = _checked(params)
-        request = self._request(ids, replace(params, stop=(*params.stop, *self.template.stop)))
-        return Asked(request, [self.template.parser() for _ in range(request.params.n)])
+        if held is not None and params.constraint is not None:
+            raise ValueError("an answer cannot be held to a form and to calls: leave the form out, or strict and tool_choice")
+        params = replace(params, stop=(*params.stop, *self.template.stop), constraint=held or params.constraint)
+        request = self._request(ids, params)
+        return Asked(request, [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)])
 
     def _stream(self, asked: Asked) -> Iterator[Chunk]:
         for _, chunk in self.engine.run([asked.request]):

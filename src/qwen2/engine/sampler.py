@@ -84,7 +84,17 @@ class Sampler:
 
     def choose(self, row: Tensor) -> int:
         """Greedy, or a draw from what the constraint and the cuts leave."""
-        logits, ids = (row, None) if self.matcher is None else self.matcher.narrow(row)
+        matcher = self.matcher
+        if matcher is None:
+            return self._choose(row, None)
+        if matcher.free:  # nearly all is allowed: one token is looked at before all of them are
+            token = self._choose(row, None)
+            if matcher.allows(token):
+                return token
+        return self._choose(*matcher.narrow(row))
+
+    def _choose(self, logits: Tensor, ids: Tensor | None) -> int:
+        """logits (C,) of tokens with these ids, None for all of the vocabulary -> one of them."""
         if self.greedy:
             place = largest(logits[None])[0][0]
         else:

@@ -15,16 +15,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from qwen2.engine.calls import ToolChoice
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.errors import ApiError
 from qwen2.server.openai import server_of
 from qwen2.server.openai_schema import Body
+from qwen2.tokenizer import Delta, closed
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
-    from qwen2.engine.request import Output
+    from qwen2.engine.request import Chunk, Output
+    from qwen2.tokenizer import ToolCall
 
 router = APIRouter(prefix="/v1/messages")
 Json = dict[str, Any]
@@ -66,12 +69,19 @@ class Tool(Body):
     name: str
     input_schema: Json
     description: str | None = None
+    strict: bool | None = None
     type: Literal["custom"] | None = None
     cache_control: Json | None = None
 
 
-class ToolChoice(Body):
-    type: Literal["auto", "none"]
+class AnyTool(Body):
+    type: Literal["auto", "none", "any"]
+    disable_parallel_tool_use: bool = False
+
+
+class NamedTool(Body):
+    type: Literal["tool"]
+    name: str
     disable_parallel_tool_use: bool = False
 
 
@@ -86,7 +96,7 @@ class Prompt(Body):
     messages: list[Message]
     system: str | list[Text] | None = None
     tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: Annotated[AnyTool | NamedTool, Field(discriminator="type")] | None = None
     thinking: Thinking | None = None
 
 
@@ -157,8 +167,21 @@ def tools_of(body: Prompt) -> list[Json] | None:
     """Tools as OpenAI shapes them."""
     if not body.tools or (body.tool_choice is not None and body.tool_choice.type == "none"):
         return None
-    functions = [{"name": one.name, "description": one.description or "", "parameters": one.input_schema} for one in body.tools]
+    functions = [
+        {"name": one.name, "description": one.description or "", "parameters": one.input_schema, "strict": one.strict} for one in body.tools
+    ]
     return [{"type": "function", "function": function} for function in functions]
+
+
+def choice_of(body: Prompt) -> ToolChoice:
+    """As the engine takes it."""
+    choice = body.tool_choice
+    if choice is None:
+        return ToolChoice()
+    parallel = not choice.disable_parallel_tool_use
+    if isinstance(choice, NamedTool):
+        return ToolChoice(name=choice.name, parallel=parallel)
+    return ToolChoice("required" if choice.type == "any" else "auto", parallel=parallel)
 
 
 @router.post("")
@@ -168,11 +191,10 @@ async def messages(body: Messages, request: Request) -> Response:
     server.check_stops(body.stop_sequences or [])
 
     def ask(llm: LLM) -> list[Asked]:
-        return [llm.ask(conversation(body), body.params(), tools_of(body))]
+        return [llm.ask(conversation(body), body.params(), tools_of(body), choice_of(body), in_pieces=True)]
 
     answering = await server.answer(request, body.model, ask)
-    parallel = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
-    writer = Writer(answering, parallel)
+    writer = Writer(answering, choice_of(body).parallel)
     if body.stream:
         return EventsResponse(answering, events(writer.stream(), "anthropic", b""), "anthropic")
     return JSONResponse(writer.whole((await collected(request, answering))[0][0]))
@@ -209,7 +231,7 @@ class Writer:
         content: list[Json] = [{"type": "text", "text": text}] if text or not output.tool_calls else []
         calls = output.tool_calls if self.parallel else output.tool_calls[:1]
         for index, call in enumerate(calls):
-            content.append({"type": "tool_use", "id": self._call_id(index), "name": call.name, "input": json.loads(call.arguments)})
+            content.append({"type": "tool_use", "id": self._call_id(index), "name": call.name, "input": _input(call)})
         return self._message(content, output)
 
     def _call_id(self, index: int) -> str:
@@ -220,37 +242,59 @@ class Writer:
         yield {"type": "message_start", "message": self._message([], None)}
         index, open_text, calls = -1, False, 0
         async for _, chunk in self.answering:
-            for text, call in self._news(chunk):
-                if call is None and not open_text:
+            for delta in self._news(chunk):
+                if delta.content and not open_text:
                     index, open_text = index + 1, True
                     yield {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}}
-                if call is None:
-                    yield {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}
+                if delta.content:
+                    yield {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": delta.content}}
                     continue
-                if calls and not self.parallel:
+                name = delta.call.name if delta.call is not None else delta.begins
+                if name is not None and calls and not self.parallel:
                     continue
                 if open_text:
                     yield {"type": "content_block_stop", "index": index}
                     open_text = False
-                index += 1
-                block = {"type": "tool_use", "id": self._call_id(calls), "name": call.name, "input": {}}
-                yield {"type": "content_block_start", "index": index, "content_block": block}
-                yield {"type": "content_block_delta", "index": index, "delta": {"type": "input_json_delta", "partial_json": call.arguments}}
-                yield {"type": "content_block_stop", "index": index}
-                calls += 1
+                if name is not None:
+                    index, calls = index + 1, calls + 1
+                for event in self._call_events(index, calls - 1, delta):
+                    yield event
             if chunk.output is not None:
                 if open_text:
                     yield {"type": "content_block_stop", "index": index}
                 reason, stopped = _ending(chunk.output)
-                delta = {"stop_reason": reason, "stop_sequence": stopped}
-                yield {"type": "message_delta", "delta": delta, "usage": usage_of(chunk.output)}
+                ending = {"stop_reason": reason, "stop_sequence": stopped}
+                yield {"type": "message_delta", "delta": ending, "usage": usage_of(chunk.output)}
                 yield {"type": "message_stop"}
 
-    def _news(self, chunk: Any) -> list[tuple[str, Any]]:
+    def _call_events(self, index: int, number: int, delta: Delta) -> list[Json]:
+        """Of a whole call, or of a piece of one."""
+        events: list[Json] = []
+        name, arguments = delta.begins, delta.arguments
+        if delta.call is not None:
+            name, arguments = delta.call.name, delta.call.arguments
+        if name is not None:
+            block = {"type": "tool_use", "id": self._call_id(number), "name": name, "input": {}}
+            events.append({"type": "content_block_start", "index": index, "content_block": block})
+        if arguments:
+            piece = {"type": "input_json_delta", "partial_json": arguments}
+            events.append({"type": "content_block_delta", "index": index, "delta": piece})
+        if delta.call is not None or delta.ends is not None:
+            events.append({"type": "content_block_stop", "index": index})
+        return events
+
+    def _news(self, chunk: Chunk) -> Sequence[Delta]:
         """Texts and calls of a chunk, in order."""
         if not self.answering.has_tools:
-            return [(chunk.text, None)] if chunk.text else []
-        return [(delta.content, delta.call) for delta in chunk.deltas if delta.content or delta.call is not None]
+            return [Delta(chunk.text)] if chunk.text else []
+        return chunk.deltas
+
+
+def _input(call: ToolCall) -> Json:
+    """A call's arguments; of one that was cut off, the members that are complete."""
+    if not call.cut:
+        return dict(json.loads(call.arguments))
+    return dict(json.loads(closed(call.arguments)))
 
 
 def _ending(output: Output) -> tuple[str, str | None]:

@@ -74,17 +74,14 @@ async def chat(body: Chat, request: Request) -> Response:
     tools = None if body.tool_choice == "none" else body.tools
     if body.tool_choice == "auto" and not body.tools:
         raise ApiError(400, "tool_choice needs tools to choose from", field="tool_choice")
-    for index, tool in enumerate(body.tools or ()):
-        if isinstance(tool.get("function"), dict) and tool["function"].get("strict"):
-            raise ApiError(400, f"tools[{index}].function.strict is not offered: leave it out, calls are read as they come", field="tools")
     server.check(body)
 
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
-        return [llm.ask(body.messages, body.params(most, logprobs, form), tools)]
+        return [llm.ask(body.messages, body.params(most, logprobs, form), tools, body.choice, in_pieces=True)]
 
     answering = await server.answer(request, body.model, ask)
-    writer = ChatWriter(answering, body.parallel_tool_calls is not False)
+    writer = ChatWriter(answering, body.choice.parallel)
     return await respond(request, body, answering, writer)
 
 
@@ -116,9 +113,10 @@ class ChatWriter:
             if chunk.index not in begun:
                 begun.add(chunk.index)
                 yield self._chunk(chunk.index, {"role": "assistant", "content": ""}, None, include_usage)
+            logprobs = _chat_logprobs(self.llm, chunk.logprobs) if chunk.logprobs else None
             for delta in self._deltas(chunk):
-                logprobs = _chat_logprobs(self.llm, chunk.logprobs) if chunk.logprobs else None
                 yield self._chunk(chunk.index, delta, None, include_usage, logprobs)
+                logprobs = None  # once, however many deltas the tokens make
             if chunk.output is not None:
                 last.append(chunk)
                 yield self._chunk(chunk.index, {}, _reason(chunk.output), include_usage)
@@ -131,23 +129,26 @@ class ChatWriter:
         return self.head("chat.completion.chunk") | {"choices": [choice]} | ({"usage": None} if include_usage else {})
 
     def _deltas(self, chunk: Chunk) -> list[Json]:
-        """What is new, as messages grow: content, and calls whole, since a call is one when it is complete."""
+        """What is new, as messages grow: content, and calls, in pieces only where their form is certain from the start."""
         if not self.answering.has_tools:
             return [{"content": chunk.text}] if chunk.text or chunk.logprobs else []
         found: list[Json] = []
         for delta in chunk.deltas:
-            if delta.call is not None:
-                index = self.calls.get(chunk.index, 0)
-                if index and not self.parallel:
-                    continue
-                self.calls[chunk.index] = index + 1
-                function = {"name": delta.call.name, "arguments": delta.call.arguments}
-                found.append(
-                    {"tool_calls": [{"index": index, "id": call_id(self.id, chunk.index, index), "type": "function", "function": function}]}
-                )
+            count = self.calls.get(chunk.index, 0)
+            if delta.call is not None and (self.parallel or not count):
+                found.append(self._call(chunk.index, count, delta.call.name, delta.call.arguments))
+            elif delta.begins is not None:
+                found.append(self._call(chunk.index, count, delta.begins, ""))
+            elif delta.arguments:
+                found.append({"tool_calls": [{"index": count - 1, "function": {"arguments": delta.arguments}}]})
             elif delta.content:
                 found.append({"content": delta.content})
-        return found
+        return found or ([{"content": ""}] if chunk.logprobs else [])
+
+    def _call(self, sample: int, index: int, name: str, arguments: str) -> Json:
+        self.calls[sample] = index + 1
+        call = {"id": call_id(self.id, sample, index), "type": "function", "function": {"name": name, "arguments": arguments}}
+        return {"tool_calls": [{"index": index, **call}]}
 
     def whole(self, groups: Sequence[Sequence[Output]]) -> Json:
         """The answer in one."""

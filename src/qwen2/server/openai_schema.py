@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 
@@ -159,9 +160,16 @@ class Chat(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+
+    @property
+    def choice(self) -> ToolChoice:
+        """As the engine takes it: a named function is called once, as OpenAI does it."""
+        if isinstance(self.tool_choice, NamedTool):
+            return ToolChoice(name=self.tool_choice.function.name, parallel=False)
+        return ToolChoice("required" if self.tool_choice == "required" else "auto", parallel=self.parallel_tool_calls is not False)
 
 
 class Completion(Sampling):

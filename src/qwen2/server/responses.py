@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.openai import server_of
 from qwen2.server.openai_schema import Body, Harmless, PlainFormat
+from qwen2.tokenizer import Delta
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
-    from qwen2.engine.request import Output
+    from qwen2.engine.request import Chunk, Output
 
 router = APIRouter(prefix="/v1/responses")
 Json = dict[str, Any]
@@ -66,7 +68,12 @@ class Tool(Body):
     name: str
     parameters: Json | None = None
     description: str | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    name: str
 
 
 class SchemaFormat(Body):
@@ -97,7 +104,7 @@ class Ask(Harmless):
     top_k: int | None = None
     stream: bool = False
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextFormat | None = None
     truncation: Literal["disabled"] | None = None
@@ -131,9 +138,24 @@ class Ask(Harmless):
         if not self.tools or self.tool_choice == "none":
             return None
         return [
-            {"type": "function", "function": {"name": one.name, "description": one.description or "", "parameters": one.parameters or {}}}
+            {
+                "type": "function",
+                "function": {
+                    "name": one.name,
+                    "description": one.description or "",
+                    "parameters": one.parameters or {},
+                    "strict": one.strict,
+                },
+            }
             for one in self.tools
         ]
+
+    @property
+    def choice(self) -> ToolChoice:
+        """As the engine takes it: a named function is called once, as OpenAI does it."""
+        if isinstance(self.tool_choice, NamedTool):
+            return ToolChoice(name=self.tool_choice.name, parallel=False)
+        return ToolChoice("required" if self.tool_choice == "required" else "auto", parallel=self.parallel_tool_calls is not False)
 
 
 def _text(content: str | list[Part]) -> str:
@@ -146,7 +168,7 @@ async def respond(body: Ask, request: Request) -> Response:
     server = server_of(request)
 
     def ask(llm: LLM) -> list[Asked]:
-        return [llm.ask(body.messages(), body.params(), body.functions())]
+        return [llm.ask(body.messages(), body.params(), body.functions(), body.choice, in_pieces=True)]
 
     answering = await server.answer(request, body.model, ask)
     writer = Writer(answering, body)
@@ -162,7 +184,7 @@ class Writer:
     def __init__(self, answering: Answering, body: Ask) -> None:
         self.answering, self.body = answering, body
         self.key, self.created = secrets.token_hex(12), int(time.time())
-        self.parallel = body.parallel_tool_calls is not False
+        self.parallel = body.choice.parallel
 
     def response(self, output: Output | None, items: list[Json]) -> Json:
         """The object, with what was asked for beside what came of it."""
@@ -172,7 +194,7 @@ class Writer:
         tools = [] if body.tools is None else [tool.model_dump() for tool in body.tools]
         head = {"id": f"resp_{self.key}", "object": "response", "created_at": self.created, "status": status, "error": None}
         head |= {"incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None, "model": self.answering.name}
-        head |= asked | {"output": items, "tools": tools, "tool_choice": body.tool_choice or "auto", "parallel_tool_calls": self.parallel}
+        head |= asked | {"output": items, "tools": tools, "tool_choice": self._choice(), "parallel_tool_calls": self.parallel}
         head |= {
             "previous_response_id": None,
             "reasoning": None,
@@ -181,6 +203,10 @@ class Writer:
             "store": False,
         }
         return head | {"usage": None if output is None else usage_of(output)}
+
+    def _choice(self) -> str | Json:
+        choice = self.body.tool_choice
+        return choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto"
 
     def _format(self) -> Json:
         text = self.body.text
@@ -191,7 +217,7 @@ class Writer:
         text = output.text if output.content is None else output.content
         found = [self._message(0, text, "completed")] if text or not output.tool_calls else []
         for call in output.tool_calls if self.parallel else output.tool_calls[:1]:
-            found.append(self._call(len(found), call.name, call.arguments, "completed"))
+            found.append(self._call(len(found), call.name, call.arguments, "incomplete" if call.cut else "completed"))
         return found
 
     def _message(self, index: int, text: str | None, status: str) -> Json:
@@ -216,20 +242,20 @@ class Writer:
         items: list[Json] = []
         text: str | None = None
         async for _, chunk in self.answering:
-            for piece, call in self._news(chunk):
-                if call is None:
+            for delta in self._news(chunk):
+                if delta.content:
                     if text is None:
                         for event in self._begin_text(len(items)):
                             yield event
-                    text = (text or "") + piece
+                    text = (text or "") + delta.content
                     place = {"item_id": f"msg_{self.key}_{len(items)}", "output_index": len(items), "content_index": 0}
-                    yield {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
+                    yield {"type": "response.output_text.delta", **place, "delta": delta.content, "logprobs": []}
                 elif self.parallel or not any(item["type"] == "function_call" for item in items):
                     if text is not None:
                         for event in self._end_text(items, text):
                             yield event
                         text = None
-                    for event in self._whole_call(items, call):
+                    for event in self._call_events(items, delta):
                         yield event
             if chunk.output is not None:
                 if text is not None or not items:
@@ -238,10 +264,10 @@ class Writer:
                 done = self.response(chunk.output, items)
                 yield {"type": f"response.{done['status']}", "response": done}
 
-    def _news(self, chunk: Any) -> list[tuple[str, Any]]:
+    def _news(self, chunk: Chunk) -> Sequence[Delta]:
         if not self.answering.has_tools:
-            return [(chunk.text, None)] if chunk.text else []
-        return [(delta.content, delta.call) for delta in chunk.deltas if delta.content or delta.call is not None]
+            return [Delta(chunk.text)] if chunk.text else []
+        return chunk.deltas
 
     def _begin_text(self, index: int) -> list[Json]:
         item, part = self._message(index, None, "in_progress"), {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
@@ -260,18 +286,25 @@ class Writer:
             {"type": "response.output_item.done", "output_index": index, "item": item},
         ]
 
-    def _whole_call(self, items: list[Json], call: Any) -> list[Json]:
-        index = len(items)
-        item = self._call(index, call.name, call.arguments, "completed")
-        items.append(item)
-        place = {"item_id": item["id"], "output_index": index}
-        begun = item | {"arguments": "", "status": "in_progress"}
-        return [
-            {"type": "response.output_item.added", "output_index": index, "item": begun},
-            {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments},
-            {"type": "response.function_call_arguments.done", **place, "name": call.name, "arguments": call.arguments},
-            {"type": "response.output_item.done", "output_index": index, "item": item},
-        ]
+    def _call_events(self, items: list[Json], delta: Delta) -> list[Json]:
+        """Of a whole call, or of a piece of one; it joins the items when it ends."""
+        index, events = len(items), list[Json]()
+        name, arguments, call = delta.begins, delta.arguments, delta.ends
+        if delta.call is not None:
+            name, arguments, call = delta.call.name, delta.call.arguments, delta.call
+        if name is not None:
+            item = self._call(index, name, "", "in_progress")
+            events.append({"type": "response.output_item.added", "output_index": index, "item": item})
+        place = {"item_id": f"fc_{self.key}_{index}", "output_index": index}
+        if arguments:
+            events.append({"type": "response.function_call_arguments.delta", **place, "delta": arguments})
+        if call is not None:
+            items.append(self._call(index, call.name, call.arguments, "incomplete" if call.cut else "completed"))
+            events += [
+                {"type": "response.function_call_arguments.done", **place, "name": call.name, "arguments": call.arguments},
+                {"type": "response.output_item.done", "output_index": index, "item": items[-1]},
+            ]
+        return events
 
 
 def usage_of(output: Output) -> Json:

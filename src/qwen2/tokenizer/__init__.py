@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from qwen2.tokenizer.messages import Message, ToolCall
-from qwen2.tokenizer.parse import Delta, StreamParser, fold
+from qwen2.tokenizer.messages import NAME, Message, ToolCall, read_tools
+from qwen2.tokenizer.parse import BETWEEN, DIALECTS, HERMES, Delta, Dialect, StreamParser, fold
 from qwen2.tokenizer.parts import QWEN2_5_CONTROL, QWEN2_CONTROL, Parts
+from qwen2.tokenizer.pieces import closed
 from qwen2.tokenizer.sandbox import Limits
 from qwen2.tokenizer.template import ChatTemplate, Rendered
 from qwen2.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
+    "BETWEEN",
+    "DIALECTS",
+    "HERMES",
+    "NAME",
     "QWEN2_5_CONTROL",
     "QWEN2_CONTROL",
     "ChatTemplate",
     "Delta",
+    "Dialect",
     "Limits",
     "Message",
     "Parts",
@@ -22,5 +28,7 @@ __all__ = [
     "StreamParser",
     "Tokenizer",
     "ToolCall",
+    "closed",
     "fold",
+    "read_tools",
 ]  # fmt: skip

@@ -23,10 +23,11 @@ NAME = re.compile(r"[\w.-]{1,64}")  # of a tool: stands in prompts without quote
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for. `arguments` is the text of a JSON object, as the model wrote it."""
+    """A call that the model asks for. `arguments` is the text of a JSON object, as the model wrote it; `cut`: of its beginning."""
 
     name: str
     arguments: str
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ STRICT_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_r
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Check tool definitions; an empty list is no tools."""
+    """Check tool definitions; an empty list is no tools. `strict` is for whoever holds the model to it, not for the model to read."""
     if tools is None:
         return []
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
@@ -147,7 +148,10 @@ def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]
             raise ValueError(f'tools[{i}] is not {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}')
         _name(function.get("name"), f"tools[{i}].function.name")
         _optional_text(function.get("description"), f"tools[{i}].function.description")
+        if function.get("strict") not in (None, True, False):
+            raise ValueError(f"tools[{i}].function.strict is {shown(function['strict'])}, not true or false")
         checked.append(json.loads(dump_json(tool, f"tools[{i}]")))
+        checked[-1]["function"].pop("strict", None)
     return checked
 
 

@@ -5,7 +5,8 @@ Feed it the text of a `Tokenizer.decoder()` that keeps control tokens, without t
 text is content as it stands.
 
 Content streams at once; only what could still become a marker waits. A call is given when it is complete. What looks like a call
-and is none (not JSON, no name, cut off) comes back as content, word for word, with the reason; nothing here raises.
+and is none (not JSON, no name, cut off) comes back as content, word for word, with the reason; nothing here raises. Where a grammar
+makes the form certain a call may also be given in pieces (`in_pieces`); one that is cut off then stays what it began as.
 The whole text parsed at once is the stream, folded, so both are equal wherever the stream is cut.
 """
 
@@ -17,15 +18,22 @@ from dataclasses import dataclass
 from reprlib import repr as shown
 
 from qwen2.tokenizer.messages import NAME, STRICT_JSON, Message, ToolCall, check_object
+from qwen2.tokenizer.pieces import CallSoFar
 
 
 @dataclass(frozen=True)
 class Delta:
-    """One step of a stream: more content, or a call, or content that failed to be a call (then `problem` says why)."""
+    """One step of a stream: more content, or a call, or content that failed to be a call (then `problem` says why).
+
+    In pieces: the name of a call that `begins`, more of its `arguments`, and the whole that `ends`.
+    """
 
     content: str = ""
     call: ToolCall | None = None
     problem: str | None = None
+    begins: str | None = None
+    arguments: str = ""
+    ends: ToolCall | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Dialect:
     stops: tuple[str, ...]  # what follows one is not the model's to write, and is dropped
     lead: tuple[str, ...]  # removed once from the very beginning, the longest that fits
     read: Callable[[str], ToolCall]  # what stands between open and close; ValueError with the reason
+    write: tuple[str, str, str]  # between open and close: before the name, between name and arguments, after them
 
 
 def fold(deltas: Iterable[Delta]) -> Message:
@@ -44,7 +53,7 @@ def fold(deltas: Iterable[Delta]) -> Message:
     deltas = list(deltas)
     return Message(
         content="".join(delta.content for delta in deltas),
-        tool_calls=[delta.call for delta in deltas if delta.call is not None],
+        tool_calls=[call for delta in deltas if (call := delta.call or delta.ends) is not None],
         problems=[delta.problem for delta in deltas if delta.problem is not None],
     )
 
@@ -103,9 +112,11 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-HERMES = Dialect("<tool_call>", "</tool_call>", stops=(), lead=(), read=read_hermes)
+HERMES = Dialect("<tool_call>", "</tool_call>", stops=(), lead=(), read=read_hermes, write=('\n{"name": "', '", "arguments": ', "}\n"))
 # A prompt that goes on after a result ends at `✿RETURN✿`, and the model writes the `: ` itself.
-QWEN2 = Dialect("✿FUNCTION✿:", None, stops=("✿RESULT✿", "✿RETURN✿"), lead=(": ", ":"), read=read_qwen2)
+QWEN2 = Dialect("✿FUNCTION✿:", None, stops=("✿RESULT✿", "✿RETURN✿"), lead=(": ", ":"), read=read_qwen2, write=(" ", "\n✿ARGS✿: ", ""))
+DIALECTS = {"hermes": HERMES, "qwen2": QWEN2}
+BETWEEN = "\n"  # stands between two calls
 
 
 # --- the stream
@@ -114,8 +125,9 @@ QWEN2 = Dialect("✿FUNCTION✿:", None, stops=("✿RESULT✿", "✿RETURN✿"),
 class StreamParser:
     """Push text as it comes, flush at the end. With no dialect everything is content."""
 
-    def __init__(self, dialect: Dialect | None) -> None:
-        self._dialect = dialect
+    def __init__(self, dialect: Dialect | None, in_pieces: bool = False) -> None:
+        self._dialect, self._in_pieces = dialect, in_pieces
+        self._so_far: CallSoFar | None = None
         self._text = ""  # not yet given out: a possible marker, or the body of the open call
         self._step: Callable[[list[Delta]], bool] = self._in_lead
         self._after_call = False  # space between calls is the format's, not content
@@ -191,11 +203,16 @@ class StreamParser:
     def _open(self, skip: int) -> None:
         self._text = self._text[skip:]
         self._at, self._in_string, self._strings = 0, False, True
+        self._so_far = CallSoFar(self._dialect.write) if self._in_pieces and self._dialect else None
         self._step = self._in_call
 
     def _in_call(self, deltas: list[Delta]) -> bool:
         """Look for the end of the call: markers inside the JSON's strings are text."""
         assert self._dialect is not None
+        if self._so_far is not None:
+            name, arguments = self._so_far.look(self._text)
+            deltas += [Delta(begins=name)] if name is not None else []
+            deltas += [Delta(arguments=arguments)] if arguments else []
         ends = (self._dialect.close,) if self._dialect.close else (self._dialect.open, *self._dialect.stops)
         while True:
             if self._in_string:
@@ -236,11 +253,17 @@ class StreamParser:
         body = self._text[:end]
         closed = marker if marker == self._dialect.close else ""
         self._text = self._text[end + len(marker) :]
+        begun = None if self._so_far is None else self._so_far.call
         try:
-            deltas.append(Delta(call=self._dialect.read(body)))
+            call = self._dialect.read(body)
+            deltas.append(Delta(call=call) if begun is None else Delta(ends=call))
             self._after_call = True
         except (ValueError, RecursionError) as error:
-            deltas.append(Delta(content=self._newline + self._dialect.open + body + closed, problem=f"not a tool call: {error}"))
+            problem = f"not a tool call: {error}"
+            if begun is None:
+                deltas.append(Delta(content=self._newline + self._dialect.open + body + closed, problem=problem))
+            else:
+                deltas.append(Delta(ends=begun, problem=problem if begun.cut else None))
         self._newline = ""
         if marker == self._dialect.open:
             self._open(0)
