@@ -31,6 +31,8 @@ from qwen2.weights.model import Model, load
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.tokenizer.template import Rendered
+
 Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
 Tools = Sequence[Mapping[str, Any]]  # functions as OpenAI shapes them
 Prompt = str | Sequence[int]
@@ -41,7 +43,8 @@ class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
-    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py).
+    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py). `home` is
+    the folder of the store in which a name is looked for.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class LLM:
         cache_bytes: int | None = None,
         keep_bytes: int | None = None,
         guesses: int = MOST,
+        home: Path | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -68,7 +72,7 @@ class LLM:
         if context is not None:
             _at_least_one("context", context)
         _at_least_one("max_batch", max_batch)
-        self.model = model if isinstance(model, Model) else load(model, dtype=dtype, device=device, packed=True)
+        self.model = model if isinstance(model, Model) else load(model, dtype, device, home, packed=True)
         own = self.model.config.window
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
@@ -100,12 +104,17 @@ class LLM:
             if tools:
                 raise ValueError("tools need a conversation: pass messages instead of a text or ids")
             return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
-        ids = self.template.render(prompt, tools=tools, add_generation_prompt=True).ids
+        ids = self.render(prompt, tools).ids
         if not tools:
             return Asked(self._request(ids, params))
         params = _checked(params)
-        request = self._request(ids, replace(params, stop=(*params.stop, *self.template.stop)))
+        stop = self.generation.stop if params.stop is None else params.stop
+        request = self._request(ids, replace(params, stop=(*stop, *self.template.stop)))
         return Asked(request, [self.template.parser() for _ in range(request.params.n)])
+
+    def render(self, messages: Conversation, tools: Tools | None = None, add_generation_prompt: bool = True) -> Rendered:
+        """A conversation as the model reads it, with what the model itself has before it (its Modelfile's SYSTEM and MESSAGEs)."""
+        return self.template.render(self.model.made.conversation(messages), tools, add_generation_prompt)
 
     def _stream(self, asked: Asked) -> Iterator[Chunk]:
         for _, chunk in self.engine.run([asked.request]):
