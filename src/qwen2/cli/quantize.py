@@ -65,7 +65,10 @@ def quantize(
         raise ValueError(f"--threads {threads}: must be at least 1")
     if not dry_run:
         ensure(model)
-    path, name, hold = Store().open(model)
+    store = Store()
+    path, name, hold = store.open(model)
+    if not store.is_path(model) and store.get(name).made:
+        print(f"qwen2: the Modelfile of {name} is no part of the file; qwen2 create --quantize keeps it", file=sys.stderr)
     with hold if hold is not None else nullcontext():
         place = destination if destination is not None else Path(f"{_plain(name)}-{to}.gguf")
         if place.exists():

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import Chunk, Output, ResolvedParams, SamplingParams, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from qwen2.weights.store import Store
 
@@ -46,12 +47,16 @@ class Server:
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path.rstrip("/")
 
     @contextmanager
-    def request(self, method: str, path: str, body: Json | None = None, seconds: float | None = None) -> Iterator[HTTPResponse]:
+    def request(
+        self, method: str, path: str, body: Json | None = None, seconds: float | None = None, opened: Callable[[socket], None] | None = None
+    ) -> Iterator[HTTPResponse]:
         """An answer that is no error. ValueError in the server's words where it refuses, OSError where it fails or is gone."""
         connection = self._kind(self._host, self._port, timeout=seconds)
         try:
             content = None if body is None else json.dumps(body).encode()
             connection.request(method, f"{self._path}{path}", content, {"Content-Type": "application/json", **headers_of()})
+            if opened is not None:
+                opened(connection.sock)
             answer = connection.getresponse()
             if answer.status != OK:
                 self._refuse(answer)
@@ -112,8 +117,8 @@ class Remote:
 
     def __init__(self, server: Server, about: About, load_seconds: float) -> None:
         self.server, self.about, self.load_seconds = server, about, load_seconds
-        self._id = ""
-        self._memory = ""
+        self._id = self._memory = ""
+        self._socket: socket | None = None
 
     def stream(self, messages: Messages, params: SamplingParams) -> Iterator[Chunk]:
         """As the engine there gives it. Raises ValueError for bad input, before the first piece."""
@@ -124,7 +129,7 @@ class Remote:
         return pieces  # type: ignore[return-value]
 
     def _pieces(self, body: Json) -> Iterator[Chunk | None]:
-        with self.server.request("POST", "/qwen2/chat", body) as answer:
+        with self.server.request("POST", "/qwen2/chat", body, opened=self._opened) as answer:
             yield None
             complete = False
             while line := answer.readline(LONGEST_LINE):
@@ -137,6 +142,9 @@ class Remote:
             if not complete:
                 raise OSError(f"the server at {self.server.address} ended in the middle of the answer")
 
+    def _opened(self, connection: socket) -> None:
+        self._socket = connection
+
     def abort(self) -> None:
         """Asks the server to end the answer, on a thread: this one goes on showing what still comes."""
         threading.Thread(target=self._end, args=(self._id,), daemon=True).start()
@@ -144,8 +152,10 @@ class Remote:
     def _end(self, id: str) -> None:
         try:
             self.server.ask("POST", "/qwen2/end", {"id": id}, LOOK_SECONDS)
-        except (OSError, ValueError):  # it is gone, which whoever waits for the answer is told
-            return
+        except (OSError, ValueError):  # it does not answer: whoever waits for the rest is told
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(SHUT_RDWR)
 
     def count(self, messages: Messages) -> int:
         """As it is read there."""

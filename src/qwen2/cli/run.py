@@ -158,7 +158,7 @@ def find_partner(model: str, at: str | None, given: Mapping[str, object]) -> Par
     server, why = find(at, store)
     if server is not None and given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        why = f"{flags} is for a model that is loaded here, so the server at {server.address} is not asked"
+        why = f"{flags}: the server at {server.address} cannot be asked for that"
     elif server is not None:
         try:
             with working(f"loading {model}"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from qwen2 import __version__
+from qwen2.engine.about import about
 from qwen2.server.errors import ApiError
 from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
 from qwen2.server.openai import server_of
@@ -55,15 +56,15 @@ async def running(request: Request) -> Json:
     server = server_of(request)
     found = []
     for one in server.models.loaded.values():
-        llm, stored = one.llm, server.models.store.get(one.name)
+        llm = one.llm
         cache = llm.engine.cache
         size = llm.model.network.weight_bytes() + cache.nbytes
         on_gpu = llm.model.device.type != "cpu"
         expires = None if one.expires is None else datetime.fromtimestamp(one.expires_at(), timezone.utc).isoformat()
         found.append(
-            _listed(stored)
-            | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": llm.window}
-            | {"device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
+            _listed(one.stored)
+            | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": about(llm).window}
+            | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
         )
     return {"models": found}
 
