@@ -12,6 +12,7 @@ import pytest
 
 from qwen2.cli.chat import COMMANDS, TOPICS, Chat, say
 from qwen2.cli.conversation import Conversation, Turn
+from qwen2.cli.partner import Local
 from qwen2.cli.sampling import KIND, change
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
@@ -49,7 +50,7 @@ def llm() -> LLM:
 
 def make_chat(llm: LLM, params: SamplingParams = PARAMS, interrupt_at: int | None = None) -> tuple[Chat, Pieces]:
     pieces = Pieces(interrupt_at)
-    return Chat(llm, Conversation("tiny", params=params), lambda: pieces), pieces
+    return Chat(Local(llm), Conversation("tiny", params=params), lambda: pieces), pieces
 
 
 def user(text: str) -> dict[str, str]:
@@ -107,7 +108,7 @@ def test_question_too_long_for_the_window_keeps_the_conversation(capsys):
     turns = list(chat.conversation.turns)
     chat.handle("quick brown " * 60)
     error = capsys.readouterr().err
-    count = len(chat.llm.template.render([*chat.conversation.messages, user("quick brown " * 60)]).ids)
+    count = len(chat.partner.llm.template.render([*chat.conversation.messages, user("quick brown " * 60)]).ids)
     assert f"error: prompt has {count:,} tokens, the window is 90" in error
     assert error.rstrip().endswith("the question is not asked: /clear starts anew, /save FILE keeps what was said")
     assert chat.conversation.turns == turns
@@ -263,7 +264,7 @@ SET = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(SamplingParams) if f.name not in ("n", "logprobs", "constraint")])
+@pytest.mark.parametrize("name", [f.name for f in fields(SamplingParams) if f.name not in ("n", "logprobs", "constraint", "context")])
 def test_every_sampling_parameter_can_be_set_and_given_back(llm, name):
     chat, _ = make_chat(llm)
     text, value = SET[name]

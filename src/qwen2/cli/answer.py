@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from types import FrameType
 
+    from qwen2.cli.partner import Partner
     from qwen2.cli.plain import Renderer
-    from qwen2.engine.llm import LLM
     from qwen2.engine.request import Chunk, Output, ResolvedParams
 
     Item = Chunk | BaseException | Literal["stop", "end"]
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 PATIENCE = 0.2  # seconds between looks at Ctrl-C on systems where it does not wake a waiting thread
 
 
-def pieces(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams, inbox: Inbox) -> Generator[Chunk]:
+def pieces(partner: Partner, messages: Sequence[Mapping[str, str]], params: SamplingParams, inbox: Inbox) -> Generator[Chunk]:
     """The chunks of an answer; after a "stop" in the inbox the last one's finish reason is "abort". Bad input raises before the first."""
-    stream = llm.stream(messages, params)
+    stream = partner.stream(messages, params)
 
     def work() -> None:
         try:
@@ -48,14 +48,14 @@ def pieces(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingPara
     try:
         while (item := _next(inbox)) != "end":
             if item == "stop":
-                llm.abort()
+                partner.abort()
             elif isinstance(item, BaseException):
                 raise item
             else:
                 yield item
     finally:
         if worker.is_alive():
-            llm.abort()
+            partner.abort()
             worker.join()
 
 
@@ -126,10 +126,10 @@ def working(text: str) -> Iterator[None]:
         yield
 
 
-def show_answer(llm: LLM, messages: Sequence[Mapping[str, str]], params: SamplingParams, renderer: Renderer) -> Output:
+def show_answer(partner: Partner, messages: Sequence[Mapping[str, str]], params: SamplingParams, renderer: Renderer) -> Output:
     """Stream an answer to the renderer and return it whole."""
     output = None
-    with stop_on_interrupt() as inbox, silent_keyboard(), closing(pieces(llm, messages, params, inbox)) as chunks:
+    with stop_on_interrupt() as inbox, silent_keyboard(), closing(pieces(partner, messages, params, inbox)) as chunks:
         with working("reading the prompt"):
             chunk = next(chunks, None)
         while chunk is not None:
@@ -152,18 +152,18 @@ def say_how_it_ended(output: Output, window: int) -> None:
         print(f"(cut: {why})", file=sys.stderr)
 
 
-def figures(output: Output, llm: LLM, load_seconds: float) -> list[str]:
+def figures(output: Output, partner: Partner) -> list[str]:
     """What --verbose prints: speed, memory, place, and the sampling really used."""
-    usage, timings, used, model = output.usage, output.timings, output.params, llm.model
+    usage, timings, used, about = output.usage, output.timings, output.params, partner.about
     read = usage.prompt_tokens - usage.cached_tokens
     cached = f" ({usage.cached_tokens:,} more cached)" if usage.cached_tokens else ""
     later = max(0, usage.completion_tokens - 1)  # the first token comes with the prompt
     return [
         f"prompt    {read:,} tokens{cached} in {timings.prompt_seconds:.2f} s{rate(read, timings.prompt_seconds)}",
         f"answer    {usage.completion_tokens:,} tokens in {timings.decode_seconds:.2f} s{rate(later, timings.decode_seconds)}",
-        f"load      {load_seconds:.2f} s, {peak_memory(model.device.type)}",
-        f"device    {place(llm)}, {computing(llm)}",
-        f"context   {usage.total_tokens:,} of {llm.window:,} tokens",
+        f"load      {partner.load_seconds:.2f} s, {partner.memory()}",
+        f"device    {about.place}, {about.computing}",
+        f"context   {usage.total_tokens:,} of {about.window:,} tokens",
         f"sampling  {', '.join(sampling_used(used))}",
     ]
 
@@ -176,43 +176,5 @@ def sampling_used(used: ResolvedParams) -> list[str]:
     return [f"{name} {getattr(used, name)}" for name in names if getattr(used, name) is not None]
 
 
-def place(llm: LLM) -> str:
-    """Where the model computes."""
-    import torch
-
-    from qwen2 import kernels
-
-    device = llm.model.device
-    if device.type != "cpu":
-        return str(device)
-    pool = kernels.threads() if llm.model.network.packed else None
-    return f"{device}, {torch.get_num_threads() if pool is None else pool} threads"
-
-
-def computing(llm: LLM) -> str:
-    """With what, and in what."""
-    from qwen2 import kernels
-
-    model, runner = llm.model, llm.engine.runner
-    if runner.native:
-        return f"{model.weight_format} by kernels for {kernels.isa()}, cache of {runner.cache_bits} bits"
-    return f"torch in {str(model.dtype).removeprefix('torch.')} from {model.weight_format}"
-
-
 def rate(tokens: int, seconds: float) -> str:
     return f", {tokens / seconds:.1f} tokens/s" if tokens and seconds > 0 else ""
-
-
-def peak_memory(device: str) -> str:
-    """The most memory that the process, and the accelerator where there is one, has held."""
-    parts = []
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        parts.append(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB")
-    if device == "cuda":
-        import torch
-
-        parts.append(f"on the GPU {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
-    return ", ".join(parts)

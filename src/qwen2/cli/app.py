@@ -34,6 +34,7 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "show": ("Show what a model is: shape, types, template, defaults, licence.", "qwen2 show qwen2:72b --config"),
     "cp": ("Give a model, a file or a folder a name; no disk is used.", "qwen2 cp ./my-model.gguf mine:q4"),
     "rm": ("Remove models; one that a process is using stays.", "qwen2 rm qwen2.5-coder:0.5b"),
+    "create": ("Make a model of your own from a Modelfile.", "qwen2 create mario -f ./Modelfile"),
     "serve": ("Serve the models here to other programs, as OpenAI and Ollama do.", "qwen2 serve --port 11434"),
     "ps": ("Show the models that a server has in memory.", "qwen2 ps --json"),
     "stop": ("Unload a model of a running server.", "qwen2 stop qwen2.5-coder:0.5b"),

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from qwen2.cli.answer import figures, place, say_how_it_ended, show_answer
+from qwen2.cli.answer import figures, say_how_it_ended, show_answer
 from qwen2.cli.app import one_line, take_debug
 from qwen2.cli.conversation import Conversation, Turn, read_conversation
 from qwen2.cli.plain import neutralise
@@ -25,8 +25,8 @@ from qwen2.engine.request import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qwen2.cli.partner import Partner
     from qwen2.cli.plain import Renderer
-    from qwen2.engine.llm import LLM
 
 TOPICS = ("info", "parameters", "system", "template", "context", "history")
 SETTINGS = ("parameter", "system", "verbose")
@@ -66,11 +66,8 @@ MORE_HELP = """  /set system TEXT            Set the system prompt (TEXT default
 class Chat:
     """One conversation with one model. `handle` is the whole of it, without the terminal."""
 
-    def __init__(
-        self, llm: LLM, conversation: Conversation, make_renderer: Callable[[], Renderer], verbose: bool = False, load_seconds: float = 0.0
-    ) -> None:
-        self.llm, self.conversation, self.make_renderer = llm, conversation, make_renderer
-        self.verbose, self.load_seconds = verbose, load_seconds
+    def __init__(self, partner: Partner, conversation: Conversation, make_renderer: Callable[[], Renderer], verbose: bool = False) -> None:
+        self.partner, self.conversation, self.make_renderer, self.verbose = partner, conversation, make_renderer, verbose
         self.done = False
 
     def handle(self, line: str) -> None:
@@ -99,9 +96,9 @@ class Chat:
         asked = [*before, Turn("user", text)]
         renderer = self.make_renderer()
         try:
-            output = show_answer(self.llm, replace(self.conversation, turns=asked).messages, self.conversation.params, renderer)
+            output = show_answer(self.partner, replace(self.conversation, turns=asked).messages, self.conversation.params, renderer)
         except ValueError as error:
-            if "window" not in str(error) or not before:
+            if not before or not any(bound in str(error) for bound in ("the window is", "num_ctx is")):
                 raise
             raise ValueError(f"{error}; the question is not asked: /clear starts anew, /save FILE keeps what was said") from None
         except (OSError, ArithmeticError, RuntimeError, MemoryError):
@@ -109,9 +106,9 @@ class Chat:
             raise
         if output.text or output.finish_reason != "abort":
             self.conversation.turns = [*asked, Turn("assistant", output.text, output.finish_reason == "abort")]
-        say_how_it_ended(output, self.llm.window)
+        say_how_it_ended(output, self.partner.about.window)
         if self.verbose:
-            say("\n".join(figures(output, self.llm, self.load_seconds)), sys.stderr)
+            say("\n".join(figures(output, self.partner)), sys.stderr)
 
     def command(self, line: str) -> None:
         """Find the command by its first word and hand it the rest of the line."""
@@ -158,7 +155,7 @@ class Chat:
         if rest:
             self.conversation.system = None if rest == "default" else unquoted(rest)
         system = self.conversation.system
-        own = self.llm.template.default_system
+        own = self.partner.about.system
         say(f"system: {system}" if system is not None else f"system: (the model's own) {own or 'none'}")
 
     def show(self, rest: str) -> None:
@@ -168,37 +165,35 @@ class Chat:
         getattr(self, f"_show_{topic}")()
 
     def _show_info(self) -> None:
-        model, config = self.llm.model, self.llm.model.config
-        kind = f"mixture of {config.moe.experts} experts" if config.moe is not None else "dense"
-        say(f"model     {model.name} ({model.path})")
-        say(f"shape     {config.parameters() / 1e9:.2f} billion parameters, {config.layers} layers, {kind}")
-        say(f"weights   {model.weight_format}, computed in {str(model.dtype).removeprefix('torch.')}")
-        say(f"device    {place(self.llm)}")
+        about = self.partner.about
+        say(f"model     {about.name} ({about.where})")
+        say(f"shape     {about.shape}")
+        say(f"weights   {about.weight_format}, computed in {about.dtype}")
+        say(f"device    {about.place}")
         self._show_context()
 
     def _show_parameters(self) -> None:
         params = self.conversation.params
-        used = params.resolve(self.llm.generation)
+        used = params.resolve(self.partner.about.generation)
         for name in KIND:
             given, value = getattr(params, name), getattr(used, name)
             if name == "seed" and given is None:
                 value = "drawn anew for each answer"
             if name == "max_tokens" and value is None:
                 value = "to the end of the window"
-            origin = " (the model's)" if given is None and getattr(self.llm.generation, name, None) is not None else ""
+            origin = " (the model's)" if given is None and getattr(self.partner.about.generation, name, None) is not None else ""
             say(f"{name:<20} {spelled(value)}{origin}")
 
     def _show_system(self) -> None:
         self.system("")
 
     def _show_template(self) -> None:
-        template = self.llm.template
-        print(neutralise(template.source) if template.source is not None else f"built in: {template.style}")
+        print(neutralise(self.partner.about.template))
 
     def _show_context(self) -> None:
         messages = self.conversation.messages
-        count = len(self.llm.template.render(messages, add_generation_prompt=False).ids) if messages else 0
-        say(f"context   {count:,} of {self.llm.window:,} tokens used")
+        count = self.partner.count(messages) if messages else 0
+        say(f"context   {count:,} of {self.partner.about.window:,} tokens used")
 
     def _show_history(self) -> None:
         for turn in self.conversation.turns:

@@ -1,4 +1,4 @@
-"""Questions to a running server, for the verbs that need one."""
+"""Where a running server is, and questions to it for the verbs that need one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ Address = Annotated[Optional[str], Parameter(negative=())]  # noqa: UP045 - read
 DEFAULT = "127.0.0.1:11434"
 
 
+def address_of(given: str | None) -> str:
+    """The address that is given, or the environment's QWEN2_SERVER, or the default one."""
+    return os.environ.get("QWEN2_SERVER", DEFAULT) if given is None else given
+
+
+def headers_of() -> dict[str, str]:
+    """The environment's QWEN2_API_KEY, for servers that want one."""
+    key = os.environ.get("QWEN2_API_KEY")
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
 def ask(address: str | None, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """The answer. OSError where no server of this kind is there, ValueError with its own words where it refuses."""
     import httpx
 
-    place = os.environ.get("QWEN2_SERVER", DEFAULT) if address is None else address
+    place = address_of(address)
     url = place if "://" in place else f"http://{place}"
-    key = os.environ.get("QWEN2_API_KEY")
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
-        answer = httpx.request(method, f"{url.rstrip('/')}{path}", json=body, headers=headers, timeout=60)
+        answer = httpx.request(method, f"{url.rstrip('/')}{path}", json=body, headers=headers_of(), timeout=60)
         found = answer.json()
     except httpx.HTTPError as error:
         raise OSError(f"no server answers at {place} ({error}): start one with qwen2 serve, or say where it is with --at") from None

@@ -58,6 +58,8 @@ def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
         else:
             to_hf_folder(loaded, destination, dtype=types[form])
             notes, size = [], sum(path.stat().st_size for path in destination.iterdir())
+    if loaded.made:
+        notes.append(f"of its Modelfile the files have the sampling that they have a place for; qwen2 show {model} --modelfile prints all")
     for note in notes:
         print(f"qwen2: {note}", file=sys.stderr)
     print(f"{destination}: {human_size(size)} written")

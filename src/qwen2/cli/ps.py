@@ -34,7 +34,8 @@ def ps(*, at: Address = None, json_: Annotated[bool, Parameter(name="--json", ne
 
 def _row(model: dict[str, object]) -> dict[str, str]:
     expires = model["expires_at"]
-    left = "in use, or for good" if expires is None else f"{_seconds_left(str(expires)):.0f} s more"
+    stays = "in use" if model["in_use"] else "for good"
+    left = stays if expires is None else f"{_seconds_left(str(expires)):.0f} s more"
     return {
         "name": str(model["name"]),
         "size": human_size(int(str(model["size"]))),

@@ -66,6 +66,7 @@ def quantize(
     if not dry_run:
         ensure(model)
     path, name, hold = Store().open(model)
+    _say_what_stays(model)
     with hold if hold is not None else nullcontext():
         place = destination if destination is not None else Path(f"{_plain(name)}-{to}.gguf")
         if place.exists():
@@ -96,6 +97,12 @@ def quantize(
             print(
                 f"{place}: {human_size(place.stat().st_size)} written in {time.monotonic() - start:.0f} s, {_bits(plan):.2f} bits a weight"
             )
+
+
+def _say_what_stays(model: str) -> None:
+    store = Store()
+    if not store.is_path(model) and store.get(model).made:
+        print(f"qwen2: the Modelfile of {model} is no part of the file; qwen2 create --quantize keeps it", file=sys.stderr)
 
 
 def _plain(name: str) -> str:

@@ -11,19 +11,21 @@ import re
 import shlex
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from qwen2.cli.client import Address
 from qwen2.cli.pull import ensure, make_store
 from qwen2.cli.sampling import Flags, params_of
 from qwen2.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from qwen2.cli.partner import Partner
     from qwen2.cli.plain import Renderer
-    from qwen2.engine.llm import LLM
     from qwen2.engine.request import SamplingParams
 
 NAME_OR_PATH = re.compile(r"[\w.:@~/\\+-]+", re.ASCII)
@@ -34,12 +36,14 @@ Switch = Annotated[bool, Parameter(negative=())]
 def run(
     *words: Annotated[str, Parameter(show_default=False)],
     system: str | None = None,
-    device: str = "cpu",
-    dtype: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
     threads: int | None = None,
     context: int | None = None,
-    cache_bits: Literal[16, 8] = 16,
+    cache_bits: Literal[16, 8] | None = None,
     isa: Literal["avx512", "avx2", "neon", "none"] | None = None,
+    local: Switch = False,
+    at: Address = None,
     plain: Switch = False,
     verbose: Switch = False,
     sampling: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
@@ -55,17 +59,22 @@ def run(
     system
         The system prompt, in place of the model's own.
     device
-        cpu, cuda or cuda:N.
+        cpu, cuda or cuda:N; left out, cpu.
     dtype
-        What to compute in: auto (the file's own type), float32, bfloat16 or float16.
+        What to compute in: auto (the file's own type, also where this is left out), float32, bfloat16 or float16.
     threads
         CPU threads; left out, as many as there are physical cores.
     context
         A window shorter than the model's own.
     cache_bits
-        Bits of the keys and values that are kept of what was read; 8 halve the memory and cost a little accuracy. CPU only.
+        Bits of the keys and values that are kept of what was read, 16 or 8, which halve the memory and cost a little accuracy. CPU
+        only.
     isa
         The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower.
+    local
+        Load the model here, also where a server of ours is running. So do all of the flags above that say how to compute.
+    at
+        The server to ask, as host:port or a URL; left out, QWEN2_SERVER or 127.0.0.1:11434. Without one the model is loaded here.
     plain
         Show the text as the model wrote it, not as rendered Markdown.
     verbose
@@ -73,15 +82,16 @@ def run(
     sampling
         How tokens are chosen and when to stop. What is left out is the model's own default.
     """
-    params = params_of(sampling)
+    params = replace(params_of(sampling), context=context)  # which goes before a num_ctx of the model's own
     model, given = split_words(words)
     check_model(model, words)
     prompt = join_prompt(given)
     ensure(model)
-    llm, load_seconds = load_model(model, device, dtype, threads, context, cache_bits, isa)
+    how = {"device": device, "dtype": dtype, "threads": threads, "context": context, "cache_bits": cache_bits, "isa": isa}
+    partner = partner_of(model, at, local, {name: value for name, value in how.items() if value is not None})
     if prompt is not None:
-        return answer_once(llm, prompt, system, params, plain, verbose, load_seconds)
-    talk(llm, system, params, plain, verbose, load_seconds)
+        return answer_once(partner, prompt, system, params, plain, verbose)
+    talk(partner, system, params, plain, verbose)
     return 0
 
 
@@ -131,24 +141,52 @@ def check_model(model: str, words: Sequence[str]) -> None:
         raise
 
 
-def load_model(
-    model: str, device: str, dtype: str, threads: int | None, context: int | None, cache_bits: int, isa: str | None
-) -> tuple[LLM, float]:
-    """The model, and the seconds that it took."""
+def partner_of(model: str, at: str | None, local: bool, how: Mapping[str, Any]) -> Partner:
+    """The model in a server, or in this process."""
+    found = None if local else find_partner(model, at, how)
+    return load_model(model, **how) if found is None else found
+
+
+def find_partner(model: str, at: str | None, given: Mapping[str, object]) -> Partner | None:
+    """The model in a running server of ours; None where it is to be loaded here, with a word on stderr where that may surprise."""
+    from qwen2.cli.answer import working
+    from qwen2.cli.remote import find
+
+    store = make_store()
+    if store.is_path(model):  # a server knows names
+        return None
+    server, why = find(at, store)
+    if server is not None and given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        why = f"{flags}: the server at {server.address} cannot be asked for that"
+    elif server is not None:
+        try:
+            with working(f"loading {model}"):
+                return server.open(model)
+        except FileNotFoundError:
+            why = f"the server at {server.address} does not have {model}"
+    if why:
+        print(f"qwen2: {why}: running it here", file=sys.stderr)
+    return None
+
+
+def load_model(model: str, **given: Any) -> Partner:
+    """The model, loaded in this process."""
     from qwen2.cli.answer import working
     from qwen2.cli.lean import import_torch
 
     start = time.perf_counter()
     gc.disable()  # a million objects are made that all stay: each search for garbage would visit them
     with working(f"loading {model}"):
-        if device == "cpu":
+        if given.get("device", "cpu") == "cpu":
             import_torch()
+        from qwen2.cli.partner import Local
         from qwen2.engine.llm import LLM
 
-        llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context, cache_bits=cache_bits, isa=isa)
+        llm = LLM(model, **given)
     gc.freeze()
     gc.enable()
-    return llm, time.perf_counter() - start
+    return Local(llm, time.perf_counter() - start)
 
 
 def make_renderer(plain: bool) -> Renderer:
@@ -165,7 +203,7 @@ def make_renderer(plain: bool) -> Renderer:
     return PlainStream() if console.legacy_windows else MarkdownStream(console)  # a console that would print the escapes as text
 
 
-def answer_once(llm: LLM, prompt: str, system: str | None, params: SamplingParams, plain: bool, verbose: bool, load_seconds: float) -> int:
+def answer_once(partner: Partner, prompt: str, system: str | None, params: SamplingParams, plain: bool, verbose: bool) -> int:
     """Print the answer; 130 where Ctrl-C ended it."""
     from qwen2.cli.answer import figures, say_how_it_ended, show_answer
 
@@ -173,23 +211,22 @@ def answer_once(llm: LLM, prompt: str, system: str | None, params: SamplingParam
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     try:
-        output = show_answer(llm, messages, params, make_renderer(plain))
+        output = show_answer(partner, messages, params, make_renderer(plain))
     except ArithmeticError as error:
         raise ValueError(str(error)) from error
-    say_how_it_ended(output, llm.window)
+    say_how_it_ended(output, partner.about.window)
     if verbose:
-        print("\n".join(figures(output, llm, load_seconds)), file=sys.stderr)
+        print("\n".join(figures(output, partner)), file=sys.stderr)
     return 130 if output.finish_reason == "abort" else 0
 
 
-def talk(llm: LLM, system: str | None, params: SamplingParams, plain: bool, verbose: bool, load_seconds: float) -> None:
+def talk(partner: Partner, system: str | None, params: SamplingParams, plain: bool, verbose: bool) -> None:
     """A conversation."""
-    from qwen2.cli.answer import place
     from qwen2.cli.chat import Chat
     from qwen2.cli.conversation import Conversation
     from qwen2.cli.prompt import converse
 
-    model = llm.model
-    chat = Chat(llm, Conversation(model.name, system, params), lambda: make_renderer(plain), verbose, load_seconds)
-    print(f"{model.name} ({model.weight_format}) on {place(llm)}, window {llm.window:,}, loaded in {load_seconds:.1f} s")
+    about = partner.about
+    chat = Chat(partner, Conversation(about.name, system, params), lambda: make_renderer(plain), verbose)
+    print(f"{about.name} ({about.weight_format}) on {about.place}, window {about.window:,}, loaded in {partner.load_seconds:.1f} s")
     converse(chat, make_store().home / "history")

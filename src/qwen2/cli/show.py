@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from qwen2.cli.list import places
+from qwen2.weights.modelfile import UNCHANGED
 from qwen2.weights.names import parse
 from qwen2.weights.pull import human_size
 from qwen2.weights.registry import ENTRIES, Entry, by_repository, canonical
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from qwen2.config.family import Release
     from qwen2.weights.describe import Description
     from qwen2.weights.manifest import StoredModel
+    from qwen2.weights.modelfile import Modelfile
 
 Facts = dict[str, object]
 Flag = Parameter(negative=())
@@ -32,6 +34,7 @@ def show(
     *,
     config: Annotated[bool, Flag] = False,
     template: Annotated[bool, Flag] = False,
+    modelfile: Annotated[bool, Flag] = False,
     tensors: Annotated[bool, Flag] = False,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -45,12 +48,17 @@ def show(
         The configuration and exact counts. Needs no download for the released Qwen2 models.
     template
         The chat template that is used, as Jinja text.
+    modelfile
+        The Modelfile that makes this model again, for qwen2 create.
     tensors
         Every tensor: name, type, shape, bytes.
     json_
         As JSON.
     """
     store = Store()
+    if modelfile:
+        _print_modelfile(store, model, json_)
+        return
     release = _release(model) if config and not store.is_path(model) else None
     if release is not None:
         _print(_config_facts(release.config), json_)
@@ -61,15 +69,17 @@ def show(
     path, name = store.resolve(model)
     from qwen2.weights.describe import describe  # the tokenizers library is not needed before
 
+    stored = None if store.is_path(model) else store.get(name)
+    made = UNCHANGED if stored is None else stored.made
     described = describe(path)
+    described = replace(described, generation=made.defaults(described.generation))
     if template:
-        _print_template(described, json_)
+        _print_template(described, made, json_)
     elif tensors:
         _print_tensors(described, json_)
     elif config:
         _print(_config_facts(described.config), json_)
     else:
-        stored = None if store.is_path(model) else store.get(name)
         _print(_summary(described, name, stored), json_)
 
 
@@ -147,7 +157,8 @@ def _summary(described: Description, name: str, stored: StoredModel | None) -> F
     from qwen2.tokenizer import ChatTemplate
 
     config, tokenizer = described.config, described.tokenizer
-    template = ChatTemplate.of(tokenizer)
+    made = UNCHANGED if stored is None else stored.made
+    template = ChatTemplate.of(tokenizer, source=made.template)
     facts: Facts = {
         "name": name,
         "architecture": described.architecture,
@@ -155,7 +166,8 @@ def _summary(described: Description, name: str, stored: StoredModel | None) -> F
         "container": described.container,
         "weights": {kind: f"{share.tensors} tensors, {human_size(share.size)}" for kind, share in described.types.items()},
         "tokenizer": {"ids": tokenizer.vocab_size, "control": len(tokenizer.control)},
-        "template": {"style": template.style, "default_system": template.default_system},
+        "template": {"style": template.style, "default_system": template.default_system if made.system is None else made.system},
+        **({"messages": len(made.messages)} if made.messages else {}),
         "defaults": asdict(described.generation),
         "licence": _licence(described, stored),
         "size": described.size,
@@ -172,12 +184,20 @@ def _licence(described: Description, stored: StoredModel | None) -> str:
     return "not stated" if described.licence is None else described.licence
 
 
-def _print_template(described: Description, as_json: bool) -> None:
+def _print_modelfile(store: Store, model: str, as_json: bool) -> None:
+    if store.is_path(model):
+        raise ValueError(f"{model}: a file has no Modelfile; qwen2 create NAME makes a model of it, from one that says FROM {model}")
+    stored = store.get(model)
+    text = stored.made.text(stored.name)
+    print(json.dumps({"modelfile": text, **stored.made.to_json()}, indent=2, ensure_ascii=False) if as_json else text.rstrip())
+
+
+def _print_template(described: Description, made: Modelfile, as_json: bool) -> None:
     """What conversations are really rendered with, also where the files have no template."""
     from qwen2.tokenizer import ChatTemplate
 
-    template = ChatTemplate.of(described.tokenizer)
-    if described.tokenizer.chat_template is None:
+    template = ChatTemplate.of(described.tokenizer, source=made.template)
+    if described.tokenizer.chat_template is None and made.template is None:
         print("qwen2: the files have no template: Qwen2's own is used", file=sys.stderr)
     if as_json:
         print(json.dumps({"style": template.style, "template": template.jinja}, indent=2, ensure_ascii=False))

@@ -1,6 +1,7 @@
 """What a checkpoint says of how it wants to be sampled: the content of generation_config.json.
 
-These are the defaults that `SamplingParams` fields left at None take; nothing is applied that `qwen2 show` does not print.
+These are the defaults that `SamplingParams` fields left at None take; nothing is applied that `qwen2 show` does not print. A model
+that was made from a Modelfile has its own in their place, and some that a checkpoint has no key for (`weights/modelfile.py`).
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
     eos: tuple[int, ...] = ()
     max_tokens: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    context: int | None = None  # tokens of prompt and answer together
 
     def __post_init__(self) -> None:
         in_range = {
@@ -61,6 +67,11 @@ class GenerationDefaults:
             "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": 0.01 <= self.repetition_penalty <= 100,
             "max_tokens": self.max_tokens is None or self.max_tokens > 0,
+            "presence_penalty": -2 <= self.presence_penalty <= 2,
+            "frequency_penalty": -2 <= self.frequency_penalty <= 2,
+            "seed": self.seed is None or -(2**63) <= self.seed < 2**63,
+            "stop": all(self.stop),
+            "context": self.context is None or self.context > 0,
         }
         for name, fine in in_range.items():
             if not fine:

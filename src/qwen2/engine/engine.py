@@ -182,13 +182,16 @@ class Engine:
     def request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated."""
         self.check_ids("prompt", prompt)
+        context = self.generation.context if params.context is None else params.context
         room = self.window - len(prompt)
+        if context is not None and context < self.window and len(prompt) >= context:
+            raise ValueError(f"the prompt has {len(prompt):,} tokens and num_ctx is {context:,}: raise it, or shorten the prompt")
         if room < 1:
             cure = f"shorten the prompt by at least {1 - room:,}, an answer needs one token"
             raise ValueError(f"prompt has {len(prompt):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_range(name, ids)
-        resolved = params.resolve(self.generation, room)
+        resolved = params.resolve(self.generation, room if context is None else min(room, context - len(prompt)))
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
         form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
         return Request(next(self.ids), list(prompt), resolved, ends, form)

@@ -33,6 +33,8 @@ from qwen2.weights.model import Model, load
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.tokenizer.template import Rendered
+
 Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
 Tools = Sequence[Mapping[str, Any]]  # functions as OpenAI shapes them
 Prompt = str | Sequence[int]
@@ -44,7 +46,8 @@ class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
-    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py).
+    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py). `home` is
+    the folder of the store in which a name is looked for.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class LLM:
         cache_bytes: int | None = None,
         keep_bytes: int | None = None,
         guesses: int = MOST,
+        home: Path | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -71,7 +75,7 @@ class LLM:
         if context is not None:
             _at_least_one("context", context)
         _at_least_one("max_batch", max_batch)
-        self.model = model if isinstance(model, Model) else load(model, dtype=dtype, device=device, packed=True)
+        self.model = model if isinstance(model, Model) else load(model, dtype, device, home, packed=True)
         own = self.model.config.window
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
@@ -125,7 +129,7 @@ class LLM:
                 raise ValueError("tools need a conversation: pass messages instead of a text or ids")
             return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
         goes_on = len(prompt) > 0 and prompt[-1].get("role") == "tool"
-        ids = self.template.render(prompt, tools=tools, add_generation_prompt=True).ids
+        ids = self.render(prompt, tools).ids
         params = _checked(params)
         choice = tool_choice if params.constraint is None else replace(tool_choice, parallel=True)  # a form has no second call
         held = calls.constraint(tools, choice, self.template.calls, goes_on)
@@ -133,9 +137,14 @@ class LLM:
             return Asked(self._request(ids, params))
         if held is not None and params.constraint is not None:
             raise ValueError("an answer cannot be held to a form and to calls: leave the form out, or strict and tool_choice")
-        params = replace(params, stop=(*params.stop, *self.template.stop), constraint=held or params.constraint)
+        stop = self.generation.stop if params.stop is None else params.stop
+        params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
         return Asked(request, [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)])
+
+    def render(self, messages: Conversation, tools: Tools | None = None, add_generation_prompt: bool = True) -> Rendered:
+        """A conversation as the model reads it, with what the model itself has before it (its Modelfile's SYSTEM and MESSAGEs)."""
+        return self.template.render(self.model.made.conversation(messages), tools, add_generation_prompt)
 
     def _stream(self, asked: Asked) -> Iterator[Chunk]:
         for _, chunk in self.engine.run([asked.request]):

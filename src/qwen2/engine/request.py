@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from qwen2.tokenizer import Delta, ToolCall
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
+DEFAULTED = (  # what the model has a default for
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("seed", "stop", "max_tokens", "context"),
+)
 SHOWN_BITS = 200  # of a number in a message; longer ones are given by their size
 SHOWN_CHARACTERS = 80
 SEED_BITS = 31  # short enough to be typed again
@@ -69,13 +73,15 @@ class SamplingParams:
         default=None, metadata={"help": "0 is off; otherwise the least share of the likeliest token's probability."}
     )
     repetition_penalty: float | None = field(default=None, metadata={"help": "1 is off; over prompt and answer, as transformers does."})
-    presence_penalty: float = field(default=0.0, metadata={"help": "Over the answer only, as OpenAI's."})
-    frequency_penalty: float = field(default=0.0, metadata={"help": "Over the answer only, times the count."})
+    presence_penalty: float | None = field(default=None, metadata={"help": "0 is off; over the answer only, as OpenAI's."})
+    frequency_penalty: float | None = field(default=None, metadata={"help": "0 is off; over the answer only, times the count."})
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False, metadata={"help": "By token id, what is added to its logit."})
     seed: int | None = field(
         default=None, metadata={"help": "Left out, one is drawn, and the answer's params report it; sample i of n uses seed + i."}
     )
-    stop: str | Sequence[str] = field(default=(), metadata={"help": "The answer ends before the first of these; not part of the text."})
+    stop: str | Sequence[str] | None = field(
+        default=None, metadata={"help": "The answer ends before the first of these; not part of the text."}
+    )
     stop_token_ids: Sequence[int] = field(default=(), metadata={"help": "Tokens that end the answer, besides the model's own."})
     ignore_eos: bool = field(default=False, metadata={"help": "Go on where the model would end."})
     max_tokens: int | None = field(default=None, metadata={"help": "Left out, the model's default, or to the end of the window."})
@@ -83,6 +89,7 @@ class SamplingParams:
         default=None, metadata={"help": "None: none; k: of the chosen token and of the k likeliest, before penalties and temperature."}
     )
     n: int = field(default=1, metadata={"help": "Answers to the same prompt."})
+    context: int | None = field(default=None, metadata={"help": "Tokens of prompt and answer together; left out, the window."})
     constraint: Constraint | None = field(
         default=None,
         metadata={"help": "The form of the answer: JSON, a JSON schema, a regular expression, a grammar, choices."},
@@ -90,8 +97,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check every field; tuples for sequences."""
-        stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop, "a text or a list of texts; () is none")
-        object.__setattr__(self, "stop", stop)
+        if self.stop is not None:
+            stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop, "a text or a list of texts; () is none")
+            object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", _listed("stop_token_ids", self.stop_token_ids, "a list of token ids; () is none"))
         if not isinstance(self.logit_bias, Mapping):
             raise ValueError(f"logit_bias {shown(self.logit_bias)}: must be a mapping from token ids to numbers; {{}} is none")
@@ -110,8 +118,9 @@ class SamplingParams:
             _number("min_p", self.min_p, "between 0 (off) and 1", 0, 1)
         if self.repetition_penalty is not None:
             _number("repetition_penalty", self.repetition_penalty, "between 0.01 and 100; 1 is off", 0.01, 100)
-        _number("presence_penalty", self.presence_penalty, "between -2 and 2; 0 is off", -2, 2)
-        _number("frequency_penalty", self.frequency_penalty, "between -2 and 2; 0 is off", -2, 2)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), "between -2 and 2; 0 is off", -2, 2)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias for token", token, "given by token id, a whole number of at least 0", 0)
             _number(f"logit_bias of token {shown(token)}", bias, "between -10000 and 10000", -10_000, 10_000)
@@ -119,7 +128,7 @@ class SamplingParams:
             _whole("seed", self.seed, "a whole number of 64 bits", -(2**63), 2**63 - 1)
 
     def _check_ends(self) -> None:
-        for text in self.stop:
+        for text in self.stop or ():
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop {shown(text)}: must be a text of at least one character")
         for token in self.stop_token_ids:
@@ -128,6 +137,8 @@ class SamplingParams:
             raise ValueError(f"ignore_eos {shown(self.ignore_eos)}: must be True or False")
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, "a whole number of at least 1", 1)
+        if self.context is not None:
+            _whole("context", self.context, "a whole number of at least 1", 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, "a whole number of at least 0", 0)
         _whole("n", self.n, f"a whole number from 1 to {MOST_SAMPLES}", 1, MOST_SAMPLES)
@@ -147,7 +158,7 @@ class SamplingParams:
     def resolve(self, defaults: GenerationDefaults, room: int | None = None) -> ResolvedParams:
         """Every None replaced: by the model's default, by a drawn seed, and max_tokens by the `room` that the window leaves."""
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens"):
+        for name in DEFAULTED:
             if chosen[name] is None:
                 chosen[name] = getattr(defaults, name)
         if room is not None:
@@ -166,6 +177,8 @@ class ResolvedParams(SamplingParams):
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
 

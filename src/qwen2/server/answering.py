@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import StreamingResponse
@@ -43,6 +43,10 @@ class Answering:
     def has_tools(self) -> bool:
         """Whether chunks come with content and calls told apart."""
         return bool(self.asked[0].parsers)
+
+    def at_end(self, call: Callable[[], object]) -> None:
+        """Call this when the model is let go."""
+        self._held.callback(call)
 
     async def close(self) -> None:
         """Let the model go."""

@@ -114,8 +114,13 @@ class Messages(Prompt):
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
-        stop = self.stop_sequences or ()
-        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=stop, max_tokens=self.max_tokens)
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            stop=self.stop_sequences,
+            max_tokens=self.max_tokens,
+        )
 
 
 # --- in
@@ -204,7 +209,7 @@ async def messages(body: Messages, request: Request) -> Response:
 async def count_tokens(body: Prompt, request: Request) -> Json:
     """How many tokens the prompt would have."""
     async with server_of(request).models.use(body.model) as llm:
-        ids = llm.template.render(conversation(body), tools=tools_of(body), add_generation_prompt=True).ids
+        ids = llm.render(conversation(body), tools_of(body)).ids
         return {"input_tokens": len(ids)}
 
 

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from qwen2 import __version__
-from qwen2.server import anthropic, ollama, ollama_models, openai, responses
+from qwen2.server import anthropic, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import FAILURES, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
@@ -26,6 +26,7 @@ from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams
+from qwen2.weights.blobs import Blobs
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Server:
         self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
         self.metrics = Metrics(self.models)
         self.streams: Streams
+        self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
 
     def check(self, asked: Sampling) -> None:
         """The limits that hold before a model is even looked for."""
@@ -96,6 +98,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         server.streams = Streams(asyncio.get_running_loop())
+        await asyncio.to_thread(Blobs(store.home).sweep)
         expiring = asyncio.ensure_future(server.models.expire())
         yield
         expiring.cancel()
@@ -104,7 +107,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
 
     app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
-    for dialect in (openai, responses, anthropic, ollama, ollama_models):
+    for dialect in (openai, responses, anthropic, ollama, ollama_models, ollama_create, native):
         app.include_router(dialect.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
@@ -125,9 +128,8 @@ def loader(settings: Settings, store: Store) -> Load:
     def load(name: str) -> tuple[LLM, object]:
         from qwen2.engine.llm import LLM
 
-        path, _, hold = store.open(name)
         llm = LLM(
-            path,
+            name,
             device=settings.device,
             threads=settings.threads,
             context=settings.context,
@@ -135,8 +137,10 @@ def loader(settings: Settings, store: Store) -> Load:
             cache_bits=settings.cache_bits,
             cache_bytes=settings.cache_bytes,
             keep_bytes=KEPT if settings.cache_bytes is None else settings.cache_bytes,
+            home=store.home,
         )
-        return llm, hold
+        llm.engine.grammars.vocabulary()  # holds all threads of Python for a second: now, and not while it answers others
+        return llm, llm.model.hold
 
     return load
 

@@ -48,7 +48,7 @@ def of_engine(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValueError):
-        code = "context_length_exceeded" if "the window is" in str(error) else None
+        code = "context_length_exceeded" if any(bound in str(error) for bound in ("the window is", "num_ctx is")) else None
         return ApiError(400, str(error), code)
     if isinstance(error, MemoryError):
         return ApiError(503, "there is not enough memory for this just now; ask again", retry_after=1)

@@ -83,7 +83,7 @@ class Guard:
         request.extra = self._cors(headers)
         self.running[client] += 1
         try:
-            await self.app(scope, self._bounded(receive), request.send)
+            await self.app(scope, self._bounded(scope, receive), request.send)
         finally:
             self.running[client] -= 1
             self.running += Counter()  # without those at zero
@@ -95,8 +95,8 @@ class Guard:
         self._check_origin(headers)
         key = self._check_key(scope["path"], headers)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.settings.limits.body_bytes:
-            raise self._too_large()
+        if length.isdigit() and int(length) > self._most(scope):
+            raise self._too_large(scope)
         client = key or (scope["client"] or ("unknown",))[0]
         if scope["method"] not in ONE:
             self._check_load(client)
@@ -136,10 +136,13 @@ class Guard:
         if sum(self.running.values()) >= limits.queue:
             raise ApiError(429, f"{limits.queue} requests run or wait already; ask again", "queue_full", retry_after=2)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the body is larger than {self.settings.limits.body_bytes:,} bytes, which is this server's limit", "too_large"
-        )
+    def _most(self, scope: Scope) -> int:
+        """Bytes that a body may have; uploaded files go to the disk as they come."""
+        limits = self.settings.limits
+        return limits.blob_bytes if scope["path"].startswith("/api/blobs/") else limits.body_bytes
+
+    def _too_large(self, scope: Scope) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._most(scope):,} bytes, which is this server's limit", "too_large")
 
     def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
@@ -149,7 +152,7 @@ class Guard:
         pairs |= {"access-control-allow-headers": headers.get("access-control-request-headers", "*")}
         return [(key.encode(), value.encode("latin-1")) for key, value in pairs.items()]
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """What a body without a length, or one that lies about it, may bring."""
         seen = 0
 
@@ -157,8 +160,8 @@ class Guard:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self.settings.limits.body_bytes:
-                raise self._too_large()
+            if seen > self._most(scope):
+                raise self._too_large(scope)
             return message
 
         return bounded

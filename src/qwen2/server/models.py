@@ -1,5 +1,7 @@
 """Models in memory: loaded when first asked for, kept for a while after the last request, unloaded when another needs the place.
 
+One that was made again under its name (`qwen2 create`) is loaded again when nobody uses it.
+
 async with models.use("qwen2.5-coder:0.5b") as llm: ...
 """
 
@@ -19,6 +21,7 @@ from qwen2.weights.registry import ENTRIES, by_repository
 
 if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
+    from qwen2.weights.manifest import StoredModel
     from qwen2.weights.store import Store
 
 log = logging.getLogger("qwen2.server")
@@ -30,13 +33,18 @@ UNSAID = object()  # a request that does not say how long the model stays
 class Loaded:
     """A model in memory, and who uses it."""
 
-    name: str
+    stored: StoredModel  # as it was when it was loaded
     llm: LLM
     hold: object  # nobody removes a model that is served
     keep_alive: float | None
     seconds: float  # that loading took
     users: int = 0
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        """Its full name."""
+        return self.stored.name
 
     def expires_at(self) -> float:
         """The same as a time of day."""
@@ -75,10 +83,16 @@ class Models:
     @asynccontextmanager
     async def use(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
         """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good."""
+        async with self.loaded_for(name, keep_alive) as loaded:
+            yield loaded.llm
+
+    @asynccontextmanager
+    async def loaded_for(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[Loaded]:
+        """The same, with what is known of it here."""
         full = self.full_name(name)
         loaded = await self._get(full)
         try:
-            yield loaded.llm
+            yield loaded
         finally:
             loaded.users -= 1
             loaded.last_used = time.monotonic()
@@ -88,6 +102,9 @@ class Models:
 
     async def _get(self, full: str) -> Loaded:
         async with self._changed:
+            there = self.loaded.get(full)
+            if there is not None and not there.users and there.stored != self.store.get(full):  # made again meanwhile
+                self.unload(full)
             while full not in self.loaded:
                 if full not in self._loading and self._has_place():
                     self._loading.add(full)
@@ -98,8 +115,9 @@ class Models:
                 return self.loaded[full]
         try:
             start = time.monotonic()
+            stored = self.store.get(full)
             llm, hold = await asyncio.to_thread(self._load, full)
-            loaded = Loaded(full, llm, hold, self.keep_alive, time.monotonic() - start, users=1)
+            loaded = Loaded(stored, llm, hold, self.keep_alive, time.monotonic() - start, users=1)
             log.info("loaded %s in %.1f s", full, loaded.seconds)
             self.loaded[full] = loaded
             return loaded

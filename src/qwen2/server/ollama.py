@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ async def chat(body: Chat, request: Request) -> Response:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
 
     def ask(llm: LLM) -> list[Asked]:
-        return [bounded(llm.ask([_message(one) for one in body.messages], body.params(), body.tools), body)]
+        return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools)]
 
     answering = await server_of(request).answer(request, body.model, ask, stays(body.keep_alive))
     return await respond(request, body, answering, ChatLines(body.model, answering))
@@ -56,7 +55,7 @@ async def generate(body: Generate, request: Request) -> Response:
         return await only_load(body, request, {"response": ""})
 
     def ask(llm: LLM) -> list[Asked]:
-        return [bounded(llm.ask(prompt_ids(llm, body), body.params()), body)]
+        return [llm.ask(prompt_ids(llm, body), body.params())]
 
     answering = await server_of(request).answer(request, body.model, ask, stays(body.keep_alive))
     return await respond(request, body, answering, GenerateLines(body.model, answering, with_context=not (body.raw or body.suffix)))
@@ -72,20 +71,6 @@ def _message(message: Json) -> Json:
     return known
 
 
-def bounded(asked: Asked, body: Asking) -> Asked:
-    """num_ctx as a bound on this request alone."""
-    context, request = body.options.num_ctx, asked.request
-    if context is not None:
-        room = context - len(request.prompt)
-        if room < 1:
-            raise ApiError(
-                400, f"the prompt has {len(request.prompt):,} tokens and num_ctx is {context:,}: raise it, or shorten the prompt"
-            )
-        assert request.params.max_tokens is not None, "the window bounds every answer"
-        request.params = replace(request.params, max_tokens=min(room, request.params.max_tokens))
-    return asked
-
-
 def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     """The ids that the model goes on from."""
     if body.suffix:
@@ -97,7 +82,7 @@ def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     system = [] if body.system is None else [{"role": "system", "content": body.system}]
     question = {"role": "user", "content": body.prompt}
     if body.context is None:
-        return list(llm.template.render([*system, question], add_generation_prompt=True).ids)
+        return list(llm.render([*system, question]).ids)
     llm.engine.check_ids("context", body.context)
     before: list[Any] = [*system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     known = llm.template.render(before).ids

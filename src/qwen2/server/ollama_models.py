@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
 
 from qwen2 import __version__
+from qwen2.engine.about import about
 from qwen2.server.errors import ApiError
 from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
 from qwen2.server.openai import server_of
+from qwen2.server.progress import respond, told
+from qwen2.weights.modelfile import spelled
+from qwen2.weights.parameters import shown_parameters
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
     from qwen2.weights.manifest import StoredModel
+    from qwen2.weights.parameters import Value
     from qwen2.weights.pull import Progress
 
 router = APIRouter(prefix="/api")
@@ -43,7 +46,7 @@ async def tags(request: Request) -> Json:
 def _listed(stored: StoredModel) -> Json:
     return {"name": stored.name, "model": stored.name, "modified_at": stored.pulled, "size": stored.size, "digest": stored.digest} | {
         "details": {"format": "gguf" if stored.path.suffix == ".gguf" else "safetensors", "family": stored.name.split(":")[0]}
-        | {"parameter_size": "", "quantization_level": stored.format}
+        | {"parameter_size": "", "quantization_level": stored.format, "parent_model": stored.made.source}
     }
 
 
@@ -53,15 +56,15 @@ async def running(request: Request) -> Json:
     server = server_of(request)
     found = []
     for one in server.models.loaded.values():
-        llm, stored = one.llm, server.models.store.get(one.name)
+        llm = one.llm
         cache = llm.engine.cache
         size = llm.model.network.weight_bytes() + cache.nbytes
         on_gpu = llm.model.device.type != "cpu"
         expires = None if one.expires is None else datetime.fromtimestamp(one.expires_at(), timezone.utc).isoformat()
         found.append(
-            _listed(stored)
-            | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": llm.window}
-            | {"device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
+            _listed(one.stored)
+            | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": about(llm).window}
+            | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
         )
     return {"models": found}
 
@@ -78,18 +81,19 @@ def _shown(stored: StoredModel) -> Json:
     from qwen2.tokenizer import ChatTemplate
     from qwen2.weights.describe import describe
 
-    described = describe(stored.path)
+    described, made = describe(stored.path), stored.made
     config, arch = described.config, described.architecture
-    template = ChatTemplate.of(described.tokenizer)
-    defaults = {name: getattr(described.generation, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
-    lines = [f"{name:30} {value!r}" for name, value in defaults.items() if value is not None]
-    lines += [f"{'stop':30} {text!r}" for text, token in described.tokenizer.control.items() if token in described.generation.eos]
+    template = ChatTemplate.of(described.tokenizer, source=made.template)
+    parameters = shown_parameters(made.defaults(described.generation))
+    ends = tuple(text for text, token in described.tokenizer.control.items() if token in described.generation.eos)
     capabilities = ["completion", "embedding", "tools"] + (["insert"] if all(name in described.tokenizer.control for name in FIM) else [])
     return {
-        "license": stored.licence,
-        "modelfile": f"FROM {stored.name}\n",
-        "parameters": "\n".join(lines),
+        "license": "\n".join(made.licence) or stored.licence,
+        "modelfile": made.text(stored.name),
+        "parameters": "\n".join(_lines({**parameters, "stop": (*ends, *made.defaults(described.generation).stop)})),
         "template": template.jinja,
+        "system": template.default_system if made.system is None else made.system,
+        "messages": [{"role": role, "content": content} for role, content in made.messages],
         "details": _listed(stored)["details"] | {"parameter_size": f"{config.parameters() / 1e9:.1f}B", "families": [arch]},
         "model_info": {
             "general.architecture": arch,
@@ -105,6 +109,10 @@ def _shown(stored: StoredModel) -> Json:
         "capabilities": capabilities,
         "modified_at": stored.pulled,
     }
+
+
+def _lines(parameters: Mapping[str, Value]) -> list[str]:
+    return [f"{name:30} {spelled(one)}" for name, value in parameters.items() for one in (value if isinstance(value, tuple) else (value,))]
 
 
 @router.post("/copy")
@@ -134,55 +142,21 @@ async def delete(body: Delete, request: Request) -> Response:
     return Response(status_code=200)
 
 
-class LeftError(Exception):
-    """The client has gone: the pull ends, and what came so far stays for the next one."""
-
-
 @router.post("/pull")
 async def pull(body: Pull, request: Request) -> Response:
     """Fetch a model, with progress."""
-    lines = pulling(server_of(request), body.model)
-    if body.stream:
-        return StreamingResponse(lines, media_type="application/x-ndjson")
-    last = {}
-    async for line in lines:
-        last = json.loads(line)
-    if "error" in last:
-        raise ApiError(400, last["error"])
-    return JSONResponse(last)
+    return await respond(pulling(server_of(request), body.model), body.stream)
 
 
-async def pulling(server: Server, name: str) -> AsyncIterator[bytes]:
-    """A pull's progress as lines; it only grows. Leaving the loop stops it, and the next one goes on from there."""
-    loop, queue, left = asyncio.get_running_loop(), asyncio.Queue[Json | None](), threading.Event()
+async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:
+    """A pull's progress, which only grows; the next pull goes on where a client has left one."""
 
-    def watch(progress: Progress) -> None:
-        if left.is_set():
-            raise LeftError
-        line = (
-            {"status": progress.note}
-            if progress.note
-            else {"status": f"pulling {name}", "digest": name, "total": progress.total, "completed": progress.done}
-        )
-        loop.call_soon_threadsafe(queue.put_nowait, line)
+    def line(progress: Progress) -> Json:
+        if progress.note:
+            return {"status": progress.note}
+        return {"status": f"pulling {name}", "digest": name, "total": progress.total, "completed": progress.done}
 
-    def work() -> None:
-        try:
-            server.models.store.pull(name, watch)
-            last: Json | None = {"status": "success"}
-        except (ValueError, OSError) as error:
-            last = {"error": str(error)}
-        except LeftError:
-            last = None
-        loop.call_soon_threadsafe(queue.put_nowait, last)
-
-    yield json.dumps({"status": "pulling manifest"}).encode() + b"\n"
-    working = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        while (line := await queue.get()) is not None:
-            yield json.dumps(line).encode() + b"\n"
-            if "error" in line or line.get("status") == "success":
-                break
-    finally:
-        left.set()
-        await asyncio.shield(working)
+    yield {"status": "pulling manifest"}
+    async with aclosing(told(lambda watch: server.models.store.pull(name, watch), line)) as lines:
+        async for one in lines:
+            yield one

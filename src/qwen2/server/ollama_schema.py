@@ -13,15 +13,7 @@ from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Body
-
-OFF = {
-    "penalize_newline": True,
-    "tfs_z": 1.0,
-    "typical_p": 1.0,
-    "mirostat": 0,
-    "num_keep": 0,
-    "repeat_last_n": -1,
-}  # what of the unknown transforms leaves all as it is
+from qwen2.weights.parameters import OFF
 
 
 class Options(Body):
@@ -73,12 +65,13 @@ class Options(Body):
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repeat_penalty,
-            presence_penalty=0.0 if self.presence_penalty is None else self.presence_penalty,
-            frequency_penalty=0.0 if self.frequency_penalty is None else self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             seed=self.seed,
-            stop=() if self.stop is None else self.stop,
+            stop=self.stop,
             max_tokens=None if most is None or most < 0 else most,
             logprobs=logprobs,
+            context=self.num_ctx,
             constraint=constraint,
         )
 

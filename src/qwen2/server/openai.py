@@ -328,7 +328,7 @@ async def tokenize(body: Tokenize, request: Request) -> Json:
             assert body.prompt is not None, "one of them is there"
             ids = llm.tokenizer.encode(body.prompt)
         else:
-            ids = llm.template.render(body.messages, tools=body.tools, add_generation_prompt=body.add_generation_prompt).ids
+            ids = llm.render(body.messages, body.tools, body.add_generation_prompt).ids
         found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": list(ids)}
         if body.return_token_strs:
             found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]

@@ -60,18 +60,17 @@ class Sampling(Harmless):
 
     def params(self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
         """As the engine takes them; None is the model's own default, ValueError names what is out of range."""
-        stop = () if self.stop is None else self.stop
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
-            presence_penalty=0.0 if self.presence_penalty is None else self.presence_penalty,
-            frequency_penalty=0.0 if self.frequency_penalty is None else self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             logit_bias={} if self.logit_bias is None else self.logit_bias,
             seed=self.seed,
-            stop=stop,
+            stop=self.stop,
             stop_token_ids=() if self.stop_token_ids is None else self.stop_token_ids,
             ignore_eos=bool(self.ignore_eos),
             max_tokens=max_tokens,

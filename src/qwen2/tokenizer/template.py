@@ -71,9 +71,9 @@ class ChatTemplate:
         self._sandbox = JinjaSandbox()
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, style: Style | None = None, limits: Limits | None = None) -> ChatTemplate:
-        """The format that the checkpoint's own template describes; Qwen2's if it has none. `style` overrides."""
-        source = tokenizer.chat_template
+    def of(cls, tokenizer: Tokenizer, style: Style | None = None, limits: Limits | None = None, source: str | None = None) -> ChatTemplate:
+        """The format that the checkpoint's own template describes; Qwen2's if it has none. `style` or another `source` overrides."""
+        source = tokenizer.chat_template if source is None else source
         known, system = _recognise(source) if source is not None else ("qwen2", QWEN2_SYSTEM)
         if style is not None and style != known:
             known, system = style, None

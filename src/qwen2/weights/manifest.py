@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qwen2.weights.modelfile import UNCHANGED, Modelfile
+
 MANIFEST = "manifest.json"
 VERSION = 1
+PART = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model that is there: what `qwen2 list` shows. `location` is set where the files lie outside the store."""
+    """A model that is there: what `qwen2 list` shows. `location` is set where the files lie outside the store.
+
+    `made` is what it changes of its weights' own defaults, `part` the folder inside `folder` that has its files, where they were
+    made again since it has its name.
+    """
 
     name: str
     format: str
@@ -33,6 +42,8 @@ class StoredModel:
     files: tuple[StoredFile, ...]
     folder: Path
     location: str | None = None
+    part: str | None = None
+    made: Modelfile = UNCHANGED
 
     @property
     def size(self) -> int:
@@ -40,18 +51,21 @@ class StoredModel:
         return sum(file.size for file in self.files)
 
     @property
+    def base(self) -> Path:
+        """The folder that its files lie in."""
+        return self.folder / (self.part or "") if self.location is None else Path(self.location)
+
+    @property
     def path(self) -> Path:
         """What `load` takes: the GGUF file where there is one, else the folder."""
-        base = self.folder if self.location is None else Path(self.location)
         if len(self.files) == 1 and self.files[0].path.endswith(".gguf"):
-            return base / self.files[0].path
-        return base
+            return self.base / self.files[0].path
+        return self.base
 
     @property
     def gone(self) -> bool:
         """Whether files are missing, as when one outside the store was moved."""
-        base = self.folder if self.location is None else Path(self.location)
-        return not all((base / file.path).exists() for file in self.files)
+        return not all((self.base / file.path).exists() for file in self.files)
 
     @property
     def digest(self) -> str:
@@ -62,10 +76,16 @@ class StoredModel:
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def write(self) -> None:
-        """Put the manifest into the model's folder."""
-        values = {"version": VERSION, **asdict(self)}
+        """Put the manifest into the model's folder, as a whole or not at all."""
+        values = {"version": VERSION, **asdict(self), "made": self.made.to_json()}
         del values["folder"]
-        (self.folder / MANIFEST).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        values = {key: value for key, value in values.items() if key not in ("part", "made") or value}  # as before there were any
+        draft = self.folder / f"{MANIFEST}.draft"
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, self.folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> StoredModel | None:
@@ -78,6 +98,9 @@ def read_manifest(folder: Path) -> StoredModel | None:
         if values.pop("version") != VERSION:
             raise ValueError("written by another version of qwen2")
         files = tuple(StoredFile(**file) for file in values.pop("files"))
-        return StoredModel(**values, files=files, folder=folder)
+        made = Modelfile.from_json(values.pop("made", {}))
+        if (part := values.get("part")) is not None and PART.fullmatch(part) is None:
+            raise ValueError(f"part {part!r}")
+        return StoredModel(**values, files=files, folder=folder, made=made)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a manifest of this program ({error}); remove the folder and pull the model again") from None

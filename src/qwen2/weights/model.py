@@ -29,6 +29,7 @@ from qwen2.weights.gguf import GGUFFile
 from qwen2.weights.gguf_sampling import generation_from_gguf
 from qwen2.weights.gguf_source import GGUFSource
 from qwen2.weights.json_object import read_json
+from qwen2.weights.modelfile import UNCHANGED, Modelfile
 from qwen2.weights.pack import fill_packed
 from qwen2.weights.store import Store
 
@@ -54,6 +55,7 @@ class Model:
     path: Path
     weight_format: str
     hold: Any = field(default=None, repr=False)  # keeps the store from removing what is in use
+    made: Modelfile = UNCHANGED  # what it changes of what its files say, which `generation` and `template` have already
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,15 +83,18 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
         say_fallback()
     if dtype == "float16" and target.type == "cpu" and not (packed and kernels.isa() is not None):
         raise ValueError("dtype 'float16' on a CPU: Qwen2's large key biases overflow it; use float32 or bfloat16")
-    path, name, hold = Store(home).open(source)
+    store = Store(home)
+    path, name, hold = store.open(source)
+    made = UNCHANGED if store.is_path(source) else store.get(name).made
     with ExitStack() as on_failure:
         if hold is not None:
             on_failure.push(hold)
         with _no_collections(), open_files(path) as opened:
             network = _network(opened, dtype, target, packed)
         on_failure.pop_all()  # from here on the model has it
-    template = ChatTemplate.of(opened.tokenizer)
-    return Model(opened.config, opened.tokenizer, template, opened.generation, network, name, path, opened.weight_format, hold)
+    template = ChatTemplate.of(opened.tokenizer, source=made.template)
+    generation = made.defaults(opened.generation)
+    return Model(opened.config, opened.tokenizer, template, generation, network, name, path, opened.weight_format, hold, made)
 
 
 def _device(name: str) -> torch.device:

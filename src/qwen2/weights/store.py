@@ -11,26 +11,27 @@ A model appears by one rename, whole and verified, or not at all. What is left o
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from qwen2.weights.blobs import Blobs
+from qwen2.weights.folders import freed_bytes, link, move, now, publish, register
 from qwen2.weights.locks import NOT_WRITABLE, Hold, holders
-from qwen2.weights.manifest import MANIFEST, StoredFile, StoredModel, read_manifest
+from qwen2.weights.manifest import MANIFEST, StoredModel, read_manifest
 from qwen2.weights.names import ONLY_LISTED, Name, is_hub_like, nearest, parse
-from qwen2.weights.partial import file_digest
-from qwen2.weights.registry import ENTRIES, SAFETENSORS, by_repository, canonical, lookup, unknown
+from qwen2.weights.registry import ENTRIES, by_repository, canonical, lookup, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from qwen2.weights.modelfile import Modelfile
     from qwen2.weights.pull import Progress
     from qwen2.weights.sources import Endpoints
 
@@ -49,6 +50,11 @@ class Store:
     def __init__(self, home: Path | None = None, endpoints: Endpoints | None = None) -> None:
         self.home = default_home() if home is None else Path(home)
         self.endpoints = endpoints
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal homes, for programs that ask each other whether they have the same models."""
+        return hashlib.sha256(str(self.home.resolve()).encode()).hexdigest()[:16]
 
     # -------------------------------------------------------------------------------------------------------- what is there
 
@@ -141,7 +147,7 @@ class Store:
         if there is not None:
             return there
         entry = lookup(asked)
-        watch = progress if progress is not None else _silent
+        watch = progress if progress is not None else silent
         tried = make_sources(self.endpoints or Endpoints(), SOURCE_KEYS if sources is None else sources, local)
         waiting = Progress(0, 0, f"another process is pulling {asked}: waiting for it")
         with self._lock(asked, lambda: watch(waiting)):
@@ -154,8 +160,8 @@ class Store:
             files = pull.run(work)
             ready = pull.folder(work)
             source = ", ".join(dict.fromkeys(file.source for file in files))
-            StoredModel(str(asked), entry.format, entry.licence, source, _now(), files, ready).write()
-            _move(ready, folder)
+            StoredModel(str(asked), entry.format, entry.licence, source, now(), files, ready).write()
+            move(ready, folder)
             shutil.rmtree(work, ignore_errors=True)
         return self.get(str(asked))
 
@@ -163,7 +169,7 @@ class Store:
         """Give a model a second name. No bytes are copied: files of the store are linked, a file or folder elsewhere stays there."""
         name = self._free(target)
         path, origin = self.resolve(source)
-        model = _register(path) if self.is_path(source) else self.get(origin)
+        model = register(path) if self.is_path(source) else self.get(origin)
         work = self._folder("partial", name) / "copy"
         with self._lock(name):
             self._free(target)  # while this one waited
@@ -171,11 +177,51 @@ class Store:
             work.mkdir(parents=True)
             if model.location is None:
                 for file in model.files:
-                    _link(model.folder / file.path, work / file.path)
-            replace(model, name=str(name), folder=work).write()
-            _move(work, self._folder("models", name))
+                    link(model.base / file.path, work / file.path)
+            replace(model, name=str(name), folder=work, part=None).write()
+            move(work, self._folder("models", name))
             shutil.rmtree(work.parent, ignore_errors=True)
         return self.get(str(name))
+
+    def create(
+        self,
+        target: str,
+        modelfile: Modelfile,
+        files: Mapping[str, str] | None = None,
+        mix: str | None = None,
+        watch: Watch | None = None,
+        folder: Path | None = None,
+    ) -> StoredModel:
+        """Make a model of one's own, in place of one of that name that may be there; its files are linked or stay where they are.
+
+        It is made of what FROM stands for, a path being seen from `folder`, or of uploaded `files`, digests by name. `mix` is the
+        type to quantize the weights to. What it is made of may be removed afterwards: files stay for as long as any model has
+        them. Raises ValueError or OSError.
+        """
+        from qwen2.weights.create import base_of, prepare, uploaded
+
+        name = self.own_name(target)
+        tell = silent if watch is None else watch
+        held = None if files else base_of(self, modelfile.source, tell, folder)
+        with nullcontext() if held is None else held, self._lock(name):
+            work = self._folder("partial", name)
+            shutil.rmtree(work, ignore_errors=True)
+            for part in ("model", "files"):
+                (work / part).mkdir(parents=True)
+            try:
+                base = uploaded(self, files or {}, work / "files") if held is None else held
+                publish(prepare(str(name), modelfile, base.model, mix, work / "model", tell), self._folder("models", name))
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        for digest in (files or {}).values():  # the model has the file now
+            Blobs(self.home).path(digest).unlink(missing_ok=True)
+        return self.get(str(name))
+
+    def blob(self, digest: str) -> Path | None:
+        """The file of that sha256 (64 digits), uploaded or of a model of the store; None where there is none."""
+        path = Blobs(self.home).path(digest)
+        files = ((model.base / file.path, file) for model in self.list() if model.location is None for file in model.files)
+        return path if path.is_file() else next((place for place, file in files if file.sha256 == digest and place.is_file()), None)
 
     def check_removable(self, name: str) -> None:
         """Errors as in `get`, where neither such a model nor the beginning of one is there."""
@@ -195,7 +241,7 @@ class Store:
                 users = holders(self._folder("holds", asked))
                 if users:
                     raise OSError(f"{asked} is in use by {' and '.join(users)}: end it first")
-                freed = _bytes(folder) + _bytes(work)
+                freed = freed_bytes(folder) + freed_bytes(work)
                 if folder.exists():
                     doomed = self.home / "partial" / asked.family / f"{asked.tag}.removed"
                     shutil.rmtree(doomed, ignore_errors=True)
@@ -243,12 +289,17 @@ class Store:
             return False
         return str(name) in ENTRIES or self.has(text)
 
-    def _free(self, text: str) -> Name:
-        """A name that nothing has yet."""
+    def own_name(self, text: str) -> Name:
+        """A name that no published model has."""
         name = parse(text)
         name = Name(name.family, "latest" if name.tag is None else name.tag)
         if str(name) in ENTRIES or str(canonical(name)) in ENTRIES:
             raise ValueError(f"{name} is the name of a published model: choose another")
+        return name
+
+    def _free(self, text: str) -> Name:
+        """A name that nothing has yet."""
+        name = self.own_name(text)
         if (self._folder("models", name) / MANIFEST).exists():
             raise ValueError(f"{name} is there already: run qwen2 rm {name} first, or choose another name")
         return name
@@ -306,47 +357,5 @@ def _check_wanted(name: Name, there: StoredModel | None, local: Path) -> None:
         raise ValueError(f"{name} is no published model's name: run qwen2 cp {local} {name} to give a file or folder a name of its own")
 
 
-def _silent(_: Progress) -> None:
+def silent(_: Progress) -> None:
     """Watch nothing."""
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _move(ready: Path, folder: Path) -> None:
-    """Make a finished folder visible, at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():  # without a manifest: not ours, and not a model
-        shutil.rmtree(folder)
-    os.replace(ready, folder)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        raise OSError(f"{source.parent}: its file system cannot give one file two names ({error.strerror}); use the first name") from error
-
-
-def _bytes(folder: Path) -> int:
-    """What removing the folder frees: files with a second name elsewhere stay."""
-    stats = [path.lstat() for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
-
-
-def _register(path: Path) -> StoredModel:
-    """A manifest for a GGUF file or a Hugging Face folder that stays where it is."""
-    path = path.absolute()
-    if path.is_file():
-        paths = [path]
-        with path.open("rb") as stream:
-            if stream.read(4) != b"GGUF":
-                raise ValueError(f"{path}: not a GGUF file; give a .gguf file or a folder with config.json and *.safetensors")
-    else:
-        paths = sorted(one for one in path.iterdir() if one.is_file() and any(fnmatchcase(one.name, wanted) for wanted in SAFETENSORS))
-        if not {"config.json"} <= {one.name for one in paths} or not any(one.suffix == ".safetensors" for one in paths):
-            raise ValueError(f"{path}: a model's folder holds config.json and *.safetensors")
-    files = tuple(StoredFile(one.name, one.stat().st_size, file_digest(one).hexdigest(), str(path)) for one in paths)
-    kind, base = ("GGUF", path.parent) if path.is_file() else ("safetensors", path)
-    return StoredModel("", kind, "not stated", str(path), _now(), files, base, str(base))

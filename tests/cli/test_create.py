@@ -1,0 +1,101 @@
+"""`qwen2 create` and what the other verbs show of the model that it made, without a server."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen2.cli.app import main
+from qwen2.weights.store import Store
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def store(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("QWEN2_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    store = Store()
+    store.copy(str(tiny_folder), "tiny:one")
+    return store
+
+
+def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out) -> None:
+    (tmp_path / "Modelfile").write_text('FROM tiny:one\nSYSTEM """You are\nMario."""\nPARAMETER temperature 0\nPARAMETER num_predict 6\n')
+    assert main(["create", "mario"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("mario:latest is here: made from tiny:one, ")
+    assert out.endswith(", no disk used\n")
+    assert err == "mario: writing manifest\n"
+    assert main(["list"]) == 0
+    assert "mario:latest" in capsys.readouterr().out
+    assert main(["show", "mario"]) == 0
+    shown = capsys.readouterr().out
+    assert "default_system 'You are\\nMario.'" in shown
+    assert "max_tokens 6" in shown
+    assert main(["show", "mario", "--modelfile"]) == 0
+    modelfile = capsys.readouterr().out
+    assert modelfile.splitlines()[:2] == ["# Made from tiny:one.", "FROM mario:latest"]
+    (tmp_path / "again").write_text(modelfile)
+    assert main(["create", "luigi", "-f", "again", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["show", "luigi", "--modelfile", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["system"] == "You are\nMario."
+    assert main(["cp", "luigi", "peach"]) == 0
+    assert main(["rm", "mario", "luigi"]) == 0
+    capsys.readouterr()
+    answers = []
+    for words in (["peach", "Hi"], ["tiny:one", "Hi", "--system", "You are\nMario.", "--temperature", "0", "--max-tokens", "6"]):
+        assert main(["run", *words, "--local"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_quantized_and_by_a_path_seen_from_the_file(
+    store: Store, tmp_path: Path, tiny_folder: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"FROM {tiny_folder}".encode())))
+    assert main(["create", "small", "-f", "-", "--quantize", "q8_0"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(" written\n")
+    assert "small: quantizing to q8_0" in err
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "x.gguf").write_bytes(store.find("small").read_bytes())
+    (tmp_path / "files" / "Modelfile").write_text("FROM ./x.gguf")
+    assert main(["create", "linked", "-f", "files/Modelfile"]) == 0
+    assert store.find("linked") == tmp_path / "files" / "x.gguf"
+    assert store.get("linked").digest == store.get("small").digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FROM tiny:one\nPARAMETER temprature 1", "Modelfile: line 2: unknown parameter 'temprature': did you mean temperature?"),
+        ("FROM tiny:one\nADAPTER x", "Modelfile: line 2: ADAPTER: adapters are not supported yet"),
+        ("FROM nothing:here", "no model is named 'nothing:here'"),
+        ("FROM ./x.gguf", "FROM ./x.gguf: no such file or folder, seen from "),
+        ("FROM tiny:one\nTEMPLATE {{ .Prompt }}", "Modelfile: line 2: TEMPLATE: this is a template in Go's language"),
+        (b"FROM tiny:one\nSYSTEM \xff", "Modelfile: line 2: not UTF-8 text"),
+        (None, "Modelfile: no such file; write a Modelfile, or name one with -f"),
+    ],
+)
+def test_refusals_are_one_line(store: Store, tmp_path: Path, capsys: Out, text: str | bytes | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "Modelfile").write_bytes(text.encode() if isinstance(text, str) else text)
+    assert main(["create", "mario"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"qwen2: {message}")
+    assert error.count("\n") == 1
+    assert not store.has("mario")
+
+
+def test_names_of_published_models_stay(store: Store, tmp_path: Path, capsys: Out) -> None:
+    (tmp_path / "Modelfile").write_text("FROM tiny:one")
+    for name in ("qwen2:7b", "../x", "qwen2.5-coder"):
+        assert main(["create", name]) == 1
+    assert main(["show", str(tmp_path / "Modelfile"), "--modelfile"]) == 1
+    assert "a file has no Modelfile" in capsys.readouterr().err
