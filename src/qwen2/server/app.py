@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from qwen2.server import anthropic, ollama, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import FAILURES, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
+from qwen2.server.health import Readiness, health
 from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.settings import Settings
@@ -43,6 +44,7 @@ class Server:
         self.settings = settings
         self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
         self.metrics = Metrics(self.models)
+        self.readiness = Readiness(self)
         self.streams: Streams
 
     def check(self, asked: Sampling) -> None:
@@ -96,9 +98,10 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         server.streams = Streams(asyncio.get_running_loop())
-        expiring = asyncio.ensure_future(server.models.expire())
+        working = [asyncio.ensure_future(server.models.expire()), asyncio.ensure_future(server.readiness.warm())]
         yield
-        expiring.cancel()
+        for one in working:
+            one.cancel()
         for name in list(server.models.loaded):
             server.models.unload(name)
 
@@ -126,25 +129,23 @@ def loader(settings: Settings, store: Store) -> Load:
         from qwen2.engine.llm import LLM
 
         path, _, hold = store.open(name)
-        llm = LLM(
-            path,
-            device=settings.device,
-            threads=settings.threads,
-            context=settings.context,
-            max_batch=settings.max_batch,
-            cache_bits=settings.cache_bits,
-            cache_bytes=settings.cache_bytes,
-            keep_bytes=KEPT if settings.cache_bytes is None else settings.cache_bytes,
-        )
+        with ExitStack() as unless_loaded:
+            if hold is not None:
+                unless_loaded.callback(hold.release)  # an error's traceback would keep it
+            llm = LLM(
+                path,
+                device=settings.device,
+                threads=settings.threads,
+                context=settings.context,
+                max_batch=settings.max_batch,
+                cache_bits=settings.cache_bits,
+                cache_bytes=settings.cache_bytes,
+                keep_bytes=KEPT if settings.cache_bytes is None else settings.cache_bytes,
+            )
+            unless_loaded.pop_all()
         return llm, hold
 
     return load
-
-
-async def health(request: Request) -> JSONResponse:
-    """Whether requests are answered."""
-    server: Server = request.app.state.server
-    return JSONResponse({"status": "ok", "models": sorted(server.models.loaded)})
 
 
 async def metrics(request: Request) -> Response:
