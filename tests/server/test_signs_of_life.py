@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qwen2.server import app, answering
+from qwen2.server import answering, app
 from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
 
