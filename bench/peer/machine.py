@@ -33,19 +33,20 @@ print(ceilings.read)
 
 def processor() -> dict[str, object]:
     """Name, flags that matter and the number of cores, as Linux tells them; what Python knows elsewhere."""
+    name, flags = name_and_flags()
+    has = set(flags)
+    kind = "amx" if "amx_int8" in has else "avx512" if "avx512f" in has else "avx2" if "avx2" in has else platform.machine()
+    return {"name": name, "flags": flags, "cores": os.cpu_count(), "kind": kind, "load": round(idle(), 2)}
+
+
+def name_and_flags() -> tuple[str, list[str]]:
+    """Of the processor."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
     has = set(flags[1].split()) if flags else set()
-    kind = "amx" if "amx_int8" in has else "avx512" if "avx512f" in has else "avx2" if "avx2" in has else platform.machine()
-    return {
-        "name": name[1] if name else platform.processor(),
-        "flags": [flag for flag in FLAGS if flag in has],
-        "cores": os.cpu_count(),
-        "kind": kind,
-        "load": round(idle(), 2),
-    }
+    return name[1] if name else platform.processor(), [flag for flag in FLAGS if flag in has]
 
 
 def idle(patience: float = 120.0) -> float:

@@ -28,11 +28,14 @@ Out = pytest.CaptureFixture[str]
         (["--host", "0.0.0.0"], "--host 0.0.0.0: others could use this server; give it --api-key KEY, or say --open if that is meant"),
         (["--port", "70000"], "--port 70000: must be from 0 (any free one) to 65,535"),
         (["--max-batch", "0"], "--max-batch 0: must be at least 1"),
+        (["--load", "a:b", "--load", "c:d", "--max-loaded", "1"], "--load is given 2 times and --max-loaded is 1: raise it"),
+        (["--load", "qwen2:7b"], "qwen2:7b is not pulled yet: run qwen2 pull qwen2:7b"),
         (["--keep-alive", "soon"], "'soon': write a time as 90, 10m or 2h; -1 is for good"),
     ],
 )
 def test_refusals(flags: list[str], message: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QWEN2_API_KEY", raising=False)
+    monkeypatch.setenv("QWEN2_HOME", "nowhere")
     assert main(["serve", *flags]) == 1
     assert capsys.readouterr().err == f"qwen2: {message}\n"
 

@@ -50,6 +50,9 @@ def test_the_other_dialects(running: Running) -> None:
     answer = running.post("/v1/responses", model=NAME, input="Speak", temperature=1.0, max_output_tokens=300, text=form).json()
     jsonschema.validate(json.loads(answer["output"][0]["content"][0]["text"]), SCHEMA)
     assert answer["text"]["format"]["schema"] == SCHEMA
+    asked = {"model": NAME, "messages": [{"role": "user", "content": "Speak"}], "temperature": 1.0, "max_tokens": 300}
+    answer = running.post("/v1/messages", **asked, output_config={"format": {"type": "json_schema", "schema": SCHEMA}}).json()
+    jsonschema.validate(json.loads(answer["content"][0]["text"]), SCHEMA)
 
 
 def test_held_and_free_answers_in_one_batch_are_those_of_each_alone(running: Running) -> None:

@@ -106,6 +106,19 @@ def test_one_client_does_not_take_all_places(serve: Callable[..., Running]) -> N
     assert [future.result().status_code for future in waiting] == [200] * 2
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_is_json_whatever_it_is_called(running: Running, kind: str | None) -> None:
+    """`curl -d` names a form, and LiteLLM's Ollama providers name nothing."""
+    for path, body in (
+        ("/v1/completions", {"model": NAME, "prompt": "a", "max_tokens": 1}),
+        ("/api/generate", {"model": NAME, "prompt": "a", "stream": False, "options": {"num_predict": 1}}),
+    ):
+        answer = running.client.post(path, content=json.dumps(body).encode(), headers={} if kind is None else {"content-type": kind})
+        assert answer.status_code == 200, answer.text
+    elsewhere = {"content-type": kind or "text/plain", "origin": "https://evil.example"}
+    assert running.client.post("/api/generate", content=json.dumps(body).encode(), headers=elsewhere).status_code == 403
+
+
 def test_request_ids(running: Running) -> None:
     assert running.client.get("/health", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
     ids = {running.client.get("/health").headers["x-request-id"] for _ in range(3)}

@@ -93,6 +93,14 @@ def test_embeddings(client: ollama.Client, llm: LLM, running: Running) -> None:
     assert running.post("/api/embeddings", model=NAME, prompt="b").json()["embedding"] == llm.embed(["b"])[0].tolist()
 
 
+def test_a_text_is_cut_where_that_is_asked_for(client: ollama.Client, llm: LLM) -> None:
+    ids = llm.tokenizer.encode("a long text of several tokens")
+    found = client.embed(NAME, ["a long text of several tokens", "b"], truncate=True, options={"num_ctx": 5})
+    assert [list(one) for one in found.embeddings] == [*llm.embed([ids[:5]]).tolist(), *llm.embed(["b"]).tolist()]
+    assert found.prompt_eval_count == 5 + len(llm.tokenizer.encode("b"))
+    assert client.embed(NAME, "x" * 3000, truncate=True).prompt_eval_count == llm.window
+
+
 def test_copies_and_deletions(serve: Callable[..., Running], tmp_path: Path, home: Path) -> None:
     running = serve()
     client = ollama.Client(host=running.url)

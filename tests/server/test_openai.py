@@ -176,6 +176,26 @@ def test_an_over_long_prompt_has_openais_code(openai_client: openai.OpenAI) -> N
     assert caught.value.code == "context_length_exceeded"
 
 
+def test_messages_come_back_as_clients_hold_them(openai_client: openai.OpenAI, running: Running) -> None:
+    """An answer is appended as it came, with its nulls; Qwen-Agent adds notes of its own; the system may be called a developer."""
+    asked: dict[str, Any] = {"model": NAME, "temperature": 0, "max_tokens": 5}
+    first = openai_client.chat.completions.create(messages=MESSAGES, **asked).choices[0].message
+    second = openai_client.chat.completions.create(messages=[*MESSAGES, first, {"role": "user", "content": "And?"}], **asked)
+    noted = {"role": "assistant", "content": first.content, "refusal": None, "annotations": [], "id": "1", "extra": {"function_id": "1"}}
+    plain = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": "And?"}]
+    for messages in (plain, [*MESSAGES, noted, plain[-1]]):
+        assert running.post("/v1/chat/completions", messages=messages, **asked).json()["choices"][0]["message"]["content"] == (
+            second.choices[0].message.content
+        )
+    counts = [
+        running.post("/tokenize", model=NAME, messages=[{"role": role, "content": "Be brief"}, *MESSAGES]).json()["tokens"]
+        for role in ("system", "developer")
+    ]
+    assert counts[0] == counts[1]
+    unread = running.post("/v1/chat/completions", messages=[{"role": "assistant", "refusal": "no", "content": "x"}], **asked)
+    assert "messages[0] has the unknown key 'refusal'" in unread.json()["error"]["message"]
+
+
 def test_bodies_that_are_no_json(running: Running) -> None:
     answer = running.client.post("/v1/chat/completions", content=b'{"model":', headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")

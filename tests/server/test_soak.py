@@ -1,128 +1,80 @@
-"""Many clients at once, of every dialect, some of which go away or talk nonsense: nothing leaks, nobody gets another's answer."""
+"""A crowd at the server (soak.py): nothing leaks, nobody gets another's answer; and a server that is killed amid requests."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import random
-from collections import Counter
+import os
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
-
-AT_ONCE = 24
-PROMPTS = [f"{'shared ' * (i % 5)}prompt number {i}" for i in range(12)]
-NONSENSE: list[tuple[str, Any]] = [
-    ("/v1/chat/completions", {"model": NAME, "messages": "no list"}),
-    ("/v1/chat/completions", {"model": NAME, "messages": [], "max_tokens": -1}),
-    ("/v1/completions", {"model": "nobody", "prompt": "a"}),
-    ("/v1/completions", {"model": NAME, "prompt": "x" * 20_000}),
-    ("/v1/completions", {"model": NAME, "prompt": "a", "logit_bias": {"900000": 1}}),
-    ("/api/chat", {"model": NAME, "messages": [{"role": "user"}]}),
-    ("/api/generate", {"model": NAME, "prompt": "a", "options": {"top_k": -3}}),
-    ("/v1/messages", {"model": NAME, "max_tokens": 3}),
-    ("/v1/embeddings", {"model": NAME, "input": []}),
-]
-
-
-def asked(kind: str, prompt: str, seed: int) -> tuple[str, dict[str, Any]]:
-    """A request of each kind, with an answer that only its prompt and seed decide."""
-    messages = [{"role": "user", "content": prompt}]
-    common: dict[str, Any] = {"model": NAME, "temperature": 0.9, "seed": seed, "max_tokens": 12}
-    options = {"temperature": 0.9, "seed": seed, "num_predict": 12}
-    return {
-        "chat": ("/v1/chat/completions", {**common, "messages": messages}),
-        "samples": ("/v1/chat/completions", {**common, "messages": messages, "n": 3}),
-        "completion": ("/v1/completions", {**common, "prompt": prompt, "logprobs": 1}),
-        "ollama": ("/api/chat", {"model": NAME, "messages": messages, "options": options, "stream": False}),
-        "generate": ("/api/generate", {"model": NAME, "prompt": prompt, "raw": True, "options": options, "stream": False}),
-        "embed": ("/v1/embeddings", {"model": NAME, "input": prompt, "encoding_format": "float"}),
-    }[kind]
-
-
-KINDS = ("chat", "samples", "completion", "ollama", "generate", "embed")
-
-
-def essence(kind: str, answer: dict[str, Any]) -> Any:
-    """What must be the same whenever it is asked for."""
-    if kind == "ollama":
-        return answer["message"]["content"]
-    if kind == "generate":
-        return answer["response"]
-    if kind == "embed":
-        return tuple(answer["data"][0]["embedding"])
-    return tuple((choice.get("text") or choice["message"]["content"], choice["finish_reason"]) for choice in answer["choices"])
-
-
-async def some_of(client: httpx.AsyncClient, path: str, body: dict[str, Any], random_: random.Random) -> None:
-    """Read the beginning of an answer."""
-    async with client.stream("POST", path, json=body) as answer:
-        async for _ in answer.aiter_bytes():
-            if random_.random() < 0.3:
-                return
-
-
-async def one(client: httpx.AsyncClient, number: int, seen: dict[Any, Any], counts: Counter[str]) -> None:
-    random_ = random.Random(number)
-    what = random_.random()
-    if what < 0.12:
-        path, body = random_.choice(NONSENSE)
-        status = (await client.post(path, json=body)).status_code
-        assert 400 <= status < 500, (path, body, status)
-        counts["refused"] += 1
-        return
-    kind, prompt, seed = random_.choice(KINDS), random_.choice(PROMPTS), random_.randint(0, 2)
-    path, body = asked(kind, prompt, seed)
-    if what < 0.3:  # leaves early
-        body |= {} if kind == "embed" else {"stream": True}
-        with contextlib.suppress(asyncio.TimeoutError, httpx.HTTPError):
-            await asyncio.wait_for(some_of(client, path, body, random_), random_.random() * 0.3)
-        counts["left"] += 1
-        return
-    answer = await client.post(path, json=body)
-    assert answer.status_code == 200, answer.text
-    found = essence(kind, answer.json())
-    assert seen.setdefault((kind, prompt, seed), found) == found
-    counts["answered"] += 1
-
-
-async def soak(url: str, requests: int) -> Counter[str]:
-    seen: dict[Any, Any] = {}
-    counts: Counter[str] = Counter()
-    places = asyncio.Semaphore(AT_ONCE)
-    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-
-        async def placed(number: int) -> None:
-            async with places:
-                await one(client, number, seen, counts)
-
-        await asyncio.gather(*(placed(number) for number in range(requests)))
-    return counts
+from tests.server.soak import Soak, essence, served, tiny_home
 
 
 @pytest.mark.slow
 def test_a_crowd(serve: Callable[..., Running]) -> None:
     block = 64 * 2 * 2 * 2 * 16 * 4
     running = serve(max_batch=8, cache_bytes=24 * block)  # little more than one window: answers give way to each other
-    asyncio.run(soak(running.url, 300))
+    soak = Soak(NAME)
+    asyncio.run(soak.alone(running.url))
+    asyncio.run(soak.crowd(running.url, range(300)))
     running.settle()
     gc.collect()
     before = psutil.Process().memory_info().rss
-    counts = asyncio.run(soak(running.url, 1500))
-    assert counts["answered"] > 900
-    assert counts["left"] > 100
-    assert counts["refused"] > 100
+    soak.counts.clear()
+    asyncio.run(soak.crowd(running.url, range(300, 1800)))
+    assert soak.counts["answered"] > 900
+    assert soak.counts["left"] > 100
+    assert soak.counts["refused"] > 100
     running.settle()
     gc.collect()
     engine = running.server.models.loaded[NAME].llm.engine
+    assert engine.scheduler.preemptions > 0
     assert not engine.cache.live
     assert engine.scheduler.idle
     assert psutil.Process().memory_info().rss < 1.05 * before + 20e6
     assert running.client.get("/health").status_code == 200
+
+
+def test_a_server_killed_amid_requests_leaves_the_store_whole(tmp_path: Path) -> None:
+    """And the one after it answers as the first did."""
+    home = tiny_home(tmp_path)
+    listed = [(model.name, model.digest) for model in Store(home).list()]
+    files = sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if "locks" not in path.parts and "holds" not in path.parts)
+    soak = Soak("tiny:one")
+    path, body = soak.asked("chat", "a", 0)
+
+    async def kill_in_the_middle(url: str, process: psutil.Process) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            long = {**body, "max_tokens": 900, "logit_bias": {"511": -100, "509": -100}, "stream": True}
+            async with client.stream("POST", path, json=long) as answer:
+                await anext(answer.aiter_bytes())  # it is being written
+                crowd = [asyncio.ensure_future(soak.answered(client, kind, "b", 0)) for kind in ("chat", "ollama", "embed")]
+                copying = asyncio.ensure_future(client.post("/api/copy", json={"source": "tiny:one", "destination": "tiny:two"}))
+                process.kill()
+                await asyncio.gather(*crowd, copying, return_exceptions=True)
+                with contextlib.suppress(httpx.HTTPError):
+                    async for _ in answer.aiter_bytes():
+                        pass
+
+    with served(home) as (url, process, _):
+        first = essence("chat", httpx.post(url + path, json=body, timeout=60).json())
+        asyncio.run(kill_in_the_middle(url, process))
+    store = Store(home)
+    if store.has("tiny:two"):  # whole or not at all
+        store.remove("tiny:two")
+    assert [(model.name, model.digest) for model in store.list()] == listed
+    assert files == sorted(
+        path.relative_to(home).as_posix() for path in home.rglob("*") if "locks" not in path.parts and "holds" not in path.parts
+    )
+    with served(home, "--load", "tiny:one") as (url, _, _):
+        assert essence("chat", httpx.post(url + path, json=body, timeout=60).json()) == first
+    assert store.remove("tiny:one") >= 0  # nobody holds it any more
+    assert os.listdir(tmp_path / "model")  # what it stood for is the user's

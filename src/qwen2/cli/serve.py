@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from qwen2.weights.store import Store
+
 if TYPE_CHECKING:
     from qwen2.server.settings import Settings
 
@@ -35,6 +37,9 @@ class Flags:
     open: Annotated[bool, _flag("Listen without a key at an address that others reach.")] = False
     keep_alive: Annotated[str, _flag("How long a model stays in memory after its last request: 90, 10m, 2h; -1 is for good.")] = "5m"
     max_loaded: Annotated[int, _flag("Models in memory at once.")] = 2
+    load: Annotated[
+        list[str] | None, _flag("A model to load at the start; /health says 503 until it has written a token. May be repeated.")
+    ] = None
     max_batch: Annotated[int, _flag("Answers written at once.")] = 16
     context: Annotated[int | None, _flag("Tokens of prompt and answer together, at most; left out, the model's own.")] = None
     cache_bits: Annotated[Literal[16, 8], _flag("Bits of the keys and values.")] = 16
@@ -49,6 +54,8 @@ class Flags:
 def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     """Serve the models that are here."""
     settings = settings_of(flags)
+    for name in settings.load:
+        Store().get(name)  # said before anything is listened to
     check_free(settings.host, settings.port)
 
     import uvicorn
@@ -74,6 +81,8 @@ def settings_of(flags: Flags) -> Settings:
     for name, value in (("max-loaded", flags.max_loaded), ("max-batch", flags.max_batch)):
         if value < 1:
             raise ValueError(f"--{name} {value}: must be at least 1")
+    if len(flags.load or ()) > flags.max_loaded:
+        raise ValueError(f"--load is given {len(flags.load or ())} times and --max-loaded is {flags.max_loaded}: raise it")
     if not 0 <= flags.port < PORTS:
         raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
     return Settings(
@@ -84,6 +93,7 @@ def settings_of(flags: Flags) -> Settings:
         hosts=tuple(flags.allow_host or ()),
         keep_alive=seconds(flags.keep_alive),
         max_loaded=flags.max_loaded,
+        load=tuple(flags.load or ()),
         max_batch=flags.max_batch,
         context=flags.context,
         cache_bits=flags.cache_bits,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from fastapi import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qwen2.server.metrics import Metrics
     from qwen2.server.streams import Streams
 
-SIGN_OF_LIFE = 10.0  # seconds without a byte before the first token, after which a comment is sent: clients give up on silence
+SIGN_OF_LIFE = 10.0  # seconds without a byte, after which one is sent that means nothing: clients and proxies give up on silence
 T = TypeVar("T")
 
 
@@ -130,24 +130,14 @@ async def _gone(request: Request) -> None:
 async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: bytes) -> AsyncIterator[bytes]:
     """Objects as server-sent events, or as lines for Ollama; an error in the middle is the last of them."""
     frame = {"openai": _event, "responses": _named_event, "ollama": _line, "anthropic": _named_event}[dialect]
-    first: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(anext(objects))
     try:
-        while not (await asyncio.wait({first}, timeout=SIGN_OF_LIFE))[0]:
-            if dialect != "ollama":
-                yield b": still at work\n\n"
-        try:
-            yield frame(first.result())
-            async for one in objects:
-                yield frame(one)
-            yield end
-        except StopAsyncIteration:
-            yield end
-        except FAILURES as error:
-            told = body(of_engine(error), dialect)
-            yield frame({"type": "error", **told["error"]} if dialect == "responses" else told)
+        async for one in objects:
+            yield frame(one)
+        yield end
+    except FAILURES as error:
+        told = body(of_engine(error), dialect)
+        yield frame({"type": "error", **told["error"]} if dialect == "responses" else told)
     finally:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
         await objects.aclose()  # type: ignore[attr-defined]
 
 
@@ -168,16 +158,33 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 class EventsResponse(StreamingResponse):
-    """A stream of an answer; the model is let go however it ends."""
+    """A stream of an answer, never silent for long; the model is let go however it ends."""
 
     def __init__(self, answering: Answering, content: AsyncIterator[bytes], dialect: Dialect) -> None:
         kind = "application/x-ndjson" if dialect == "ollama" else "text/event-stream"
         super().__init__(content, media_type=kind, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.answering, self.content = answering, content
+        self.sign = b" " if dialect == "ollama" else b": still at work\n\n"  # blanks before an object of JSON are part of none
+        self.sent = 0  # messages, headers among them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            self.sent += 1
+            await send(message)
+
+        living = asyncio.ensure_future(self._live(send))
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, counted)
         finally:
+            living.cancel()
+            await asyncio.gather(living, return_exceptions=True)
             await self.content.aclose()  # type: ignore[attr-defined]
             await self.answering.close()
+
+    async def _live(self, send: Send) -> None:
+        """A sign of life whenever nothing was sent for a while: long prompts, and calls that are sent when they are whole."""
+        while True:
+            before = self.sent
+            await asyncio.sleep(SIGN_OF_LIFE)
+            if 0 < before == self.sent:
+                await send({"type": "http.response.body", "body": self.sign, "more_body": True})

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from qwen2.engine.calls import ToolChoice
+from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.errors import ApiError
@@ -89,6 +90,17 @@ class Thinking(Body):
     type: Literal["disabled"]
 
 
+class OutputFormat(Body):
+    type: Literal["json_schema"]
+    schema_: Json = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    """The form of the answer; the schema always holds."""
+
+    format: OutputFormat | None = None
+
+
 class Prompt(Body):
     """What both routes take."""
 
@@ -109,18 +121,16 @@ class Messages(Prompt):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    output_config: OutputConfig | None = None
     metadata: Json | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            stop=self.stop_sequences,
-            max_tokens=self.max_tokens,
-        )
+        config = self.output_config
+        form = None if config is None or config.format is None else Constraint.json_schema(config.format.schema_)
+        draws: Json = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return SamplingParams(**draws, stop=self.stop_sequences, max_tokens=self.max_tokens, constraint=form)
 
 
 # --- in

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,10 @@ from qwen2.server import anthropic, native, ollama, ollama_create, ollama_models
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import FAILURES, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
+from qwen2.server.health import Readiness, health
 from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
+from qwen2.server.openapi import document
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams
 from qwen2.weights.blobs import Blobs
@@ -44,6 +47,7 @@ class Server:
         self.settings = settings
         self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
         self.metrics = Metrics(self.models)
+        self.readiness = Readiness(self)
         self.streams: Streams
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
 
@@ -73,10 +77,13 @@ class Server:
         raise AssertionError("the stack swallows nothing")
 
     async def embed(
-        self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None
+        self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None, cut: bool = False
     ) -> tuple[torch.Tensor, int, str]:
-        """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have."""
+        """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have; `cut`: of longer ones the first."""
         async with self.models.use(name, keep_alive) as llm:
+            if cut:
+                limit = llm.window if most is None else min(most, llm.window)
+                texts = [llm.tokenizer.encode(text)[:limit] if text else text for text in texts]
             reads, vectors = await asyncio.to_thread(llm.embedding_requests, texts)
             longest = max(len(one.prompt) for one in reads)
             if most is not None and longest > most:
@@ -99,9 +106,10 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     async def life(_: FastAPI) -> AsyncIterator[None]:
         server.streams = Streams(asyncio.get_running_loop())
         await asyncio.to_thread(Blobs(store.home).sweep)
-        expiring = asyncio.ensure_future(server.models.expire())
+        working = [asyncio.ensure_future(server.models.expire()), asyncio.ensure_future(server.readiness.warm())]
         yield
-        expiring.cancel()
+        for one in working:
+            one.cancel()
         for name in list(server.models.loaded):
             server.models.unload(name)
 
@@ -119,6 +127,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     ):
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
     app.add_middleware(Guard, settings=settings)
+    app.openapi = cache(partial(document, app, settings.api_key is not None))  # type: ignore[method-assign]
     return app
 
 
@@ -143,12 +152,6 @@ def loader(settings: Settings, store: Store) -> Load:
         return llm, llm.model.hold
 
     return load
-
-
-async def health(request: Request) -> JSONResponse:
-    """Whether requests are answered."""
-    server: Server = request.app.state.server
-    return JSONResponse({"status": "ok", "models": sorted(server.models.loaded)})
 
 
 async def metrics(request: Request) -> Response:
@@ -186,4 +189,6 @@ async def on_unreadable(request: Request, error: RequestValidationError) -> JSON
 
 async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
     """No such path, or not that way."""
-    return answer_error(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    answered = answer_error(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    answered.headers.update(error.headers or {})  # which methods there are
+    return answered

@@ -83,7 +83,7 @@ class Guard:
         request.extra = self._cors(headers)
         self.running[client] += 1
         try:
-            await self.app(scope, self._bounded(scope, receive), request.send)
+            await self.app(_read_as_json(scope), self._bounded(scope, receive), request.send)
         finally:
             self.running[client] -= 1
             self.running += Counter()  # without those at zero
@@ -201,6 +201,17 @@ class _Request:
         """One line for one request."""
         seconds = time.monotonic() - self.start
         log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
+
+
+def _read_as_json(scope: Scope) -> Scope:
+    """Bodies are JSON whatever they are called: Ollama's own examples say `curl -d`, which names a form, and some clients name nothing.
+
+    No page elsewhere gains by it: what keeps those out is their origin, which browsers name with every such request.
+    """
+    if scope["method"] in ONE or scope["path"].startswith("/api/blobs/"):
+        return scope
+    others = [pair for pair in scope["headers"] if pair[0].lower() != b"content-type"]
+    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
 
 
 def _is_address(name: str) -> bool:

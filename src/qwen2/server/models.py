@@ -116,7 +116,11 @@ class Models:
         try:
             start = time.monotonic()
             stored = self.store.get(full)
-            llm, hold = await asyncio.to_thread(self._load, full)
+            try:
+                llm, hold = await asyncio.to_thread(self._load, full)
+            except (ValueError, OSError, RuntimeError) as error:  # it names files, which are no client's to know
+                log.error("%s cannot be loaded: %s", full, error)
+                raise ApiError(500, f"{full} cannot be loaded; the server's log says why", "model_not_loaded", "model") from None
             loaded = Loaded(stored, llm, hold, self.keep_alive, time.monotonic() - start, users=1)
             log.info("loaded %s in %.1f s", full, loaded.seconds)
             self.loaded[full] = loaded

@@ -255,13 +255,12 @@ def now() -> str:
 
 @router.post("/embed")
 async def embed(body: Embed, request: Request) -> Json:
-    """Vectors of several texts. A text that does not fit is refused, not cut, unless `truncate` says otherwise."""
-    if body.truncate:
-        raise ApiError(400, "truncate: texts are not cut here; shorten them, or read them in parts")
+    """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         return {"model": body.model, "embeddings": []}
-    vectors, tokens, _ = await server_of(request).embed(request, body.model, texts, stays(body.keep_alive), body.options.num_ctx)
+    server, most = server_of(request), body.options.num_ctx
+    vectors, tokens, _ = await server.embed(request, body.model, texts, stays(body.keep_alive), most, cut=body.truncate)
     return {"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens}
 
 

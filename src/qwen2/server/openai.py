@@ -60,6 +60,14 @@ def _model(name: str, changed: float) -> Json:
 
 # --- chat
 
+ASIDE = {"id", "extra", "annotations"}  # of messages: what clients note for themselves, or show beside a text
+
+
+def conversation(messages: Sequence[Json]) -> list[Json]:
+    """Messages without what says nothing: answers come back as clients hold them, with keys that are null. Developers are the system."""
+    kept = [{key: value for key, value in one.items() if value is not None and key not in ASIDE} for one in messages]
+    return [one | {"role": "system"} if one.get("role") == "developer" else one for one in kept]
+
 
 @router.post("/v1/chat/completions")
 async def chat(body: Chat, request: Request) -> Response:
@@ -78,7 +86,7 @@ async def chat(body: Chat, request: Request) -> Response:
 
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
-        return [llm.ask(body.messages, body.params(most, logprobs, form), tools, body.choice, in_pieces=True)]
+        return [llm.ask(conversation(body.messages), body.params(most, logprobs, form), tools, body.choice, in_pieces=True)]
 
     answering = await server.answer(request, body.model, ask)
     writer = ChatWriter(answering, body.choice.parallel)
@@ -328,7 +336,7 @@ async def tokenize(body: Tokenize, request: Request) -> Json:
             assert body.prompt is not None, "one of them is there"
             ids = llm.tokenizer.encode(body.prompt)
         else:
-            ids = llm.render(body.messages, body.tools, body.add_generation_prompt).ids
+            ids = llm.render(conversation(body.messages), body.tools, body.add_generation_prompt).ids
         found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": list(ids)}
         if body.return_token_strs:
             found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]

@@ -32,6 +32,7 @@ class Settings:
     hosts: tuple[str, ...] = ()  # further names under which it may be asked
     keep_alive: float | None = 5 * MINUTE  # seconds that a model stays after its last request; None: for good
     max_loaded: int = 2  # models in memory at once
+    load: tuple[str, ...] = ()  # models that are loaded at the start; /health is 503 until they have written a token
     max_batch: int = 16
     context: int | None = None
     cache_bits: int = 16
