@@ -7,6 +7,8 @@ Left out: TLS, which a proxy in front does.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -28,6 +30,8 @@ log = logging.getLogger("qwen2.server")
 OPEN = {"/health"}  # asked without a key
 ONE = {"GET", "HEAD", "OPTIONS"}
 ID_LENGTH = 64
+DRAINED = 64 << 20  # bytes of a refused body that are taken so that its client hears the refusal
+DRAIN_SECONDS = 5.0
 
 
 def dialect_of(path: str) -> Dialect:
@@ -78,6 +82,7 @@ class Guard:
                 return
             client = self._check(scope, headers)
         except ApiError as error:
+            await _drain(receive)
             await request.refuse(error)
             return
         request.extra = self._cors(headers)
@@ -161,6 +166,7 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._most(scope):
+                await _drain(receive)
                 raise self._too_large(scope)
             return message
 
@@ -201,6 +207,24 @@ class _Request:
         """One line for one request."""
         seconds = time.monotonic() - self.start
         log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
+
+
+async def _drain(receive: Receive) -> None:
+    """Take the rest of a body that nobody reads, as far as that is reasonable.
+
+    A connection that is closed while its client still writes is reset, and the client never sees the refusal.
+    """
+
+    async def rest() -> None:
+        left = DRAINED
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), DRAIN_SECONDS)
 
 
 def _read_as_json(scope: Scope) -> Scope:
