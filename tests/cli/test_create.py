@@ -24,7 +24,7 @@ def store(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     return store
 
 
-def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out) -> None:
+def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "Modelfile").write_text('FROM tiny:one\nSYSTEM """You are\nMario."""\nPARAMETER temperature 0\nPARAMETER num_predict 6\n')
     assert main(["create", "mario"]) == 0
     out, err = capsys.readouterr()
@@ -50,6 +50,7 @@ def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out) -> 
     capsys.readouterr()
     answers = []
     for words in (["peach", "Hi"], ["tiny:one", "Hi", "--system", "You are\nMario.", "--temperature", "0", "--max-tokens", "6"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         assert main(["run", *words, "--local"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]

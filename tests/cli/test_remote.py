@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,22 +23,28 @@ from qwen2.cli.chat import TOPICS, Chat
 from qwen2.cli.conversation import Conversation
 from qwen2.cli.partner import Local
 from qwen2.cli.remote import Remote, Server, find
+from qwen2.config import tiny
 from qwen2.engine.constraint import Constraint
+from qwen2.weights.export import to_hf_folder
 from qwen2.weights.modelfile import parse
 from qwen2.weights.store import Store
 from tests.cli.test_chat import Pieces
 from tests.cli.test_run import environment
 from tests.cli.test_serve import free_port, served
+from tests.conftest import tiny_model
 
 HELLO = [{"role": "user", "content": "Hello"}]
 PARAMS = SamplingParams(temperature=1.0, seed=5, max_tokens=12, ignore_eos=True)
-LONG = replace(PARAMS, max_tokens=800)
+LONG = replace(PARAMS, max_tokens=7000)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    home = tmp_path_factory.mktemp("remote") / "home"
-    Store(home).copy(str(tiny_folder), "tiny:one")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a window so long that an answer can be stopped before it ends."""
+    folder = tmp_path_factory.mktemp("remote")
+    home = folder / "home"
+    to_hf_folder(tiny_model(tiny(context=8192)), folder / "model")
+    Store(home).copy(str(folder / "model"), "tiny:one")
     Store(home).create("tiny:made", parse("FROM tiny:one\nSYSTEM Be brief\nPARAMETER top_k 4\nMESSAGE user a\nMESSAGE assistant b"))
     return home
 
@@ -92,7 +99,7 @@ def test_a_conversation_says_the_same(remote: Remote, local: Local, capsys: pyte
             *(f"/show {topic}" for topic in TOPICS),
         ):
             chat.handle(line)
-        chat.handle("quick brown " * 400)
+        chat.handle("quick brown " * 8000)
         found = capsys.readouterr()
         said.append((found.out, found.err, chat.conversation.turns))
     assert said[0] == said[1]
@@ -118,7 +125,7 @@ def test_ctrl_c_ends_the_answer_and_its_counts_still_come(remote: Remote, capsys
     assert error.startswith("(stopped)\n")
     counted = re.search(r"answer +(\d+) tokens", error)
     assert counted
-    assert 0 < int(counted[1]) < 800
+    assert 0 < int(counted[1]) < 7000
     assert "of the server at" in error
     assert chat.conversation.turns[1].stopped
     chat.conversation.params = PARAMS
@@ -130,9 +137,9 @@ def test_a_client_that_is_gone_frees_its_answer(remote: Remote, url: str) -> Non
     stream = remote.stream(HELLO, LONG)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    for _ in range(1000):
-        metrics = Server(url)
-        with metrics.request("GET", "/metrics") as answer:
+    for _ in range(200):
+        time.sleep(0.05)
+        with Server(url).request("GET", "/metrics") as answer:
             text = answer.read().decode()
         running = re.search(r"^qwen2_running\S* (\S+)$", text, re.MULTILINE)
         assert running, text
@@ -177,10 +184,10 @@ def test_flags_of_this_process_run_here_and_say_so(home: Path, url: str) -> None
 
 
 def test_refusals_of_the_server_are_this_programs(home: Path, url: str) -> None:
-    done = run(home, "tiny:one", "x" * 9000, at=url)
+    done = run(home, "tiny:one", "x" * 40000, at=url)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.match(r"qwen2: prompt has [\d,]+ tokens, the window is", done.stderr)
-    assert done.stderr == run(home, "tiny:one", "x" * 9000, "--local").stderr
+    assert done.stderr == run(home, "tiny:one", "x" * 40000, "--local").stderr
 
 
 def test_a_server_that_is_killed_ends_the_answer_with_a_line(home: Path) -> None:

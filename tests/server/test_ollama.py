@@ -71,6 +71,11 @@ def test_lists(client: ollama.Client, running: Running) -> None:
     (loaded,) = client.ps().models
     assert loaded.name == NAME
     assert loaded.expires_at is not None
+    (told,) = running.client.get("/api/ps").json()["models"]
+    assert (told["in_use"], told["device"], told["context_length"]) == (False, "cpu", 1024)
+    assert told["size"] > told["cache_bytes"] > 0
+    engine = running.server.models.loaded[NAME].llm.engine
+    assert engine.grammars._vocabulary is not None  # made when the model was loaded, not while others are answered
     assert running.client.get("/api/version").json()["version"]
     shown = client.show(NAME)
     assert shown.modelinfo is not None

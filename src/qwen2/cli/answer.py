@@ -15,7 +15,7 @@ from dataclasses import fields
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal
 
-from qwen2.engine.request import SamplingParams
+from qwen2.engine.request import ResolvedParams, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from qwen2.cli.partner import Partner
     from qwen2.cli.plain import Renderer
-    from qwen2.engine.request import Chunk, Output, ResolvedParams
+    from qwen2.engine.request import Chunk, Output
 
     Item = Chunk | BaseException | Literal["stop", "end"]
     Inbox = SimpleQueue[Item]
@@ -171,7 +171,7 @@ def figures(output: Output, partner: Partner) -> list[str]:
 def sampling_used(used: ResolvedParams) -> list[str]:
     """What shaped the distribution, and every other parameter that is not at rest."""
     always = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
-    standard = SamplingParams()
+    standard = ResolvedParams()
     names = [f.name for f in fields(SamplingParams) if f.name in always or getattr(used, f.name) != getattr(standard, f.name)]
     return [f"{name} {getattr(used, name)}" for name in names if getattr(used, name) is not None]
 

@@ -19,7 +19,7 @@ def create(
     name: str,
     /,
     *,
-    file: Annotated[Path, Parameter(name=("-f", "--file"))] = Path("Modelfile"),
+    file: Annotated[Path, Parameter(name=("-f", "--file"), allow_leading_hyphen=True)] = Path("Modelfile"),
     quantize: Annotated[Mix | None, Parameter(converter=any_case)] = None,
     quiet: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:

@@ -73,7 +73,6 @@ def quantize(
             if not dry_run:
                 raise FileExistsError(f"{place}: exists already; name another file to write")
             print(f"qwen2: {place} exists already, without --dry-run it would not be written over; name another file", file=sys.stderr)
-
         if dry_run and not place.absolute().parent.is_dir():
             print(f"qwen2: {place.absolute().parent}: no such folder; without --dry-run nothing could be written there", file=sys.stderr)
 

@@ -83,16 +83,10 @@ class Models:
     @asynccontextmanager
     async def use(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
         """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good."""
-        async with self.loaded_for(name, keep_alive) as loaded:
-            yield loaded.llm
-
-    @asynccontextmanager
-    async def loaded_for(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[Loaded]:
-        """The same, with what is known of it here."""
         full = self.full_name(name)
         loaded = await self._get(full)
         try:
-            yield loaded
+            yield loaded.llm
         finally:
             loaded.users -= 1
             loaded.last_used = time.monotonic()

@@ -6,6 +6,7 @@ whose last line then still comes with its counts. Left out: tools, which a conve
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,9 @@ async def who(request: Request) -> Json:
 @router.post("/open")
 async def open_model(body: Open, request: Request) -> Json:
     """Load a model where it is not in memory."""
-    async with server_of(request).models.loaded_for(body.model) as loaded:
-        return {"about": about(loaded.llm).to_json(), "seconds": loaded.seconds}
+    start = time.perf_counter()
+    async with server_of(request).models.use(body.model) as llm:
+        return {"about": about(llm).to_json(), "seconds": time.perf_counter() - start}
 
 
 @router.post("/count")
