@@ -158,12 +158,17 @@ def figures(output: Output, llm: LLM, load_seconds: float) -> list[str]:
     read = usage.prompt_tokens - usage.cached_tokens
     cached = f" ({usage.cached_tokens:,} more cached)" if usage.cached_tokens else ""
     later = max(0, usage.completion_tokens - 1)  # the first token comes with the prompt
+    guesses = []
+    if llm.draft is not None:
+        right, all_guesses = llm.engine.drafted_right, llm.engine.drafted
+        guesses.append(f"draft     {llm.draft.name}: {right:,} of {all_guesses:,} guesses were right")
     return [
         f"prompt    {read:,} tokens{cached} in {timings.prompt_seconds:.2f} s{rate(read, timings.prompt_seconds)}",
         f"answer    {usage.completion_tokens:,} tokens in {timings.decode_seconds:.2f} s{rate(later, timings.decode_seconds)}",
         f"load      {load_seconds:.2f} s, {peak_memory(model.device.type)}",
         f"device    {place(llm)}, {computing(llm)}",
         f"context   {usage.total_tokens:,} of {llm.window:,} tokens",
+        *guesses,
         f"sampling  {', '.join(sampling_used(used))}",
     ]
 

@@ -40,6 +40,7 @@ def run(
     context: int | None = None,
     cache_bits: Literal[16, 8] = 16,
     isa: Literal["avx512", "avx2", "neon", "none"] | None = None,
+    draft: str | None = None,
     plain: Switch = False,
     verbose: Switch = False,
     sampling: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
@@ -66,6 +67,8 @@ def run(
         Bits of the keys and values that are kept of what was read; 8 halve the memory and cost a little accuracy. CPU only.
     isa
         The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower.
+    draft
+        A smaller model of the same tokens that guesses what comes: no text changes, most come sooner.
     plain
         Show the text as the model wrote it, not as rendered Markdown.
     verbose
@@ -77,8 +80,11 @@ def run(
     model, given = split_words(words)
     check_model(model, words)
     prompt = join_prompt(given)
+    if draft is not None:
+        check_model(draft, ())
+        ensure(draft)
     ensure(model)
-    llm, load_seconds = load_model(model, device, dtype, threads, context, cache_bits, isa)
+    llm, load_seconds = load_model(model, device, dtype, threads, context, cache_bits, isa, draft)
     if prompt is not None:
         return answer_once(llm, prompt, system, params, plain, verbose, load_seconds)
     talk(llm, system, params, plain, verbose, load_seconds)
@@ -132,7 +138,14 @@ def check_model(model: str, words: Sequence[str]) -> None:
 
 
 def load_model(
-    model: str, device: str, dtype: str, threads: int | None, context: int | None, cache_bits: int, isa: str | None
+    model: str,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    context: int | None,
+    cache_bits: int,
+    isa: str | None,
+    draft: str | None = None,
 ) -> tuple[LLM, float]:
     """The model, and the seconds that it took."""
     from qwen2.cli.answer import working
@@ -145,7 +158,7 @@ def load_model(
             import_torch()
         from qwen2.engine.llm import LLM
 
-        llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context, cache_bits=cache_bits, isa=isa)
+        llm = LLM(model, device=device, dtype=dtype, threads=threads, context=context, cache_bits=cache_bits, isa=isa, draft=draft)
     gc.freeze()
     gc.enable()
     return llm, time.perf_counter() - start

@@ -44,6 +44,9 @@ class Flags:
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _flag("cpu, or cuda.")] = "cpu"
+    draft: Annotated[str | None, _flag("A smaller model that guesses for those of the same tokens: no text changes, most come sooner.")] = (
+        None
+    )
 
 
 def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
@@ -74,6 +77,12 @@ def settings_of(flags: Flags) -> Settings:
     for name, value in (("max-loaded", flags.max_loaded), ("max-batch", flags.max_batch)):
         if value < 1:
             raise ValueError(f"--{name} {value}: must be at least 1")
+    if flags.draft is not None:
+        from qwen2.weights.store import Store
+
+        if flags.device.partition(":")[0] != "cpu":
+            raise ValueError(f"--draft with --device {flags.device}: guesses are checked by the CPU's kernels; leave one of them out")
+        Store().find(flags.draft)
     if not 0 <= flags.port < PORTS:
         raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
     return Settings(
@@ -90,6 +99,7 @@ def settings_of(flags: Flags) -> Settings:
         cache_bytes=None if flags.cache_gb is None else int(flags.cache_gb * 1e9),
         threads=flags.threads,
         device=flags.device,
+        draft=flags.draft,
     )
 
 
