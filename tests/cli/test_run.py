@@ -130,6 +130,7 @@ ERRORS = [
     (("Hello",), f"if it is a question: qwen2 run {DEFAULT_MODEL} Hello", 1),
     (("./no/such.gguf", "hi"), "./no/such.gguf: no such file or folder", 1),
     (("../../x", "hi"), "../../x: no such file or folder", 1),
+    (("--draft", "./no/such.gguf", "h i"), "./no/such.gguf: no such file or folder", 1),
     ((DEFAULT_MODEL, ""), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
     ((), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
     (("--temperature=-1", "h i"), "temperature -1.0: must be between 0 (greedy) and 100", 1),
@@ -173,6 +174,14 @@ def test_answer_is_the_engines_and_the_cut_is_said_on_stderr(tmp_path, tiny_fold
     assert done.stdout.replace("\r\n", "\n").rstrip("\n") == expected.rstrip("\n")
     assert done.stdout.endswith("\n")
     assert done.stderr == "(cut: max_tokens 24 reached)\n"
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="this installation has no kernels for this processor")
+def test_a_draft_changes_no_text_and_verbose_counts_its_guesses(tmp_path, tiny_folder):
+    plain = qwen2_run(tmp_path, tiny_folder, "the fox", *SAMPLING)
+    done = qwen2_run(tmp_path, tiny_folder, "the fox", *SAMPLING, "--draft", tiny_folder, "--verbose")
+    assert (done.returncode, done.stdout) == (0, plain.stdout)
+    assert re.search(r"^draft     tiny-qwen2: \d+ of \d+ guesses were right$", done.stderr, re.MULTILINE)
 
 
 def test_a_pipe_gets_utf_8_whatever_the_system_writes(tmp_path, tiny_folder, monkeypatch):
@@ -241,7 +250,7 @@ def test_every_sampling_parameter_is_a_flag_with_help(tmp_path):
     for field in fields(SamplingParams):
         flag = f"--{field.name.replace('_', '-')}"
         found = re.search(rf"{flag}\b(?: [A-Z.]+)? +([^ \u2502])", done.stdout)
-        assert (found is not None) == (field.name not in ("n", "logprobs", "constraint")), flag
+        assert (found is not None) == (field.name not in ("n", "logprobs", "prompt_logprobs", "constraint")), flag
 
 
 def test_flags_of_lists_and_mappings_reach_the_engine(tmp_path, tiny_folder):

@@ -76,6 +76,18 @@ def test_a_conversation_goes_on_in_the_same_memory():
     assert cache.pool.taken == 2
 
 
+def test_what_is_being_copied_does_not_make_room_for_its_own_copy():
+    cache = new_cache(limit=2)
+    finish(cache, numbers(BLOCK))
+    finish(cache, numbers(BLOCK, 1000))  # used later, so that the first would go before it
+    sequence = cache.open([*numbers(10), 7, 8])
+    assert stored(sequence) == numbers(10)
+    cache.check([sequence])
+    other = cache.open([*numbers(5), 9])  # one block is held, the other the only one to copy from: nothing is copied
+    assert stored(other) == []
+    cache.check([sequence, other])
+
+
 def test_a_prefix_that_is_still_in_use_is_shared_and_its_end_copied():
     cache = new_cache()
     first = cache.open(numbers(150))

@@ -32,7 +32,7 @@ def test_logits_score_and_embed_are_the_networks(llm, model):
 
 def test_long_texts_are_read_in_chunks_with_the_same_numbers(make_llm, model, monkeypatch):
     text = "x1y2z3" * 30
-    monkeypatch.setattr("qwen2.engine.llm.LOGIT_ELEMENTS", 512 * 4)  # four rows of logits at a time
+    monkeypatch.setattr("qwen2.engine.logprobs.LOGIT_ELEMENTS", 512 * 4)  # four rows of logits at a time
     whole, chunked = make_llm(model), make_llm(model)
     chunked.engine.scheduler.chunk = 13
     torch.testing.assert_close(chunked.logits(text), whole.logits(text), rtol=1e-4, atol=1e-4)

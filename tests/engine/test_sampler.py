@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 
 from qwen2.config import GenerationDefaults
 from qwen2.engine.request import SamplingParams
-from qwen2.engine.sampler import FIRST_SORTED, Sampled, candidates, draw, keep_top_p, make_sampler, token_logprob
+from qwen2.engine.sampler import FIRST_SORTED, Sampled, candidates, draw, keep_top_p, make_sampler
 
 CPU = torch.device("cpu")
 VOCAB = 300
@@ -204,20 +204,6 @@ def test_a_row_that_is_not_finite_fails_alone(bad, values):
     assert sampled.token(1, sampler_of(temperature=0)) == int(random_row(1).argmax())
     with pytest.raises(FloatingPointError, match=r"^logits are -inf$"):
         Sampled(torch.full((1, VOCAB), -math.inf)).token(0, sampler_of(**values))
-
-
-def test_logprobs_are_the_models_own_and_name_no_padding():
-    row = random_row(2)
-    row[290:] += 50  # padding rows take part in the model's distribution, but are no tokens
-    found = token_logprob(row, 5, 3, vocab=290)
-    expected = row.double().log_softmax(-1)
-    assert found.token_id == 5
-    assert found.logprob == pytest.approx(float(expected[5]), abs=1e-4)
-    best = expected[:290].sort(descending=True)
-    assert [t for t, _ in found.top] == best.indices[:3].tolist()
-    assert [p for _, p in found.top] == pytest.approx(best.values[:3].tolist(), abs=1e-4)
-    assert token_logprob(row, 5, 0, 290).top == ()
-    assert len(token_logprob(row, 5, VOCAB + 50, 290).top) == 290
 
 
 def test_defaults_of_the_model_reach_the_chain():

@@ -164,6 +164,7 @@ def figures(output: Output, partner: Partner) -> list[str]:
         f"load      {partner.load_seconds:.2f} s, {partner.memory()}",
         f"device    {about.place}, {about.computing}",
         f"context   {usage.total_tokens:,} of {about.window:,} tokens",
+        *partner.notes(),
         f"sampling  {', '.join(sampling_used(used))}",
     ]
 

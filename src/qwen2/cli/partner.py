@@ -37,6 +37,10 @@ class Partner(Protocol):
         """What it took, for people."""
         ...
 
+    def notes(self) -> list[str]:
+        """Further lines for --verbose."""
+        ...
+
 
 class Local:
     """A model of this process."""
@@ -59,3 +63,8 @@ class Local:
     def memory(self) -> str:
         """Of this process."""
         return peak_memory(self.llm.model.device.type)
+
+    def notes(self) -> list[str]:
+        """How often the smaller model was right."""
+        engine, draft = self.llm.engine, self.llm.draft
+        return [] if draft is None else [f"draft     {draft.name}: {engine.drafted_right:,} of {engine.drafted:,} guesses were right"]

@@ -167,6 +167,10 @@ class Remote:
         """Of the server's process."""
         return f"{self._memory} of the server at {self.server.address}" if self._memory else f"in the server at {self.server.address}"
 
+    def notes(self) -> list[str]:
+        """Its metrics have the rest."""
+        return []
+
 
 def _given(params: SamplingParams) -> Json:
     """What is not left open."""
@@ -197,4 +201,4 @@ def _output(values: Json) -> Output:
 
 
 def _logprob(one: Json) -> TokenLogprob:
-    return TokenLogprob(one["token_id"], one["logprob"], tuple((token, value) for token, value in one["top"]))
+    return TokenLogprob(one["token_id"], one["logprob"], one["rank"], tuple((token, value) for token, value in one["top"]))

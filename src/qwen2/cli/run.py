@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -33,19 +33,46 @@ NO_FLAGS = Flags()
 Switch = Annotated[bool, Parameter(negative=())]
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How to compute; a model for which any of it is given is loaded here, whether a server is running or not."""
+
+    device: Annotated[str | None, Parameter(help="cpu, cuda or cuda:N; left out, cpu.")] = None
+    dtype: Annotated[
+        str | None,
+        Parameter(help="What to compute in: auto (the file's own type, also where this is left out), float32, bfloat16 or float16."),
+    ] = None
+    threads: Annotated[int | None, Parameter(help="CPU threads; left out, as many as there are physical cores.")] = None
+    context: Annotated[int | None, Parameter(help="A window shorter than the model's own.")] = None
+    cache_bits: Annotated[
+        Literal[16, 8] | None,
+        Parameter(
+            help="Bits of the keys and values that are kept of what was read, 16 or 8, which halve the memory and cost a little "
+            "accuracy. CPU only."
+        ),
+    ] = None
+    isa: Annotated[
+        Literal["avx512", "avx2", "neon", "none"] | None,
+        Parameter(
+            help="The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower."
+        ),
+    ] = None
+    draft: Annotated[
+        str | None, Parameter(help="A smaller model of the same tokens that guesses what comes: no text changes, most come sooner.")
+    ] = None
+
+
+NO_HOW = How()
+
+
 def run(
     *words: Annotated[str, Parameter(show_default=False)],
     system: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    cache_bits: Literal[16, 8] | None = None,
-    isa: Literal["avx512", "avx2", "neon", "none"] | None = None,
     local: Switch = False,
     at: Address = None,
     plain: Switch = False,
     verbose: Switch = False,
+    how: Annotated[How, Parameter(name="*")] = NO_HOW,
     sampling: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
 ) -> int:
     """Ask a model, or have a conversation with it.
@@ -58,37 +85,28 @@ def run(
         The model (a name, a folder or a file; may be left out) and the prompt, to which is added what comes through a pipe.
     system
         The system prompt, in place of the model's own.
-    device
-        cpu, cuda or cuda:N; left out, cpu.
-    dtype
-        What to compute in: auto (the file's own type, also where this is left out), float32, bfloat16 or float16.
-    threads
-        CPU threads; left out, as many as there are physical cores.
-    context
-        A window shorter than the model's own.
-    cache_bits
-        Bits of the keys and values that are kept of what was read, 16 or 8, which halve the memory and cost a little accuracy. CPU
-        only.
-    isa
-        The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower.
     local
-        Load the model here, also where a server of ours is running. So do all of the flags above that say how to compute.
+        Load the model here, also where a server of ours is running. So do all flags that say how to compute.
     at
         The server to ask, as host:port or a URL; left out, QWEN2_SERVER or 127.0.0.1:11434. Without one the model is loaded here.
     plain
         Show the text as the model wrote it, not as rendered Markdown.
     verbose
         Say on stderr how fast it was, on what, with how much memory, and what sampling was used.
+    how
+        How to compute.
     sampling
         How tokens are chosen and when to stop. What is left out is the model's own default.
     """
-    params = replace(params_of(sampling), context=context)  # which goes before a num_ctx of the model's own
+    params = replace(params_of(sampling), context=how.context)  # which goes before a num_ctx of the model's own
     model, given = split_words(words)
     check_model(model, words)
     prompt = join_prompt(given)
+    if how.draft is not None:
+        check_model(how.draft, ())
+        ensure(how.draft)
     ensure(model)
-    how = {"device": device, "dtype": dtype, "threads": threads, "context": context, "cache_bits": cache_bits, "isa": isa}
-    partner = partner_of(model, at, local, {name: value for name, value in how.items() if value is not None})
+    partner = partner_of(model, at, local, {name: value for name, value in asdict(how).items() if value is not None})
     if prompt is not None:
         return answer_once(partner, prompt, system, params, plain, verbose)
     talk(partner, system, params, plain, verbose)

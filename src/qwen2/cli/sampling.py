@@ -1,7 +1,7 @@
 """Sampling parameters as people write them: flags of `qwen2 run`, and `/set parameter` in a conversation.
 
 Both are derived from the fields of `SamplingParams`: names, types, defaults, and what each says of itself as its help. Left out:
-`n`, `logprobs`, `constraint` and `context`, which one conversation has no place for; Python and the servers have them.
+`n`, the log-probabilities, `constraint` and `context`, which one conversation has no place for; Python and the servers have them.
 
     read_value("top_p", "0.9")      # 0.9
 """
@@ -20,7 +20,7 @@ from cyclopts import Parameter
 from qwen2.cli.app import BIAS_FORM
 from qwen2.engine.request import SamplingParams
 
-LEFT_OUT = ("n", "logprobs", "constraint", "context")
+LEFT_OUT = ("n", "logprobs", "prompt_logprobs", "constraint", "context")
 KINDS = {float: "a number", int: "a whole number", bool: "on or off"}
 UNIONS = (Union, UnionType)
 SWITCH = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}

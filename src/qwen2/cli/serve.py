@@ -49,6 +49,9 @@ class Flags:
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _flag("cpu, or cuda.")] = "cpu"
+    draft: Annotated[str | None, _flag("A smaller model that guesses for those of the same tokens: no text changes, most come sooner.")] = (
+        None
+    )
 
 
 def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
@@ -83,6 +86,12 @@ def settings_of(flags: Flags) -> Settings:
             raise ValueError(f"--{name} {value}: must be at least 1")
     if len(flags.load or ()) > flags.max_loaded:
         raise ValueError(f"--load is given {len(flags.load or ())} times and --max-loaded is {flags.max_loaded}: raise it")
+    if flags.draft is not None:
+        from qwen2.weights.store import Store
+
+        if flags.device.partition(":")[0] != "cpu":
+            raise ValueError(f"--draft with --device {flags.device}: guesses are checked by the CPU's kernels; leave one of them out")
+        Store().find(flags.draft)
     if not 0 <= flags.port < PORTS:
         raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
     return Settings(
@@ -100,6 +109,7 @@ def settings_of(flags: Flags) -> Settings:
         cache_bytes=None if flags.cache_gb is None else int(flags.cache_gb * 1e9),
         threads=flags.threads,
         device=flags.device,
+        draft=flags.draft,
     )
 
 

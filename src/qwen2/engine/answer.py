@@ -13,6 +13,7 @@ from qwen2.engine.request import Chunk, FinishReason, Output, Request, Timings, 
 from qwen2.engine.speculative import Lookup
 
 if TYPE_CHECKING:
+    from qwen2.engine.draft import Follower
     from qwen2.engine.kv_cache import BlockSequence
     from qwen2.engine.sampler import Sampler
     from qwen2.engine.stops import AnswerText
@@ -28,10 +29,11 @@ class Answer:
         self.sampler, self.text = make(request, index)
         self.cache = None  # type: ignore[assignment]
         self.tokens = list(request.prompt)  # prompt and answer
-        self.handed = 0  # rows that the reader has, if there is one
+        self.handed = 0  # rows that the reader has had, if there is one
         self.logprobs: list[TokenLogprob] = []
         self.done = False
         self.lookup: Lookup | None = None
+        self.guesser: Lookup | Follower | None = None  # who guessed last
 
     @property
     def unread(self) -> int:
@@ -43,19 +45,42 @@ class Answer:
         """Samples that this stands for: all of a request until the first token, then one."""
         return 1 if self.begun or self.index else self.request.params.n
 
+    def read_rows(self, count: int) -> range:
+        """Of the next `count` tokens those whose hidden states the request's reader still waits for, counted from the next."""
+        request = self.request
+        if request.reader is None or self.index:
+            return range(0)
+        start = len(self.cache)
+        first, end = max(self.handed, request.read_from, start), min(start + count, len(request.prompt))
+        return range(first - start, end - start) if first < end else range(0)
+
+    @property
+    def reusable(self) -> Sequence[int]:
+        """Tokens of which all but the last may be found in the cache: not those whose hidden states are still waited for."""
+        request = self.request
+        if request.reader is None or self.index or self.handed >= len(request.prompt):
+            return self.tokens
+        return self.tokens[: max(self.handed, request.read_from) + 1]
+
     def guess(self, most: int) -> tuple[int, ...]:
         """Tokens that may follow, no more than may still be written."""
         if not self.begun:
             return ()
         if self.lookup is None:
             self.lookup = Lookup()
+        self.guesser = self.lookup
+        return self.lookup.guess(self.tokens, min(most, self.room))
+
+    @property
+    def room(self) -> int:
+        """How many tokens may be guessed: one less than may still be written, since one follows them."""
         assert self.request.params.max_tokens is not None, "the window bounds every answer"
-        return self.lookup.guess(self.tokens, min(most, self.request.params.max_tokens - self.written - 1))
+        return self.request.params.max_tokens - self.written - 1
 
     def learn_from(self, offered: int, right: int) -> None:
         """So many of the guesses were right."""
-        assert self.lookup is not None, "who was checked has guessed"
-        self.lookup.learn_from(offered, right)
+        assert self.guesser is not None, "who was checked has guessed"
+        self.guesser.learn_from(offered, right)
 
     def siblings(self) -> list[Answer]:
         """The other samples of the request."""
@@ -98,6 +123,13 @@ class Answer:
         assert self.request.params.max_tokens is not None, "the window bounds every answer"
         return "length" if self.written >= self.request.params.max_tokens else None
 
+    def end_reading(self) -> None:
+        """All was read, and nothing is to be written."""
+        if self.request.scored is None:
+            self.done = True
+        else:
+            self.request.outbox.append(self._last(Chunk("", index=self.index), "length", None))
+
     def abort(self) -> None:
         """End here, with what there is."""
         self.request.outbox.append(self._last(Chunk("", index=self.index), "abort", None))
@@ -123,5 +155,6 @@ class Answer:
             params=request.params,
             timings=Timings(first - admitted, now - first),
             logprobs=None if request.params.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=request.prompt_logprobs(),
             stopped_by=stopped_by,
         )

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING
 from qwen2.engine.answer import Answer
 from qwen2.engine.blocks import BLOCK
 from qwen2.engine.constraint import ConstraintError
+from qwen2.engine.draft import Draft
 from qwen2.engine.grammar import Grammars
 from qwen2.engine.kv_cache import KVCache
+from qwen2.engine.logprobs import TextLogprobs, not_finite, token_logprobs
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
-from qwen2.engine.runner import Runner, not_finite
-from qwen2.engine.sampler import Sampled, make_sampler, token_logprob
+from qwen2.engine.runner import Runner
+from qwen2.engine.sampler import Sampled, make_sampler
 from qwen2.engine.scheduler import Batch, Due, Scheduler
-from qwen2.engine.speculative import MOST
+from qwen2.engine.speculative import MOST, TOGETHER
 from qwen2.engine.stops import AnswerText
 from qwen2.engine.worker import Worker
 
@@ -45,6 +47,7 @@ class Engine:
     taken only as answers grow. When all of it is in use answers give way to more important ones and go on later. `keep_bytes` of it
     may hold ended answers, for prompts that begin like them; left out, an eighth of the weights' memory and one window at most. The
     one that ended last is always kept. `guesses` is how many tokens may be guessed and checked at once (speculative.py); 0 is off.
+    `draft` is a smaller model of the same tokens that guesses too (draft.py); its cache is part of these bytes.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Engine:
         cache_bytes: int | None = None,
         keep_bytes: int | None = None,
         guesses: int = MOST,
+        draft: Model | None = None,
     ) -> None:
         tokenizer = model.tokenizer
         self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
@@ -65,9 +69,11 @@ class Engine:
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
         self.widest = model.config.window
         self.runner = Runner(model.network, cache_bits)
-        self.cache = self._make_cache(model, max_batch, cache_bytes, keep_bytes)
-        self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0)
+        draft_runner = None if draft is None else self._draft_runner(draft, model, guesses)
+        self.cache, self.draft = self._make_caches(draft_runner, max_batch, cache_bytes, keep_bytes)
+        self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0, self.draft)
         self.guessed = self.guessed_right = 0
+        self.drafted = self.drafted_right = 0  # those of them that the draft guessed
         self.grammars = Grammars(tokenizer, self.vocab)
         self.ids = count()
         self.horizon = 0  # requests with a smaller id are to end
@@ -76,16 +82,35 @@ class Engine:
         self.lock = threading.RLock()  # held during a step
         self.worker = Worker(self, one_thread=self.runner.native)
 
-    def _make_cache(self, model: Model, max_batch: int, cache_bytes: int | None, keep_bytes: int | None) -> KVCache:
-        """The blocks, at least so many that one window fits."""
-        block, window = self.runner.memory.block_bytes, -(-self.window // BLOCK)
+    def _draft_runner(self, draft: Model, model: Model, guesses: int) -> Runner:
+        """What runs the draft. ValueError where it cannot guess for this model."""
+        if not guesses:
+            raise ValueError("draft with guesses 0: a draft does nothing but guess; leave one of them out")
+        if not self.runner.native or not draft.network.packed:
+            raise ValueError("draft: only on a CPU with kernels is a guess checked without changing the text; leave draft out")
+        if not draft.tokenizer.same_tokens(model.tokenizer):
+            cure = "take a smaller model of the same family, or leave draft out"
+            raise ValueError(f"draft {draft.name} has other tokens than {model.name}, so it cannot guess them: {cure}")
+        return Runner(draft.network, self.runner.cache_bits)
+
+    def _make_caches(
+        self, draft: Runner | None, max_batch: int, cache_bytes: int | None, keep_bytes: int | None
+    ) -> tuple[KVCache, Draft | None]:
+        """The blocks, at least so many that one window fits; a draft has one for each at most, and for few answers."""
+        own, window = self.runner.memory.block_bytes, -(-self.window // BLOCK)
+        block = own if draft is None else own + draft.memory.block_bytes
         limit = max_batch * window if cache_bytes is None else cache_bytes // block
         if limit < window:
             tokens, least = limit * BLOCK, window * block
             cure = f"give it {least:,} bytes, or a context of at most {tokens:,} tokens" if tokens else f"give it {least:,} bytes"
             raise ValueError(f"a cache of {cache_bytes:,} bytes holds {tokens:,} tokens, the window is {self.window:,}: {cure}")
-        keep = min(model.network.weight_bytes() // 8, window * block) if keep_bytes is None else keep_bytes
-        return KVCache(self.runner.memory, limit, min(limit, keep // block))
+        weights = self.runner.network.weight_bytes()
+        keep = min(limit, min(weights // 8 // own, window) if keep_bytes is None else keep_bytes // block)
+        cache = KVCache(self.runner.memory, limit, keep)
+        if draft is None:
+            return cache, None
+        drafted = KVCache(draft.memory, min(limit, TOGETHER * window), min(keep, TOGETHER * window))
+        return cache, Draft(draft, drafted, self.vocab, draft.network.weight_bytes() / weights)
 
     def turn(self) -> bool:
         """A step, on the worker's thread; whether there is more to do. If it breaks off, whoever was admitted fails."""
@@ -138,13 +163,15 @@ class Engine:
             if answer.done:
                 break
             token = sampled.token(row + right, answer.sampler)
-            answer.add(token, None if asked is None else token_logprob(logits[row + right], token, asked, self.vocab))
+            answer.add(token, None if asked is None else token_logprobs(logits[row + right][None], [token], asked, self.vocab)[0])
             if token != guessed:
                 break
             answer.cache.advance([token])
             right += 1
         if guess:
             self.guessed, self.guessed_right = self.guessed + len(guess), self.guessed_right + right
+            if answer.guesser is not answer.lookup:
+                self.drafted, self.drafted_right = self.drafted + len(guess), self.drafted_right + right
             answer.learn_from(len(guess), right)
         self._tell(answer.request)
 
@@ -160,17 +187,16 @@ class Engine:
     def _hand_to_readers(self, batch: Batch, x: Tensor) -> None:
         start = 0
         for span in batch:
-            reader = span.answer.request.reader
-            if reader is not None:
-                answer = span.answer
-                answer.done = span.is_last
-                known = max(0, answer.handed - len(answer.cache))  # rows it had before it was made to give way
-                answer.handed = max(answer.handed, len(answer.cache) + span.count)
+            answer, reader = span.answer, span.answer.request.reader
+            rows = answer.read_rows(span.count)
+            if rows and reader is not None:
+                answer.handed = len(answer.cache) + rows.stop
                 try:
-                    if known < span.count:
-                        reader(self.runner.hidden(x[start + known : start + span.count]))
+                    reader(self.runner.hidden(x[start + rows.start : start + rows.stop]))
                 except ArithmeticError as error:  # raised where the request is waited for
                     answer.request.error, answer.done = error, True
+            if answer.request.only_read and span.is_last and not answer.done:
+                answer.end_reading()
             start += span.count
 
     def _voice(self, request: Request, index: int) -> tuple[Sampler, AnswerText]:
@@ -186,23 +212,31 @@ class Engine:
         room = self.window - len(prompt)
         if context is not None and context < self.window and len(prompt) >= context:
             raise ValueError(f"the prompt has {len(prompt):,} tokens and num_ctx is {context:,}: raise it, or shorten the prompt")
-        if room < 1:
-            cure = f"shorten the prompt by at least {1 - room:,}, an answer needs one token"
+        if room < (0 if params.max_tokens == 0 else 1):
+            cure = f"shorten the prompt by at least {-room if params.max_tokens == 0 else 1 - room:,}, an answer needs one token"
             raise ValueError(f"prompt has {len(prompt):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_range(name, ids)
         resolved = params.resolve(self.generation, room if context is None else min(room, context - len(prompt)))
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
         form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
-        return Request(next(self.ids), list(prompt), resolved, ends, form)
+        request = Request(next(self.ids), list(prompt), resolved, ends, form, only_read=resolved.max_tokens == 0)
+        if resolved.prompt_logprobs is not None:
+            request.reader = request.scored = self.text_logprobs(request.prompt, resolved.prompt_logprobs)
+        return request
 
-    def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None]) -> Request:
-        """A request that only reads: `reader` gets the final hidden states (n, D), chunk by chunk."""
+    def text_logprobs(self, tokens: Sequence[int], top: int = 0, first: int = 0) -> TextLogprobs:
+        """A reader that finds the log-probabilities of the tokens that follow row `first` and those behind it."""
+        return TextLogprobs(self.runner.network, tokens, self.vocab, top, first)
+
+    def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None], read_from: int = 0) -> Request:
+        """A request that only reads: `reader` gets the final hidden states (n, D) from row `read_from` on, chunk by chunk."""
         self.check_ids("prompt", tokens)
         if len(tokens) > self.window:
             cure = f"shorten the text by at least {len(tokens) - self.window:,} or read it in parts"
             raise ValueError(f"prompt has {len(tokens):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
-        return Request(next(self.ids), list(tokens), READ_ONLY.resolve(self.generation, 1), reader=reader)
+        params = READ_ONLY.resolve(self.generation, 1)
+        return Request(next(self.ids), list(tokens), params, reader=reader, read_from=read_from, only_read=True)
 
     def _wider(self) -> str:
         return f"; or raise context, this model allows {self.widest:,}" if self.window < self.widest else ""
@@ -273,6 +307,13 @@ class Engine:
         self.settle()
         with self.lock:
             self.cache.clear()
+            if self.draft is not None:
+                self.draft.cache.clear()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of keys and values that are held or can be found, the draft's too."""
+        return self.cache.nbytes + (0 if self.draft is None else self.draft.cache.nbytes)
 
     def _sweep(self) -> None:
         """Take in who came; free what has ended or was aborted. Each of a request's n samples ends with an output, begun or not."""
@@ -295,3 +336,5 @@ class Engine:
         """Every block is accounted for; RuntimeError names what is not."""
         with self.lock:
             self.cache.check(answer.cache for answer in self.scheduler.running)
+            if self.draft is not None:
+                self.draft.check()

@@ -126,13 +126,13 @@ class KVCache:
             del self.idle[id(best)]
             best.refs, mine = 1, best
         else:
-            best.refs += 1  # or it might be given away to make room for its own copy
+            self._hold(best)  # or it might be given away to make room for its own copy
             try:
                 mine = self.take()
             except NoRoomError:
                 return
             finally:
-                best.refs -= 1
+                self._release(best)
             self.pool.memory.copy(best, mine)
         sequence.append(mine)
         sequence.tokens.extend(rest[:length])

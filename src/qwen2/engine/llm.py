@@ -24,9 +24,9 @@ from qwen2.engine import calls
 from qwen2.engine.asked import Asked
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.engine import Engine
+from qwen2.engine.logprobs import TextLogprobs, not_finite
 from qwen2.engine.progress import Progress
-from qwen2.engine.request import Chunk, Output, Request, SamplingParams, shown
-from qwen2.engine.runner import not_finite
+from qwen2.engine.request import Chunk, Continuation, Output, Request, SamplingParams, shown
 from qwen2.engine.speculative import MOST
 from qwen2.weights.model import Model, load
 
@@ -39,7 +39,6 @@ Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI shapes them: ro
 Tools = Sequence[Mapping[str, Any]]  # functions as OpenAI shapes them
 Prompt = str | Sequence[int]
 AUTO = ToolChoice()
-LOGIT_ELEMENTS = 2**26  # of one block of rows while scoring: 256 MiB of float32
 
 
 class LLM:
@@ -48,6 +47,7 @@ class LLM:
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
     `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py). `home` is
     the folder of the store in which a name is looked for.
+    `draft` is a smaller model of the same tokens that guesses what comes, so that no text changes and most come sooner (draft.py).
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class LLM:
         keep_bytes: int | None = None,
         guesses: int = MOST,
         home: Path | None = None,
+        draft: str | Path | Model | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -75,13 +76,22 @@ class LLM:
         if context is not None:
             _at_least_one("context", context)
         _at_least_one("max_batch", max_batch)
-        self.model = model if isinstance(model, Model) else load(model, dtype, device, home, packed=True)
+        loaded = partial(load, dtype=dtype, device=device, home=home, packed=True)
+        self.model = model if isinstance(model, Model) else loaded(model)
+        self.draft = draft if draft is None or isinstance(draft, Model) else loaded(draft)
         own = self.model.config.window
         if context is not None and context > own:
             raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
         self.window = own if context is None else context
         self.engine = Engine(
-            self.model, self.window, max_batch, cache_bits=cache_bits, cache_bytes=cache_bytes, keep_bytes=keep_bytes, guesses=guesses
+            self.model,
+            self.window,
+            max_batch,
+            cache_bits=cache_bits,
+            cache_bytes=cache_bytes,
+            keep_bytes=keep_bytes,
+            guesses=guesses,
+            draft=self.draft,
         )
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
 
@@ -176,21 +186,37 @@ class LLM:
         `llm.tokenizer.encode(text)` names the tokens; models that begin every text with a token of their own have one more.
         """
         listed = [self._ids(prompt) for prompt in self._listed(texts)]
-        scores: list[list[float | None]] = [[None] for _ in listed]
-        self._read(listed, [self._scorer(ids, row) for ids, row in zip(listed, scores, strict=True)])
-        return scores
+        readers = [self.engine.text_logprobs(ids) for ids in listed]
+        self._run([self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)])
+        return [[None, *(each.logprob for each in reader.found)] for reader in readers]
 
-    def _scorer(self, ids: Sequence[int], scores: list[float | None]) -> Callable[[Tensor], None]:
-        network, rows = self.model.network, max(1, LOGIT_ELEMENTS // self.model.config.vocab)
+    def continuations(self, pairs: Iterable[tuple[Prompt, Prompt]]) -> list[Continuation]:
+        """How likely each second part is behind its first; beginnings that pairs have in common are read once.
 
-        def read(hidden: Tensor) -> None:  # (n, D)
-            for block in torch.split(hidden, rows):
-                targets = torch.tensor(ids[len(scores) : len(scores) + len(block)], device=hidden.device)  # the tokens that follow
-                logits = network.logits(block[: len(targets)]).float()  # (n, V)
-                chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-                scores.extend(_finite(chosen, "log-probabilities", network.dtype).tolist())
+        Two texts are encoded together and parted where the first one ends, so that nothing is encoded otherwise than in a text;
+        white space at its end goes to the second part, whose tokens begin with it.
+        """
+        requests, readers = list[Request](), list[TextLogprobs]()
+        for pair in pairs:
+            ids, count = self._parted(*pair)
+            self.engine.check_ids("continuation", ids[count:])
+            readers.append(self.engine.text_logprobs(ids, first=count - 1))
+            requests.append(self.engine.reading(ids[:-1], readers[-1], count - 1))  # nothing is to follow the last one
+        self._run(requests)
+        return [Continuation(tuple(reader.found)) for reader in readers]
 
-        return read
+    def _parted(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], int]:
+        """The ids of both, and how many are the prompt's."""
+        if len(continuation) == 0:
+            raise ValueError("continuation is empty: there is nothing to be likely")
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            whole = list(self._ids(prompt + continuation))
+            count = min(len(self._ids(prompt.rstrip())), len(whole) - 1)
+            if count < 1:
+                raise ValueError(f"{shown(prompt + continuation)} is one token: give prompt and continuation as ids, or more of a prompt")
+            return whole, count
+        first = self._ids(prompt)
+        return [*first, *(self.tokenizer.encode(continuation) if isinstance(continuation, str) else continuation)], len(first)
 
     def embed(self, texts: Prompt | Sequence[Prompt]) -> Tensor:
         """(n, D) float32: the mean of the final hidden states over a text's tokens, of length 1."""
@@ -246,7 +272,12 @@ class LLM:
         if not prompt:
             raise ValueError("prompt is empty: a model needs at least one token to go on from")
         ids = self.tokenizer.encode(prompt)
-        return [self.tokenizer.bos, *ids] if self.tokenizer.add_bos and self.tokenizer.bos is not None else ids
+        return [cast("int", self.tokenizer.bos), *ids] if self.begins_texts else ids
+
+    @property
+    def begins_texts(self) -> bool:
+        """Whether this model begins every text with a token of its own."""
+        return self.tokenizer.add_bos and self.tokenizer.bos is not None
 
     def _listed(self, prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
         """One prompt as a list of one."""

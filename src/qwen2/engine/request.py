@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from qwen2.config.generation import GenerationDefaults
     from qwen2.engine.grammar import Compiled
+    from qwen2.engine.logprobs import TextLogprobs
     from qwen2.tokenizer import Delta, ToolCall
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
@@ -88,6 +89,9 @@ class SamplingParams:
     logprobs: int | None = field(
         default=None, metadata={"help": "None: none; k: of the chosen token and of the k likeliest, before penalties and temperature."}
     )
+    prompt_logprobs: int | None = field(
+        default=None, metadata={"help": "None: none; k: of the prompt's tokens, and of the k likeliest in the place of each."}
+    )
     n: int = field(default=1, metadata={"help": "Answers to the same prompt."})
     context: int | None = field(default=None, metadata={"help": "Tokens of prompt and answer together; left out, the window."})
     constraint: Constraint | None = field(
@@ -135,13 +139,17 @@ class SamplingParams:
             _whole("stop_token_ids", token, "token ids, whole numbers of at least 0", 0)
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos {shown(self.ignore_eos)}: must be True or False")
-        if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, "a whole number of at least 1", 1)
         if self.context is not None:
             _whole("context", self.context, "a whole number of at least 1", 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, "a whole number of at least 0", 0)
+        if self.prompt_logprobs is not None:
+            _whole("prompt_logprobs", self.prompt_logprobs, "a whole number of at least 0", 0)
         _whole("n", self.n, f"a whole number from 1 to {MOST_SAMPLES}", 1, MOST_SAMPLES)
+        if self.max_tokens is not None and (self.max_tokens != 0 or self.prompt_logprobs is None):
+            _whole("max_tokens", self.max_tokens, "a whole number of at least 1", 1)
+        if self.max_tokens == 0 and self.n > 1:
+            raise ValueError(f"n {self.n}: must be 1 where max_tokens is 0, since nothing is written")
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise ValueError(f"constraint {shown(self.constraint)}: must be a Constraint; in settings and JSON, its kind and text")
 
@@ -189,7 +197,25 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
+    rank: int  # 1 for the likeliest
     top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens (id, logprob), best first
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt, token by token."""
+
+    tokens: tuple[TokenLogprob, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Of all of it."""
+        return sum(token.logprob for token in self.tokens)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each token is the likeliest in its place, so that the model would have written it."""
+        return all(token.rank == 1 for token in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -225,6 +251,7 @@ class Output:
     params: ResolvedParams
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # of every token of the prompt, None of the first
     stopped_by: str | int | None = None  # the stop string or token id that ended it
     content: str | None = None  # of chat with tools: the text outside the calls
     tool_calls: tuple[ToolCall, ...] = ()
@@ -255,7 +282,11 @@ class Chunk:
 
 @dataclass(eq=False)
 class Request:
-    """One prompt on its way through the engine. With a `reader` it is only read: every final hidden state goes there."""
+    """One prompt on its way through the engine. The prompt's final hidden states from row `read_from` on go to the `reader`.
+
+    Where it is `only_read` that is all that is done. Those that read all of a text share no blocks with others: what comes once
+    would only push out what comes again.
+    """
 
     id: int
     prompt: list[int]
@@ -263,6 +294,9 @@ class Request:
     ends: frozenset[int] = frozenset()  # token ids that end an answer
     form: Compiled | None = None  # what holds its answers to the constraint, if there is one
     reader: Callable[[Tensor], None] | None = None  # (N, D) rows of consecutive prompt tokens
+    read_from: int = 0
+    only_read: bool = False
+    scored: TextLogprobs | None = None  # the reader that makes `prompt_logprobs`
     outbox: deque[Chunk] = field(default_factory=deque)
     aborted: bool = False  # asked to end
     finished: bool = False  # has ended
@@ -273,3 +307,12 @@ class Request:
     made: float = field(default_factory=time.perf_counter)  # clock readings, seconds
     admitted: float | None = None
     first_token: float | None = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether it takes blocks of earlier texts, and leaves its own to later ones."""
+        return not self.only_read or self.read_from > 0
+
+    def prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        """What was found so far of the prompt's tokens, if that was asked for: all when the first token is written."""
+        return None if self.scored is None else (None, *self.scored.found)

@@ -52,11 +52,14 @@ class Runner:
 
         Rows that are neither a span's last nor for a reader may be unfinished.
         """
-        ids = array("q", [token for span in batch for token in span.tokens])
-        tokens = torch.frombuffer(ids, dtype=torch.int64).to(self.device)  # (N,); torch.tensor looks at every number
-        spans: list[Any] = [(span.answer.cache, span.count) for span in batch]
+        tokens = [token for span in batch for token in span.tokens]
+        return self.read(tokens, [(span.answer.cache, span.count) for span in batch], wanted_rows(batch) if self.native else None)
+
+    def read(self, ids: list[int], spans: list[Any], wanted: list[int] | None = None) -> Tensor:
+        """The same for ids laid end to end and the sequences that they go on, each with its number of them; `wanted` rows or all."""
+        tokens = torch.frombuffer(array("q", ids), dtype=torch.int64).to(self.device)  # (N,); torch.tensor looks at every number
         if self.native:
-            attend: Attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted_rows(batch))
+            attend: Attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted)
         else:
             attend = cached_attend(self.rope, spans, self.dtype, self.device)
         x: Tensor = self.network(tokens, attend, normed=False)
@@ -73,21 +76,14 @@ class Runner:
         return self.network.next_logits(wanted).float()
 
 
-def not_finite(dtype: torch.dtype) -> str:
-    """What it means that a model's numbers are none, and what to do."""
-    if dtype == torch.float32:
-        return "its weights are damaged; fetch or make the file again"
-    return f"its weights are damaged, or overflow {str(dtype).removeprefix('torch.')}; try dtype='float32'"
-
-
 def wanted_rows(batch: Batch) -> list[int] | None:
-    """The rows of a step whose hidden states are used: all for a reader, the last where a token follows. None for all of them."""
+    """The rows of a step whose hidden states are used: those for a reader, the last where a token follows. None for all of them."""
     rows: list[int] = []
     start = 0
     for span in batch:
-        if span.answer.request.reader is not None:
-            rows.extend(range(start, start + span.count))
-        elif span.is_last:
-            rows.extend(range(start + span.count - 1 - len(span.guess), start + span.count))
+        used = span.answer.read_rows(span.count)
+        first = span.count - 1 - len(span.guess) if span.is_last and not span.answer.request.only_read else span.count
+        rows.extend(range(start + used.start, start + min(used.stop, first)))
+        rows.extend(range(start + first, start + span.count))
         start += span.count
     return None if len(rows) == start else rows

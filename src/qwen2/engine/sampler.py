@@ -1,8 +1,8 @@
 """From a row of logits to a token: the chain of transforms is built once per sample, each step only applies what was asked.
 
 Order: repetition, presence and frequency penalty, logit bias, constraint, temperature, top-k, top-p, min-p, draw. Every sample draws
-from a generator of its own, one number a token, so that a seed gives the same text whatever else runs in the batch. Log-probabilities
-are those of the model itself, before any of these.
+from a generator of its own, one number a token, so that a seed gives the same text whatever else runs in the batch. Left out:
+log-probabilities, which are those of the model itself, before any of these (logprobs.py).
 
     sampler = make_sampler(params, prompt, vocab=151646, device=torch.device("cpu"))
     token = sampler(row)                                                        # row (V,) float32
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwen2 import kernels
-from qwen2.engine.request import TokenLogprob
 from qwen2.kernels.calls import argmax_rows
 
 if TYPE_CHECKING:
@@ -201,14 +200,6 @@ def draw(logits: Tensor, random: Random) -> int:
     bounds = logits.double().softmax(-1).cumsum(-1)  # (C,)
     place = torch.searchsorted(bounds, bounds[-1:] * random.random(), right=True)  # the first bound above it: never an empty interval
     return min(int(place), len(logits) - 1)
-
-
-def token_logprob(row: Tensor, token: int, top: int, vocab: int) -> TokenLogprob:
-    """A row of logits as the model gave it, padding included -> the chosen token's log-probability and the `top` likeliest of `vocab`."""
-    logprobs = row.float().log_softmax(-1)
-    best = logprobs[:vocab].topk(min(top, vocab))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return TokenLogprob(token, float(logprobs[token]), tuple(pairs))
 
 
 def largest(logits: Tensor) -> tuple[list[int], list[float]]:

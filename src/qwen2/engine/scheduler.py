@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen2.engine.blocks import BLOCK
+from qwen2.engine.draft import MOST_DRAFTED
 from qwen2.engine.speculative import TOGETHER
 
 if TYPE_CHECKING:
     from qwen2.engine.answer import Answer
+    from qwen2.engine.draft import Draft
     from qwen2.engine.kv_cache import KVCache
     from qwen2.engine.request import Request
 
@@ -70,8 +72,8 @@ Batch = list[Span]  # one step's work: spans of sequences laid end to end, N tok
 class Scheduler:
     """Waiting and running answers; both are in the order in which they are served."""
 
-    def __init__(self, cache: KVCache, max_batch: int, chunk: int, guesses: int = 0) -> None:
-        self.cache, self.guesses = cache, guesses
+    def __init__(self, cache: KVCache, max_batch: int, chunk: int, guesses: int = 0, draft: Draft | None = None) -> None:
+        self.cache, self.guesses, self.draft = cache, guesses, draft
         self.max_batch, self.chunk = max_batch, chunk
         self.waiting: list[Answer] = []
         self.running: list[Answer] = []
@@ -91,17 +93,19 @@ class Scheduler:
         self._admit()
         batch, budget = Batch(), self.chunk
         writing = [answer for answer in self.running if answer.unread == 1]
+        guesses = self._guesses(writing)
         for answer in writing:
             if answer.cache is not None:  # it was not made to give way since
-                self._append(batch, answer, 1)
+                self._append(batch, answer, 1, guesses.get(answer, ()))
         if batch:
             budget = max(1, self.chunk // BESIDE_ANSWERS)
         self._add_prompts(batch, budget)
         return batch
 
-    def _append(self, batch: Batch, answer: Answer, count: int) -> None:
+    def _append(self, batch: Batch, answer: Answer, count: int, guess: tuple[int, ...] = ()) -> None:
         """The answer's next tokens, with blocks for them from whoever is less important; nothing if it has to give way itself."""
-        guess = self._guess(answer) if count == answer.unread == 1 else ()
+        if answer.cache.missing(len(answer.cache) + count + len(guess)) > self.cache.available:
+            guess = ()  # for a guess nobody gives way
         total = len(answer.cache) + count + len(guess)
         while self.cache.available < answer.cache.missing(total):
             victim = self.running[-1]
@@ -112,25 +116,32 @@ class Scheduler:
         answer.cache.reserve(total)
         batch.append(Span(answer, count + len(guess), guess))
 
-    def _guess(self, answer: Answer) -> tuple[int, ...]:
-        """What may follow an answer: no more than may still be written, and than the cache has room for."""
-        if not self.guesses or len(self.running) > TOGETHER:
-            return ()
-        guess = answer.guess(self.guesses // len(self.running))
-        fits = answer.cache.missing(len(answer.cache) + 1 + len(guess)) <= self.cache.available
-        return guess if fits else ()
+    def _guesses(self, writing: list[Answer]) -> dict[Answer, tuple[int, ...]]:
+        """What may follow the answers, no more than may still be written: found in their own texts, or by a smaller model."""
+        running = len(self.running)
+        if not self.guesses or not 1 <= running <= TOGETHER:
+            return {}
+        found = {answer: guess for answer in writing if (guess := answer.guess(self.guesses // running))}
+        if self.draft is not None:
+            found |= self.draft.guess([answer for answer in writing if answer not in found and answer.begun], MOST_DRAFTED // running)
+        return found
 
     def _preempt(self, answer: Answer) -> None:
         self.running.remove(answer)
+        self._leave_draft(answer)
         self.cache.close(answer.cache)
         answer.cache = None  # type: ignore[assignment]
         self.preemptions += 1
         self.add(answer)
 
+    def _leave_draft(self, answer: Answer) -> None:
+        if self.draft is not None:
+            self.draft.leave(answer)
+
     def _add_prompts(self, batch: Batch, budget: int) -> None:
         reading = [answer for answer in self.running if answer.unread > 1]
         for answer in reading:
-            self.cache.extend(answer.cache, answer.tokens)  # another prompt may have been read this far since
+            self.cache.extend(answer.cache, answer.reusable)  # another prompt may have been read this far since
         reading = _distinct(reading)
         parts = _parts(reading, budget)
         for answer in reading:
@@ -143,7 +154,7 @@ class Scheduler:
             answer = self.waiting[0]
             request, before = answer.request, answer.request.admitted
             request.admitted = time.perf_counter() if before is None else before  # it is this one's fault if it finds no memory
-            cache = self.cache.open(answer.tokens, reuse=request.reader is None)
+            cache = self.cache.open(answer.reusable, reuse=request.shares)
             spare = len(self.running)  # a block for each, or whoever comes would soon give way again
             if self.running and self.cache.available < cache.missing(len(answer.tokens) + 1) + spare:
                 self.cache.close(cache)
@@ -172,7 +183,7 @@ class Scheduler:
             row += span.count
             is_last, known = span.is_last, span.count - len(span.guess)
             span.answer.cache.advance(span.tokens[:known])
-            if is_last and span.answer.request.reader is None:
+            if is_last and not span.answer.request.only_read and not span.answer.done:
                 due.append(Due(span.answer, row - len(span.guess), span.guess))
                 due += [Due(fork, row, ()) for fork in self._forks(span.answer)]
         return due
@@ -196,6 +207,7 @@ class Scheduler:
         if not ended and not any(answer.done for answer in self.waiting):
             return []
         for answer in ended:
+            self._leave_draft(answer)
             if answer.request.error is not None:
                 self.cache.discard(answer.cache)
             else:
@@ -209,6 +221,8 @@ class Scheduler:
             answer.request.finished = id(answer.request) not in unfinished
         if self.idle:
             self.cache.check(())
+            if self.draft is not None:
+                self.draft.check()
         return [answer.request for answer in ended]
 
     def fail(self, error: Exception) -> set[Request]:
@@ -221,6 +235,8 @@ class Scheduler:
                 request.error, request.finished = error, True
         self.running = []
         self.cache.reset()  # half-written, and of nobody now
+        if self.draft is not None:
+            self.draft.reset()
         return struck
 
 
@@ -230,7 +246,7 @@ def _distinct(reading: list[Answer]) -> list[Answer]:
     distinct = []
     for answer in reading:
         start = len(answer.cache)
-        if answer.cache.shared and start % BLOCK == 0 and answer.unread > BLOCK:
+        if answer.cache.shared and start % BLOCK == 0 and len(answer.reusable) > start + BLOCK:
             block = answer.cache.chains[-1], tuple(answer.tokens[start : start + BLOCK])
             if block in begun:
                 continue

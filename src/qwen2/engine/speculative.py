@@ -5,7 +5,8 @@ guessed to follow again. The model reads guess and all, and a token is chosen fr
 that differs from its guess ends the step's gain. Since a row's logits have the same bits in any company, the text is that of
 plain decoding, greedy or drawn, to the last token; a network without kernels does not promise that, and does not guess.
 
-How many are guessed follows how many were right, and so does how often. Left out: trees of guesses.
+How many are guessed follows how many were right, and so does how often. Left out: what a smaller model guesses where nothing is
+found (draft.py), trees of guesses.
 """
 
 from __future__ import annotations

@@ -28,13 +28,14 @@ class Turned(Protocol):
 class Worker:
     """Calls `turn` of whatever it is given, on one thread of its own; `one_thread` holds torch's products to that one thread.
 
-    Beside the kernels' threads torch's own would spin against them.
+    Beside the kernels' threads torch's own would spin against them. What other threads have stays as it was.
     """
 
     def __init__(self, turned: Turned, one_thread: bool) -> None:
         self._turned: Callable[[], Any] = weakref.ref(turned, lambda _: self.stop())
         self._one_thread = one_thread
         self._wanted, self._stopped = threading.Event(), False
+        self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -53,7 +54,11 @@ class Worker:
             if self._thread is None and not self._stopped:
                 self._thread = threading.Thread(target=self._run, name="qwen2-engine", daemon=True)
                 _alive.add(self)
+                before = torch.get_num_threads()
                 self._thread.start()
+                self._begun.wait()
+                if self._one_thread:
+                    torch.set_num_threads(before)  # the last call, from whatever thread, is what later threads begin with
 
     def stop(self) -> None:
         """End after the step that is running; nothing more is done then."""
@@ -67,7 +72,8 @@ class Worker:
 
     def _run(self) -> None:
         if self._one_thread:
-            torch.set_num_threads(1)  # of this thread alone
+            torch.set_num_threads(1)
+        self._begun.set()
         with torch.inference_mode():
             while not self._stopped:
                 self._wanted.clear()

@@ -6,6 +6,7 @@ uvicorn.run(create_app(Settings()), host="127.0.0.1", port=11434)          # wha
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from qwen2 import __version__
-from qwen2.server import anthropic, native, ollama, ollama_create, ollama_models, openai, responses
+from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import FAILURES, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.server.openai_schema import Sampling
 
+log = logging.getLogger("qwen2.server")
 KEPT = 1 << 30  # bytes of ended texts, which many clients come back to
 
 
@@ -56,6 +58,8 @@ class Server:
         limits = self.settings.limits
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(400, "stream_options goes with stream: true", field="stream_options")
+        if asked.stream and asked.prompt_logprobs is not None:
+            raise ApiError(400, "prompt_logprobs goes with stream: false", field="prompt_logprobs")
         if asked.n is not None and asked.n > limits.samples:
             raise ApiError(400, f"n is {asked.n}: this server writes at most {limits.samples} samples of one request", field="n")
         self.check_stops([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])
@@ -115,7 +119,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
 
     app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
-    for dialect in (openai, responses, anthropic, ollama, ollama_models, ollama_create, native):
+    for dialect in (openai, completions, responses, anthropic, ollama, ollama_models, ollama_create, native):
         app.include_router(dialect.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
@@ -132,24 +136,25 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
 
 
 def loader(settings: Settings, store: Store) -> Load:
-    """How a model of the store is loaded."""
+    """How a model of the store is loaded. One that the draft cannot guess for is served without, and the log says so."""
 
     def load(name: str) -> tuple[LLM, object]:
         from qwen2.engine.llm import LLM
+        from qwen2.weights.model import load as load_model
 
-        llm = LLM(
-            name,
-            device=settings.device,
-            threads=settings.threads,
-            context=settings.context,
-            max_batch=settings.max_batch,
-            cache_bits=settings.cache_bits,
-            cache_bytes=settings.cache_bytes,
-            keep_bytes=KEPT if settings.cache_bytes is None else settings.cache_bytes,
-            home=store.home,
-        )
+        values: dict[str, Any] = {"device": settings.device, "threads": settings.threads, "cache_bits": settings.cache_bits}
+        values |= {"context": settings.context, "max_batch": settings.max_batch, "cache_bytes": settings.cache_bytes}
+        values["keep_bytes"] = KEPT if settings.cache_bytes is None else settings.cache_bytes
+        model = load_model(name, device=settings.device, home=store.home, packed=True)
+        draft = None
+        if settings.draft is not None and store.get(settings.draft).name != name:
+            draft = load_model(settings.draft, device=settings.device, home=store.home, packed=True)
+            if not model.tokenizer.same_tokens(draft.tokenizer) or draft.network.weight_bytes() >= model.network.weight_bytes():
+                log.warning("%s is not smaller than %s or has other tokens: served without it", settings.draft, name)
+                draft = None
+        llm = LLM(model, draft=draft, **values)
         llm.engine.grammars.vocabulary()  # holds all threads of Python for a second: now, and not while it answers others
-        return llm, llm.model.hold
+        return llm, (model.hold, None if draft is None else draft.hold)
 
     return load
 

@@ -75,7 +75,7 @@ class _Engines:
             "qwen2_cache_blocks_used": ("Blocks of the cache that are in use or can be found.", lambda e: e.cache.pool.taken),
             "qwen2_cache_blocks_idle": ("Those of them that nobody is using.", lambda e: len(e.cache.idle)),
             "qwen2_cache_blocks_limit": ("Blocks that there may be.", lambda e: e.cache.pool.limit),
-            "qwen2_cache_bytes": ("Memory of the blocks in use.", lambda e: e.cache.nbytes),
+            "qwen2_cache_bytes": ("Memory of the blocks in use.", lambda e: e.cache_bytes),
         }
         counts = {
             "qwen2_prefix_tokens_asked": ("Tokens of prompts that were looked for in the cache.", lambda e: e.cache.asked),
@@ -83,6 +83,8 @@ class _Engines:
             "qwen2_preemptions": ("Answers that gave way.", lambda e: e.scheduler.preemptions),
             "qwen2_guessed_tokens": ("Tokens that were guessed.", lambda e: e.guessed),
             "qwen2_guessed_right_tokens": ("Those that were right.", lambda e: e.guessed_right),
+            "qwen2_drafted_tokens": ("Guessed tokens that a smaller model wrote ahead.", lambda e: e.drafted),
+            "qwen2_drafted_right_tokens": ("Those that were right.", lambda e: e.drafted_right),
         }
         yield GaugeMetricFamily("qwen2_models_loaded", "Models in memory.", value=len(loaded))
         yield GaugeMetricFamily("qwen2_scraped_seconds", "When this was read.", value=time.time())

@@ -1,4 +1,4 @@
-"""OpenAI's dialect: chat, completions, embeddings, models; and /tokenize, /detokenize as vLLM has them.
+"""OpenAI's dialect: chat, embeddings, models (completions.py has the rest); and /tokenize, /detokenize as vLLM has them.
 
 Bodies become requests of the engine, chunks become events; nothing here knows how a model works. The answer that is not streamed
 is the stream, folded.
@@ -10,7 +10,7 @@ import base64
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.errors import ApiError
-from qwen2.server.openai_schema import Chat, Completion, Detokenize, Embedding, Sampling, Tokenize
+from qwen2.server.openai_schema import Chat, Detokenize, Embedding, Sampling, Tokenize
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -86,14 +86,15 @@ async def chat(body: Chat, request: Request) -> Response:
 
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
-        return [llm.ask(conversation(body.messages), body.params(most, logprobs, form), tools, body.choice, in_pieces=True)]
+        params = body.params(most, logprobs, form, body.prompt_logprobs)
+        return [llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True)]
 
     answering = await server.answer(request, body.model, ask)
-    writer = ChatWriter(answering, body.choice.parallel)
+    writer = ChatWriter(answering, body.choice.parallel, body.prompt_logprobs)
     return await respond(request, body, answering, writer)
 
 
-async def respond(request: Request, body: Sampling, answering: Answering, writer: ChatWriter | CompletionWriter) -> Response:
+async def respond(request: Request, body: Sampling, answering: Answering, writer: Writer) -> Response:
     """Events, or the whole."""
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -101,11 +102,21 @@ async def respond(request: Request, body: Sampling, answering: Answering, writer
     return JSONResponse(writer.whole(await collected(request, answering)))
 
 
+class Writer(Protocol):
+    """What makes objects of answers."""
+
+    def stream(self, include_usage: bool) -> AsyncIterator[Json]:
+        """As they come."""
+
+    def whole(self, groups: Sequence[Sequence[Output]]) -> Json:
+        """In one."""
+
+
 class ChatWriter:
     """One answer as OpenAI's chat objects."""
 
-    def __init__(self, answering: Answering, parallel: bool) -> None:
-        self.answering, self.llm, self.parallel = answering, answering.llm, parallel
+    def __init__(self, answering: Answering, parallel: bool, prompt_top: int | None = None) -> None:
+        self.answering, self.llm, self.parallel, self.prompt_top = answering, answering.llm, parallel, prompt_top
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.calls: dict[int, int] = {}  # by sample, how many were sent
 
@@ -127,7 +138,7 @@ class ChatWriter:
                 logprobs = None  # once, however many deltas the tokens make
             if chunk.output is not None:
                 last.append(chunk)
-                yield self._chunk(chunk.index, {}, _reason(chunk.output), include_usage)
+                yield self._chunk(chunk.index, {}, finish_reason(chunk.output), include_usage)
         if include_usage:
             outputs = [chunk.output for chunk in last if chunk.output is not None]
             yield self.head("chat.completion.chunk") | {"choices": [], "usage": usage_of(outputs), "timings": timings_of(outputs)}
@@ -162,7 +173,10 @@ class ChatWriter:
         """The answer in one."""
         outputs = groups[0]
         choices = [self._choice(index, output) for index, output in enumerate(outputs)]
-        return self.head("chat.completion") | {"choices": choices, "usage": usage_of(outputs), "timings": timings_of(outputs)}
+        whole = self.head("chat.completion") | {"choices": choices, "usage": usage_of(outputs), "timings": timings_of(outputs)}
+        if self.prompt_top is None:
+            return whole
+        return whole | {"prompt_logprobs": prompt_logprobs(self.llm, outputs[0].prompt_logprobs, self.prompt_top)}
 
     def _choice(self, index: int, output: Output) -> Json:
         message: Json = {"role": "assistant", "content": output.text if output.content is None else output.content, "refusal": None}
@@ -174,7 +188,7 @@ class ChatWriter:
                 for i, call in enumerate(calls)
             ]
         logprobs = None if output.logprobs is None else _chat_logprobs(self.llm, output.logprobs)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": _reason(output)}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(output)}
 
 
 def call_id(answer: str, sample: int, index: int) -> str:
@@ -182,7 +196,7 @@ def call_id(answer: str, sample: int, index: int) -> str:
     return f"call_{answer.removeprefix('chatcmpl-')}_{sample}_{index}"
 
 
-def _reason(output: Output) -> str:
+def finish_reason(output: Output) -> str:
     return "stop" if output.finish_reason == "abort" else output.finish_reason
 
 
@@ -213,97 +227,26 @@ def _chat_logprobs(llm: LLM, logprobs: Sequence[TokenLogprob]) -> Json:
     return {"content": content, "refusal": None}
 
 
-# --- completions
+def prompt_logprobs(llm: LLM, found: Sequence[TokenLogprob | None] | None, top: int) -> list[Json | None]:
+    """As vLLM has them: for each token of the prompt itself and the likeliest in its place, by id; null for the first."""
+
+    def one(token: int, logprob: float, rank: int) -> Json:
+        text = llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+        return {"logprob": logprob, "rank": rank, "decoded_token": text}
+
+    told: list[Json | None] = []
+    for each in found or ():
+        if each is None:
+            told.append(None)
+            continue
+        likeliest = {str(token): one(token, logprob, i + 1) for i, (token, logprob) in enumerate(each.top[:top])}
+        told.append({str(each.token_id): one(each.token_id, each.logprob, each.rank)} | likeliest)
+    return told
 
 
-@router.post("/v1/completions")
-async def completions(body: Completion, request: Request) -> Response:
-    """What goes on from one or several prompts."""
-    server = server_of(request)
-    server.check(body)
-    prompts = _listed(body.prompt)
-    if not prompts or len(prompts) > server.settings.limits.inputs:
-        raise ApiError(400, f"prompt has {len(prompts)} texts: 1 to {server.settings.limits.inputs} at once", field="prompt")
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo with logprobs is not offered: ask for logprobs of the answer alone", field="echo")
-    most = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
-
-    def ask(llm: LLM) -> list[Asked]:
-        return [llm.ask(prompt, body.params(most, body.logprobs)) for prompt in prompts]
-
-    answering = await server.answer(request, body.model, ask)
-    writer = CompletionWriter(answering, [_text(answering.llm, prompt) for prompt in prompts] if body.echo else None)
-    return await respond(request, body, answering, writer)
-
-
-class CompletionWriter:
-    """Answers as OpenAI's text objects; sample i of prompt p has the index p * n + i."""
-
-    def __init__(self, answering: Answering, echo: list[str] | None) -> None:
-        self.answering, self.llm, self.echo = answering, answering.llm, echo
-        self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
-        self.offsets: dict[int, int] = {}
-
-    def head(self) -> Json:
-        """What every object begins with."""
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.answering.name}
-
-    async def stream(self, include_usage: bool) -> AsyncIterator[Json]:
-        """Chunks as they come."""
-        outputs: dict[int, Output] = {}
-        begun: set[int] = set()
-        async for prompt, chunk in self.answering:
-            n = self.answering.asked[prompt].request.params.n
-            index, text = prompt * n + chunk.index, chunk.text
-            if self.echo is not None and index not in begun:
-                text = self.echo[prompt] + text
-            begun.add(index)
-            if chunk.output is not None:
-                outputs[index] = chunk.output
-            reason = None if chunk.output is None else _reason(chunk.output)
-            if text or reason or chunk.logprobs:
-                logprobs = self._logprobs(chunk.logprobs, index) if chunk.logprobs else None
-                choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-                yield self.head() | {"choices": [choice]} | ({"usage": None} if include_usage else {})
-        if include_usage:
-            ordered = [outputs[index] for index in sorted(outputs)]
-            yield self.head() | {"choices": [], "usage": usage_of(ordered, len(self.answering.asked)), "timings": timings_of(ordered)}
-
-    def whole(self, groups: Sequence[Sequence[Output]]) -> Json:
-        """The answers in one."""
-        outputs = [output for group in groups for output in group]
-        choices: list[Json] = []
-        for prompt, group in enumerate(groups):
-            for output in group:
-                text = output.text if self.echo is None else self.echo[prompt] + output.text
-                logprobs = None if output.logprobs is None else self._logprobs(output.logprobs, len(choices))
-                choices.append({"index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": _reason(output)})
-        return self.head() | {"choices": choices, "usage": usage_of(outputs, len(groups)), "timings": timings_of(outputs)}
-
-    def _logprobs(self, logprobs: Sequence[TokenLogprob], index: int) -> Json:
-        def text(token: int) -> str:
-            return self.llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace")
-
-        tokens = [text(each.token_id) for each in logprobs]
-        offsets = []
-        for token in tokens:
-            offsets.append(self.offsets.get(index, 0))
-            self.offsets[index] = offsets[-1] + len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [each.logprob for each in logprobs],
-            "top_logprobs": [{text(token): value for token, value in each.top} for each in logprobs],
-            "text_offset": offsets,
-        }
-
-
-def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
     """One prompt as a list of one."""
     return [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
-
-
-def _text(llm: LLM, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt)
 
 
 # --- numbers and tokens
@@ -313,7 +256,7 @@ def _text(llm: LLM, prompt: str | list[int]) -> str:
 async def embeddings(body: Embedding, request: Request) -> Json:
     """Mean-pooled last hidden states, of length one."""
     server = server_of(request)
-    texts = _listed(body.input)
+    texts = listed(body.input)
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
     vectors, tokens, name = await server.embed(request, body.model, texts)

@@ -1,7 +1,7 @@
 """The bodies of OpenAI's requests, as pydantic reads them: every field is used, named as harmless, or refused.
 
-Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids` and `ignore_eos` are taken as
-other servers take them.
+Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos` and
+`prompt_logprobs` are taken as other servers take them.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ class Sampling(Harmless):
     max_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)  # vLLM's
 
-    def params(self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
+    def params(
+        self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
         """As the engine takes them; None is the model's own default, ValueError names what is out of range."""
         return SamplingParams(
             temperature=self.temperature,
@@ -75,6 +78,7 @@ class Sampling(Harmless):
             ignore_eos=bool(self.ignore_eos),
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             n=1 if self.n is None else self.n,
             constraint=constraint,
         )

@@ -39,6 +39,7 @@ class Settings:
     cache_bytes: int | None = None
     threads: int | None = None
     device: str = "cpu"
+    draft: str | None = None  # name of a smaller model that guesses for those of the same tokens
     limits: Limits = Limits()
 
 

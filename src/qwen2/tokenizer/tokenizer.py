@@ -101,6 +101,10 @@ class Tokenizer:
         """A decoder for one stream of ids."""
         return StreamDecoder(self, skip_control)
 
+    def same_tokens(self, other: Tokenizer) -> bool:
+        """Whether every id stands for the same in both, so that one model's ids are another's."""
+        return self.control == other.control and self._bpe.get_vocab() == other._bpe.get_vocab()
+
     # --- sources
 
     @classmethod
