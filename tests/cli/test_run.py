@@ -250,7 +250,7 @@ def test_every_sampling_parameter_is_a_flag_with_help(tmp_path):
     for field in fields(SamplingParams):
         flag = f"--{field.name.replace('_', '-')}"
         found = re.search(rf"{flag}\b(?: [A-Z.]+)? +([^ \u2502])", done.stdout)
-        assert (found is not None) == (field.name not in ("n", "logprobs", "constraint")), flag
+        assert (found is not None) == (field.name not in ("n", "logprobs", "prompt_logprobs", "constraint")), flag
 
 
 def test_flags_of_lists_and_mappings_reach_the_engine(tmp_path, tiny_folder):
