@@ -9,7 +9,7 @@ import torch
 
 from qwen2 import LLM, SamplingParams, kernels
 from qwen2.config import tiny
-from qwen2.engine.draft import AT_ONCE, EARNED, LONGEST_PAUSE, READ
+from qwen2.engine.draft import AT_ONCE, DEBT, EARNED, READ
 from qwen2.engine.speculative import TOGETHER
 from qwen2.weights.export import to_gguf
 from tests.conftest import tiny_model
@@ -95,20 +95,20 @@ def test_right_guesses_save_steps(path, monkeypatch):
     plain = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
     llm.generate([PROMPTS[0]], plain)
     engine = settled(llm).engine
-    assert engine.guessed_right >= 80
+    assert engine.guessed_right >= 60
     assert engine.drafted == engine.drafted_right
-    assert len(steps) < 30
+    assert len(steps) < 40
 
 
 @pytest.mark.usefixtures("bold")
-def test_a_draft_that_is_wrong_pauses(path, small, monkeypatch):
+def test_an_answer_that_loses_by_it_is_left(path, small, monkeypatch):
     llm = drafting(path, small, cost=0.4)
     reads, read = [], llm.engine.draft.runner.read
     monkeypatch.setattr(llm.engine.draft.runner, "read", lambda ids, *rest: (reads.append(len(ids)), read(ids, *rest))[1])
     llm.generate([PROMPTS[0]], replace(GREEDY, max_tokens=400))
     assert settled(llm).engine.drafted_right < 20
-    assert 0 < len(reads) * 0.4 < 400 / LONGEST_PAUSE * 2  # in steps of the larger model
-    assert sum(reads) < 400 + 400
+    assert not llm.engine.draft.left
+    assert 0 < len(reads) * 0.4 < 2 * DEBT + 20 * 1.4  # in steps of the larger model: what was lost, and what guesses brought
 
 
 def test_a_draft_that_is_unsure_offers_nothing(path, small):

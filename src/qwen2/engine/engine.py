@@ -110,7 +110,7 @@ class Engine:
         if draft is None:
             return cache, None
         drafted = KVCache(draft.memory, min(limit, TOGETHER * window), min(keep, TOGETHER * window))
-        return cache, Draft(draft, drafted, self.vocab, draft.network.weight_bytes() / weights)
+        return cache, Draft(draft, drafted, self.vocab, weights)
 
     def turn(self) -> bool:
         """A step, on the worker's thread; whether there is more to do. If it breaks off, whoever was admitted fails."""
