@@ -180,6 +180,7 @@ def tools_of(body: Prompt) -> list[Json] | None:
 async def messages(body: Messages, request: Request) -> Response:
     """The assistant's next message."""
     server = server_of(request)
+    server.models.full_name(body.model)
     server.check_stops(body.stop_sequences or [])
 
     def ask(llm: LLM) -> list[Asked]:

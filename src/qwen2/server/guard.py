@@ -7,6 +7,7 @@ Left out: TLS, which a proxy in front does.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -28,6 +29,7 @@ log = logging.getLogger("qwen2.server")
 OPEN = {"/health"}  # asked without a key
 ONE = {"GET", "HEAD", "OPTIONS"}
 ID_LENGTH = 64
+PATIENCE = 5.0  # seconds for a body that nobody reads
 
 
 def dialect_of(path: str) -> Dialect:
@@ -78,6 +80,8 @@ class Guard:
                 return
             client = self._check(scope, headers)
         except ApiError as error:
+            if "expect" not in headers:  # a client that asks first has sent nothing yet
+                await self._read_away(receive)
             await request.refuse(error)
             return
         request.extra = self._cors(headers)
@@ -135,6 +139,19 @@ class Guard:
             )
         if sum(self.running.values()) >= limits.queue:
             raise ApiError(429, f"{limits.queue} requests run or wait already; ask again", "queue_full", retry_after=2)
+
+    async def _read_away(self, receive: Receive) -> None:
+        """What a refused client is still sending: it would find its connection broken, and the refusal gone with it. Not without end."""
+        left = 4 * self.settings.limits.body_bytes
+        begin = time.monotonic()
+        while left > 0 and time.monotonic() - begin < PATIENCE:
+            try:
+                message = await asyncio.wait_for(receive(), PATIENCE)
+            except asyncio.TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
     def _too_large(self) -> ApiError:
         return ApiError(

@@ -16,6 +16,7 @@ from qwen2 import __version__
 from qwen2.server.errors import ApiError
 from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
 from qwen2.server.openai import server_of
+from qwen2.weights.registry import ENTRIES, by_repository
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
@@ -148,7 +149,8 @@ async def pull(body: Pull, request: Request) -> Response:
     async for line in lines:
         last = json.loads(line)
     if "error" in last:
-        raise ApiError(400, last["error"])
+        known = body.model in ENTRIES or ("/" in body.model and by_repository(body.model) is not None)
+        raise ApiError(503 if known else 404, last["error"])
     return JSONResponse(last)
 
 

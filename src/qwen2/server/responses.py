@@ -18,7 +18,7 @@ from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.openai import server_of
-from qwen2.server.openai_schema import Body, Harmless, PlainFormat
+from qwen2.server.openai_schema import Body, Harmless, Off, PlainFormat
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -66,7 +66,7 @@ class Tool(Body):
     name: str
     parameters: Json | None = None
     description: str | None = None
-    strict: Literal[False] | None = None
+    strict: Off | None = None
 
 
 class SchemaFormat(Body):
@@ -101,7 +101,7 @@ class Ask(Harmless):
     parallel_tool_calls: bool | None = None
     text: TextFormat | None = None
     truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    background: Off | None = None
     include: list[str] | None = Field(default=None, max_length=0)
 
     def params(self) -> SamplingParams:
