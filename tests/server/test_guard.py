@@ -78,6 +78,14 @@ def test_bodies_are_bounded_also_without_a_length(serve: Callable[..., Running])
     assert (in_pieces.status_code, in_pieces.json()["error"]["code"]) == (413, "too_large")
 
 
+def test_who_sends_far_too_much_hears_so(running: Running) -> None:
+    """And finds no broken connection: what it was sending is read away."""
+    for _ in range(5):
+        answer = running.client.post("/v1/completions", content=b" " * (running.server.settings.limits.body_bytes + 1))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert running.chat(max_tokens=1).status_code == 200
+
+
 def test_a_full_queue_says_when_to_come_again(serve: Callable[..., Running]) -> None:
     running = serve(limits=Limits(queue=4, per_client=100))
     running.chat(max_tokens=1)

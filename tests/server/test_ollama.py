@@ -155,7 +155,7 @@ def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client
         ("chat", {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "the window is 1,024"),
         ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 2h; -1 is for good"),
         ("embed", {"input": ["x" * 3000]}, 400, "the window is 1,024: shorten the text"),
-        ("pull", {"model": "../evil"}, 400, "evil"),
+        ("pull", {"model": "../evil"}, 404, "evil"),
     ],
 )
 def test_refusals_have_ollamas_shape(running: Running, path: str, body: dict[str, Any], status: int, message: str) -> None:

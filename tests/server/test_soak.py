@@ -55,13 +55,14 @@ def test_a_server_killed_amid_requests_leaves_the_store_whole(tmp_path: Path) ->
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             long = {**body, "max_tokens": 900, "logit_bias": {"511": -100, "509": -100}, "stream": True}
             async with client.stream("POST", path, json=long) as answer:
-                await anext(answer.aiter_bytes())  # it is being written
+                pieces = answer.aiter_bytes()
+                await anext(pieces)  # it is being written
                 crowd = [asyncio.ensure_future(soak.answered(client, kind, "b", 0)) for kind in ("chat", "ollama", "embed")]
                 copying = asyncio.ensure_future(client.post("/api/copy", json={"source": "tiny:one", "destination": "tiny:two"}))
                 process.kill()
                 await asyncio.gather(*crowd, copying, return_exceptions=True)
                 with contextlib.suppress(httpx.HTTPError):
-                    async for _ in answer.aiter_bytes():
+                    async for _ in pieces:
                         pass
 
     with served(home) as (url, process, _):

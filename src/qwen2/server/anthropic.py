@@ -203,6 +203,7 @@ def choice_of(body: Prompt) -> ToolChoice:
 async def messages(body: Messages, request: Request) -> Response:
     """The assistant's next message."""
     server = server_of(request)
+    server.models.full_name(body.model)
     server.check_stops(body.stop_sequences or [])
 
     def ask(llm: LLM) -> list[Asked]:

@@ -54,7 +54,8 @@ class Server:
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
 
     def check(self, asked: Sampling) -> None:
-        """The limits that hold before a model is even looked for."""
+        """The limits that hold before a model is loaded."""
+        self.models.full_name(asked.model)
         limits = self.settings.limits
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(400, "stream_options goes with stream: true", field="stream_options")

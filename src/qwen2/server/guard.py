@@ -8,7 +8,6 @@ Left out: TLS, which a proxy in front does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -30,8 +29,7 @@ log = logging.getLogger("qwen2.server")
 OPEN = {"/health"}  # asked without a key
 ONE = {"GET", "HEAD", "OPTIONS"}
 ID_LENGTH = 64
-DRAINED = 64 << 20  # bytes of a refused body that are taken so that its client hears the refusal
-DRAIN_SECONDS = 5.0
+PATIENCE = 5.0  # seconds for a body that nobody reads
 
 
 def dialect_of(path: str) -> Dialect:
@@ -82,7 +80,8 @@ class Guard:
                 return
             client = self._check(scope, headers)
         except ApiError as error:
-            await _drain(receive)
+            if "expect" not in headers:  # a client that asks first has sent nothing yet
+                await self._read_away(receive)
             await request.refuse(error)
             return
         request.extra = self._cors(headers)
@@ -146,6 +145,19 @@ class Guard:
         limits = self.settings.limits
         return limits.blob_bytes if scope["path"].startswith("/api/blobs/") else limits.body_bytes
 
+    async def _read_away(self, receive: Receive) -> None:
+        """What a refused client is still sending: it would find its connection broken, and the refusal gone with it. Not without end."""
+        left = 4 * self.settings.limits.body_bytes
+        begin = time.monotonic()
+        while left > 0 and time.monotonic() - begin < PATIENCE:
+            try:
+                message = await asyncio.wait_for(receive(), PATIENCE)
+            except asyncio.TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
+
     def _too_large(self, scope: Scope) -> ApiError:
         return ApiError(413, f"the body is larger than {self._most(scope):,} bytes, which is this server's limit", "too_large")
 
@@ -166,7 +178,7 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._most(scope):
-                await _drain(receive)
+                await self._read_away(receive)
                 raise self._too_large(scope)
             return message
 
@@ -207,24 +219,6 @@ class _Request:
         """One line for one request."""
         seconds = time.monotonic() - self.start
         log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
-
-
-async def _drain(receive: Receive) -> None:
-    """Take the rest of a body that nobody reads, as far as that is reasonable.
-
-    A connection that is closed while its client still writes is reset, and the client never sees the refusal.
-    """
-
-    async def rest() -> None:
-        left = DRAINED
-        while left > 0:
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if not message.get("more_body"):
-                return
-
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(rest(), DRAIN_SECONDS)
 
 
 def _read_as_json(scope: Scope) -> Scope:

@@ -18,6 +18,7 @@ from qwen2.server.openai import server_of
 from qwen2.server.progress import respond, told
 from qwen2.weights.modelfile import spelled
 from qwen2.weights.parameters import shown_parameters
+from qwen2.weights.registry import ENTRIES, by_repository
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
@@ -145,7 +146,8 @@ async def delete(body: Delete, request: Request) -> Response:
 @router.post("/pull")
 async def pull(body: Pull, request: Request) -> Response:
     """Fetch a model, with progress."""
-    return await respond(pulling(server_of(request), body.model), body.stream)
+    known = body.model in ENTRIES or ("/" in body.model and by_repository(body.model) is not None)
+    return await respond(pulling(server_of(request), body.model), body.stream, 503 if known else 404)
 
 
 async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:

@@ -5,15 +5,18 @@ Spec: github.com/ollama/ollama/blob/main/docs/api.md.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.errors import ApiError
-from qwen2.server.openai_schema import Body
+from qwen2.server.openai_schema import Body, Off
 from qwen2.weights.parameters import OFF
+
+TIME = {"type": "string", "pattern": r"^-?[0-9]{1,9}(ms|s|m|h)?$"}
+KeepAlive = Annotated[float | str, WithJsonSchema({"anyOf": [{"type": "number"}, TIME]})]
 
 
 class Options(Body):
@@ -83,8 +86,8 @@ class Asking(Body):
     stream: bool = True
     options: Options = Options()
     format: Literal["", "json"] | dict[str, Any] | None = None
-    keep_alive: float | str | None = None
-    think: Literal[False] | None = None
+    keep_alive: KeepAlive | None = None
+    think: Off | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
@@ -129,7 +132,7 @@ class Embed(Body):
     input: str | list[str]
     truncate: bool = False
     options: Options = Options()
-    keep_alive: float | str | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class Embeddings(Body):
@@ -138,14 +141,14 @@ class Embeddings(Body):
     model: str
     prompt: str
     options: Options = Options()
-    keep_alive: float | str | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class Show(Body):
     """POST /api/show."""
 
     model: str
-    verbose: Literal[False] = False
+    verbose: Off = False
 
 
 class Pull(Body):
@@ -153,7 +156,7 @@ class Pull(Body):
 
     model: str
     stream: bool = True
-    insecure: Literal[False] = False
+    insecure: Off = False
 
 
 class Copy(Body):

@@ -73,6 +73,7 @@ def conversation(messages: Sequence[Json]) -> list[Json]:
 async def chat(body: Chat, request: Request) -> Response:
     """A conversation's next message."""
     server = server_of(request)
+    server.check(body)
     if body.max_tokens is not None and body.max_completion_tokens is not None and body.max_tokens != body.max_completion_tokens:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: send one of them", field="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
@@ -82,7 +83,6 @@ async def chat(body: Chat, request: Request) -> Response:
     tools = None if body.tool_choice == "none" else body.tools
     if body.tool_choice == "auto" and not body.tools:
         raise ApiError(400, "tool_choice needs tools to choose from", field="tool_choice")
-    server.check(body)
 
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
@@ -256,6 +256,7 @@ def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
 async def embeddings(body: Embedding, request: Request) -> Json:
     """Mean-pooled last hidden states, of length one."""
     server = server_of(request)
+    server.models.full_name(body.model)
     texts = listed(body.input)
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
@@ -272,9 +273,11 @@ async def embeddings(body: Embedding, request: Request) -> Json:
 @router.post("/tokenize")
 async def tokenize(body: Tokenize, request: Request) -> Json:
     """A text's or a conversation's ids, and how many there may be."""
+    models = server_of(request).models
+    models.full_name(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "tokenize takes a prompt or messages, one of them", field="prompt")
-    async with server_of(request).models.use(body.model) as llm:
+    async with models.use(body.model) as llm:
         if body.messages is None:
             assert body.prompt is not None, "one of them is there"
             ids = llm.tokenizer.encode(body.prompt)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model_validator
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
@@ -16,9 +16,28 @@ from qwen2.engine.request import SamplingParams
 
 
 class Body(BaseModel):
-    """Nothing unknown passes."""
+    """Nothing unknown passes, and no text or truth value for a number."""
 
-    model_config = ConfigDict(extra="forbid", strict=False)
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def whole(cls, value: Any) -> Any:
+        """JSON has one kind of number: 1.0 is whole."""
+        if not isinstance(value, dict):
+            return value
+        return {key: int(one) if isinstance(one, float) and one.is_integer() else one for key, one in value.items()}
+
+
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is offered")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_off), WithJsonSchema({"type": "boolean", "const": False})]
+BIASES = {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,9}$"}, "additionalProperties": {"type": "number"}}
+Biases = Annotated[dict[Annotated[int, Strict(False)], float], WithJsonSchema(BIASES)]  # JSON's keys are texts
 
 
 class StreamOptions(Body):
@@ -48,7 +67,7 @@ class Sampling(Harmless):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Biases | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -181,7 +200,7 @@ class Completion(Sampling):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
-    best_of: Literal[1] | None = None
+    best_of: int | None = Field(default=None, ge=1, le=1)
 
 
 class Embedding(Harmless):

@@ -58,15 +58,15 @@ async def told(work: Callable[[Watch], object], line_of: Callable[[Progress], Js
         await asyncio.shield(working)
 
 
-async def respond(lines: AsyncGenerator[Json, None], stream: bool) -> Response:
-    """Lines as they come, or the last alone."""
+async def respond(lines: AsyncGenerator[Json, None], stream: bool, status: int = 400) -> Response:
+    """Lines as they come, or the last alone, which has this status where it is an error."""
     if stream:
         return StreamingResponse(_encoded(lines), media_type="application/x-ndjson")
     last: Json = {}
     async for line in lines:
         last = line
     if "error" in last:
-        raise ApiError(400, last["error"])
+        raise ApiError(status, last["error"])
     return JSONResponse(last)
 
 

@@ -19,7 +19,7 @@ from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.openai import server_of
-from qwen2.server.openai_schema import Body, Harmless, PlainFormat
+from qwen2.server.openai_schema import Body, Harmless, Off, PlainFormat
 from qwen2.tokenizer import Delta
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Ask(Harmless):
     parallel_tool_calls: bool | None = None
     text: TextFormat | None = None
     truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    background: Off | None = None
     include: list[str] | None = Field(default=None, max_length=0)
 
     def params(self) -> SamplingParams:
