@@ -28,6 +28,11 @@ MARKDOWN = {
     "display maths": "Then\n$$\n\\int_0^1 x\\,dx = \\frac{1}{2}\n$$\nand\n\n\\[\n\\begin{pmatrix} a & b \\\\ c & d \\end{pmatrix}\n\\]\n\n1. In a list:\n   $$a * b * c$$\n2. \\[\n   x_1\n   \\]\n\n$$ one line $$\n",
     "money": "It costs $5 and $6, or US$7; $8-$9, from $10 to 11$. $5, $6. Escaped \\$x\\$ and `$code$` and $`c`$ and $ 5 $.",
     "open maths": "Text\n\n$$\nx + y\n\nnot maths $$ here\n\n\\[ never closed\n\n\\( also not\n\nend $",
+    "kinds of maths": (
+        "$$\\boxed{x} \\cancel{y} \\color{red}{z} \\colorbox{yellow}{a} \\fcolorbox{red}{white}{b} \\rule{1em}{1ex} \\sqrt[3]{2} \\tag{1}$$\n\n"
+        "$$\\overbrace{a+b}^{n} \\xrightarrow{f} \\widehat{abc} \\lim_{x \\to 0} \\begin{cases} 1 & x > 0 \\\\ 0 & \\text{else} \\end{cases}$$\n\n"
+        "$\\mathbb{R}, \\mathcal{L}, \\mathfrak{g}, \\mathscr{F}, \\mathsf{S}, \\mathtt{t}, \\phase{-78} \\angl{n} \\underline{u} \\overline{v} \\tiny t \\Huge H$"
+    ),
     "bad maths": "$\\frac{1}$ and $$\\nosuchcommand{x}$$ then $\\begin{matrix} a$ fine",
     "scripts": "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 hello\n\n- \u05e9\u05dc\u05d5\u05dd\n- world\n\n\u4f60\u597d**\u4e16\u754c**\u3002\n\n| \u0627\u0633\u0645 | b |\n|---|---|\n| \u0642\u064a\u0645\u0629 | \U0001f469\u200d\U0001f4bb |\n",
     "entities": "&lt;script&gt; &amp; &copy; &#x41; &nosuch; \\* \\_ \\` \\# a\\b",

@@ -10,7 +10,8 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from qwen2.engine.constraint import Constraint
 from qwen2.server.app import create_app
 from qwen2.server.settings import Settings
 from qwen2.weights.export import to_hf_folder
+from qwen2.weights.manifest import StoredModel
 from qwen2.weights.pull import Progress
 from qwen2.weights.store import Store
 from tests.conftest import tiny_model
@@ -70,12 +72,14 @@ class Scripted(LLM):
 
     script: dict[str, str | Exception]
     asked: list[Asked]
+    forgetful: bool  # reads the last message only, so that a conversation may be longer than its window
 
     def ask(self, prompt: Any, params: SamplingParams | None = None, tools: Any = None) -> Asked:
         if isinstance(prompt[0], dict):
             question, begun = prompt[-1]["content"], ""
+            prompt = prompt[-1:] if self.forgetful else prompt
         else:
-            question, begun = re.findall(r"user\n(.*?)\nassistant\n(.*)", self.tokenizer.decode(prompt), re.DOTALL)[-1]
+            (_, question), (_, begun) = self.turns(prompt)[-2:]
         reply = self.script.get(question, f"You said: {question}")
         if isinstance(reply, Exception):
             raise reply
@@ -85,6 +89,11 @@ class Scripted(LLM):
         self.asked.append(asked)
         return asked
 
+    def turns(self, ids: Sequence[int]) -> list[tuple[str, str]]:
+        """Role and content of a rendered conversation, the opened turn of the answer last."""
+        text = self.tokenizer.decode(list(ids))
+        return re.findall(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n|$)", text, re.DOTALL)
+
 
 class Shelf(Store):
     """A store whose downloads are told what to do."""
@@ -92,6 +101,7 @@ class Shelf(Store):
     gate: Gate
     refused: str | None = None
     folder: Path
+    pulled: dict[str, str]  # the name that was asked for: the one under which the tiny model was put
 
     def pull(self, name: Any, watch: Any = None, sources: Any = None, local: Any = None) -> Any:
         for done in range(0, 101, 10):
@@ -99,7 +109,15 @@ class Shelf(Store):
             watch(Progress(done * 1_000_000, 100_000_000))
         if self.refused is not None:
             raise OSError(self.refused)
-        return self.copy(str(self.folder), str(name))
+        self.copy(str(self.folder), f"pulled:{len(self.pulled)}")
+        self.pulled[str(name)] = f"pulled:{len(self.pulled)}"
+
+    def get(self, name: Any) -> StoredModel:
+        return replace(super().get(self.pulled.get(name, name)), name=name)
+
+    def list(self, on_damaged: Any = None) -> tuple[StoredModel, ...]:
+        names = {own: name for name, own in self.pulled.items()}
+        return tuple(replace(model, name=names.get(model.name, model.name)) for model in super().list())
 
 
 @dataclass
@@ -125,51 +143,74 @@ def scripted(model_folder: Path) -> Scripted:
     return Scripted(model_folder)
 
 
+@contextmanager
+def running(scripted: Scripted, store: Shelf, **settings: Any) -> Iterator[Served]:
+    """A server on a free port."""
+    app = create_app(Settings(port=0, **settings), store, lambda name: (scripted, None))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    yield Served(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", scripted, Gate(), store)
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def used(served: Served) -> Iterator[Served]:
+    """The model follows this server's script while a test runs; at its end nothing may be left."""
+    llm, gate = served.llm, served.gate
+    served.script.clear()
+    llm.script, llm.asked, llm.forgetful = served.script, [], False
+    step = type(llm.engine).step
+
+    def gated() -> None:
+        gate.step()
+        step(llm.engine)
+
+    llm.engine.step = gated  # type: ignore[method-assign]
+    yield served
+    gate.open()
+    served.store.gate.open()
+    llm.engine.settle()
+    llm.engine.check()
+
+
+def shelf(home: Path, folder: Path, models: Sequence[str]) -> Shelf:
+    """A store with the tiny model under these names."""
+    store = Shelf(home)
+    store.gate, store.folder, store.pulled = Gate(), folder, {}
+    for name in models:
+        store.copy(str(folder), name)
+    return store
+
+
 @pytest.fixture
 def serve(model_folder: Path, scripted: Scripted, tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Start a server; `models` are the names that are here."""
-    started: list[tuple[uvicorn.Server, threading.Thread, Served]] = []
+    """Start a server of the test's own; `models` are the names that are here."""
+    with ExitStack() as stack:
 
-    def start(models: tuple[str, ...] = (NAME,), **settings: Any) -> Served:
-        store = Shelf(tmp_path / f"home{len(started)}")
-        store.gate, store.folder = Gate(), model_folder
-        for name in models:
-            store.copy(str(model_folder), name)
-        gate, script = Gate(), dict[str, "str | Exception"]()
-        scripted.script, scripted.asked = script, []
-        step = type(scripted.engine).step
+        def start(models: Sequence[str] = (NAME,), **settings: Any) -> Served:
+            store = shelf(tmp_path / "home", model_folder, models)
+            return stack.enter_context(used(stack.enter_context(running(scripted, store, **settings))))
 
-        def gated() -> None:
-            gate.step()
-            step(scripted.engine)
+        yield start
 
-        scripted.engine.step = gated  # type: ignore[method-assign]
-        app = create_app(Settings(port=0, **settings), store, lambda name: (scripted, None))
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=5))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        served = Served(f"http://127.0.0.1:{port}", scripted, gate, store, script)
-        started.append((server, thread, served))
-        return served
 
-    yield start
-    for server, thread, served in started:
-        served.gate.open()
-        served.store.gate.open()
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
-        served.llm.engine.settle()
-        served.llm.engine.check()
+@pytest.fixture(scope="package")
+def shared(model_folder: Path, scripted: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with running(scripted, shelf(tmp_path_factory.mktemp("shared") / "home", model_folder, [NAME])) as served:
+        yield served
 
 
 @pytest.fixture
-def served(serve: Callable[..., Served]) -> Served:
-    return serve()
+def served(shared: Served) -> Iterator[Served]:
+    """The server that most tests share, one after the other."""
+    with used(shared):
+        yield shared
 
 
 @pytest.fixture(scope="package")
@@ -209,6 +250,12 @@ class Chat:
     def answer(self) -> Locator:
         """The last answer's text."""
         return self.page.locator("#thread > li.assistant .prose").last
+
+    @property
+    def read(self) -> list[str]:
+        """The messages that the model read last, without the system's."""
+        turns = self.served.llm.turns(self.served.llm.asked[-1].request.prompt)
+        return [content for role, content in turns if role != "system" and content]
 
     @property
     def entries(self) -> Locator:

@@ -38,8 +38,9 @@ class Bench:
         page.evaluate("""async () => {
             const { createRenderer } = await import("/web/render/markdown.js")
             window.out = document.getElementById("out")
+            const { copy } = await import("/web/app/dom.js")
             window.copied = []
-            window.begin = (where = out) => (window.renderer = createRenderer(where, { onCopy: (text) => copied.push(text) }))
+            window.begin = (where = out) => (window.renderer = createRenderer(where, { onCopy: (text) => copied.push(text) && copy(text) }))
             window.whole = (text) => { const it = document.createElement("main"); const r = begin(it); r.update(text); r.finish(); return it }
         }""")
 

@@ -126,16 +126,21 @@ export class Chat extends EventTarget {
 
   /** Write on from what the answer has; a failed or stopped one goes on, an empty one begins. */
   async continueAnswer(node, conversation = this.conversation) {
-    const controller = new AbortController();
-    const run = { conversation, node, controller, saved: performance.now(), clock: {} };
-    const begin = performance.now();
+    const run = { conversation, node, controller: new AbortController(), saved: performance.now(), clock: {} };
     node.status = "writing";
     delete node.error;
     this.runs.set(conversation.id, run);
     touch(conversation, node);
     this.emit("path");
     this.emit("list");
+    run.finished = this.#writing(run);
+    await run.finished;
+  }
+
+  async #writing(run) {
+    const { conversation, node, controller } = run;
     await this.save(conversation);
+    const begin = performance.now();
     try {
       await write(conversation, node, controller.signal, () => this.#wrote(run, begin));
     } catch (error) {
@@ -233,8 +238,8 @@ export class Chat extends EventTarget {
       delete conversation.nodes[id];
       changed = true;
     }
-    const nodes = conversation.nodes;
-    Object.assign(conversation, merged, { nodes });
+    const chosen = { ...merged.chosen, ...conversation.chosen }; // what another tab looks at does not move this one
+    Object.assign(conversation, merged, { nodes: conversation.nodes, chosen });
     if (changed && conversation === this.conversation) this.emit("path");
   }
 
@@ -249,7 +254,9 @@ export class Chat extends EventTarget {
 
   /** Delete a conversation; the function that is given back undoes that. */
   async delete(id) {
-    this.runs.get(id)?.controller.abort();
+    const run = this.runs.get(id);
+    run?.controller.abort();
+    await run?.finished; // it keeps what came
     const conversation = id === this.conversation.id ? this.conversation : await this.storage.get(id);
     await this.saving.get(id)?.promise;
     this.known.delete(id);

@@ -1,6 +1,6 @@
 /** The message field: Enter sends, Shift and Enter make a line, a draft is kept for each conversation. */
 
-import { $, debounced, kept } from "./dom.js";
+import { $, kept } from "./dom.js";
 import { Files } from "./files.js";
 
 export class Composer {
@@ -9,7 +9,6 @@ export class Composer {
     this.chat = chat;
     this.field = $("draft");
     this.changed = changed;
-    this.keep = debounced((name, text) => kept.set(name, text === "" ? null : text), 300);
     this.files = new Files(() => this.#edited());
     this.field.addEventListener("input", () => this.#edited());
     this.field.addEventListener("keydown", (event) => {
@@ -25,7 +24,6 @@ export class Composer {
     $("stop").addEventListener("click", () => chat.stop());
     for (const type of ["open", "path", "node"]) chat.addEventListener(type, () => this.#buttons());
     chat.addEventListener("open", () => this.#opened());
-    addEventListener("pagehide", () => this.#keepNow());
     this.#opened();
   }
 
@@ -58,10 +56,6 @@ export class Composer {
     this.#buttons();
   }
 
-  #keepNow() {
-    kept.set(this.#name, this.text === "" ? null : this.text);
-  }
-
   #submit(send) {
     if (this.isEmpty || this.chat.run !== undefined) return;
     const name = this.#name;
@@ -70,11 +64,11 @@ export class Composer {
     if (send(text.trim(), files) === false) return;
     this.field.value = "";
     this.files.set([]);
-    this.keep(name, "");
+    kept.set(name, null);
   }
 
   #edited() {
-    this.keep(this.#name, this.text);
+    kept.set(this.#name, this.text === "" ? null : this.text);
     this.#grow();
     this.#buttons();
     this.changed();

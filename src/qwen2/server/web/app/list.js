@@ -46,6 +46,7 @@ export class List {
 
   async refresh() {
     if (this.chat.storage === null) {
+      this.shownAs = null;
       $("list").replaceChildren(el("p", {}, "Conversations are not kept in this browser."));
       return;
     }
@@ -60,6 +61,10 @@ export class List {
     const pinned = groups.get("Pinned");
     groups.delete("Pinned");
     const ordered = pinned ? [["Pinned", pinned], ...groups] : [...groups];
+    const { id: current } = this.chat.conversation;
+    const state = JSON.stringify([ordered.map(([name, entries]) => [name, entries.map(({ id, title }) => [id, title])]), current, [...this.chat.runs.keys()], [...(this.found ?? [])]]);
+    if (state === this.shownAs) return; // nothing that is seen has changed
+    this.shownAs = state;
     const focused = document.activeElement?.closest?.(".entry")?.dataset.id;
     const part = document.activeElement?.className;
     $("list").replaceChildren(...ordered.flatMap(([name, entries]) => this.#group(name, entries)));

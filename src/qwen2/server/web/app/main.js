@@ -97,12 +97,15 @@ function address(chat, drawer) {
   return open();
 }
 
+/** The model that answers; a new conversation whose model is not here takes the first that is. */
 function showModel(chat, models, picker) {
-  const { model } = chat.conversation;
+  const { conversation } = chat;
+  if (chat.isNew && !models.isHere(conversation.model)) conversation.model = models.here[0]?.name ?? null;
+  const { model } = conversation;
   $("model-name").textContent = model ?? "Choose a model";
   $("open-picker").setAttribute("aria-label", model ? `Model: ${model}. Change it` : "Choose a model");
   if (models.here.length === 0) emptyNote("There is no model on this server yet.", { label: "Download one", run: () => picker.open() });
-  else emptyNote(model ? `${model} answers on this machine. Nothing leaves it.` : "Choose a model above, and ask.");
+  else emptyNote(model ? `${model} answers on your own server. Nothing goes elsewhere.` : "Choose a model above, and ask.");
 }
 
 async function start() {
@@ -161,13 +164,12 @@ async function start() {
   if (!NARROW.matches) composer.focus();
 }
 
-/** The models, and the one to begin with. */
+/** What models there are, and what the one of this conversation is. */
 async function begin(chat, models) {
   try {
     await models.refresh();
     const { model } = chat.conversation;
-    if (chat.isNew && (model === null || !models.isHere(model))) await chat.change(chat.conversation.id, { model: models.here[0]?.name ?? null });
-    if (chat.conversation.model !== null && models.isHere(chat.conversation.model)) await models.describe(chat.conversation.model);
+    if (models.isHere(model)) await models.describe(model);
   } catch (error) {
     banner(error.message);
   }

@@ -27,7 +27,7 @@ export function openMenu(button, items) {
     menu.remove();
     button.setAttribute("aria-expanded", "false");
     document.removeEventListener("pointerdown", beside);
-    if (inside) button.focus();
+    if (inside) (button.isConnected ? button : document.querySelector(`button[aria-label="${CSS.escape(button.getAttribute("aria-label"))}"]`))?.focus();
   };
   document.addEventListener("pointerdown", beside);
   menu.addEventListener("keydown", (event) => move(event, buttons));

@@ -64,7 +64,7 @@ export class MessageView {
 
   #newRenderer() {
     this.body.replaceChildren();
-    return createRenderer(this.body, { onCopy: () => announce("Code copied") });
+    return createRenderer(this.body, { onCopy: copied });
   }
 
   #fillUser() {
@@ -110,8 +110,11 @@ export class MessageView {
       const right = iconButton("right", "Next version", () => act.choose(next), { disabled: !next });
       parts.push(el("span", { class: "branches" }, left, at, right));
     }
-    const actions = [iconButton("copy", "Copy", (event) => this.#copy(event.currentTarget))];
-    actions.push(iconButton("pen", this.isUser ? "Edit" : "Edit answer", () => this.edit(), { "data-do": "edit" }));
+    const actions = [];
+    if (this.isUser || node.content !== "") {
+      actions.push(iconButton("copy", "Copy", (event) => this.#copy(event.currentTarget)));
+      actions.push(iconButton("pen", this.isUser ? "Edit" : "Edit answer", () => this.edit(), { "data-do": "edit" }));
+    }
     if (!this.isUser) {
       actions.push(iconButton("again", "Regenerate", () => act.regenerate(node)));
       if (["stopped", "length"].includes(node.status)) actions.push(iconButton("play", "Continue", () => act.again(node)));
@@ -146,7 +149,7 @@ export class MessageView {
     const submit = (event) => {
       event.preventDefault();
       const text = field.value;
-      if (text.trim() === "" && node.files.length === 0) return;
+      if ((text.trim() === "" && node.files.length === 0) || act.busy()) return;
       close();
       if (text !== node.content || (isUser && node.status === "failed")) act.edited(node, text);
     };
@@ -169,6 +172,12 @@ export class MessageView {
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
   }
+}
+
+async function copied(text) {
+  const done = await copy(text);
+  if (done) announce("Code copied");
+  return done;
 }
 
 function fileView({ name, text }) {

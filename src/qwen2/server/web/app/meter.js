@@ -34,21 +34,35 @@ export class Meter {
     const { conversation, run } = this.chat;
     const { model } = conversation;
     const nodes = path(conversation).filter((node) => node.content !== "" || node.files.length > 0);
-    const draft = { role: "user", content: this.composer.text, files: this.composer.files.list };
+    const draft = { role: "user", content: this.composer.text.trim(), files: this.composer.files.list };
     if (!this.composer.isEmpty) nodes.push(draft);
-    if (run !== undefined || nodes.length === 0 || !this.models.isLoaded(model)) {
-      if (nodes.length === 0) this.show(null);
+    if (run !== undefined) return;
+    if (nodes.length === 0 || !this.models.isLoaded(model)) {
+      this.#remembered(nodes, model);
       return;
     }
     this.controller = new AbortController();
     const { signal } = this.controller;
     try {
+      await this.models.refreshLoaded(); // it may have been unloaded since
+      if (!this.models.isLoaded(model)) {
+        this.#remembered(nodes, model);
+        return;
+      }
       const found = await api.tokenize({ model, messages: asMessages(conversation, nodes) }, signal);
       if (!signal.aborted) this.show(found.count, found.max_model_len);
     } catch (error) {
       if (error.name !== "AbortError" && !(error instanceof ServerError)) throw error;
       if (error.name !== "AbortError") this.show(null); // no count is shown rather than a wrong one
     }
+  }
+
+  /** What the last answer's usage said, where its model is not in memory. */
+  #remembered(nodes, model) {
+    const { stats } = nodes.findLast((node) => node.role === "assistant") ?? {};
+    const limit = this.models.limit(model);
+    if (stats?.promptTokens !== undefined && limit !== undefined) this.show(stats.promptTokens + stats.tokens, limit);
+    else this.show(null);
   }
 
   show(used, limit) {

@@ -70,10 +70,12 @@ export class Models extends EventTarget {
       for await (const line of api.pull(name, controller.signal)) {
         pull.status = line.total ? null : line.status;
         if (line.total) Object.assign(pull, { completed: line.completed, total: line.total });
-        this.#changed();
+        this.dispatchEvent(new CustomEvent("progress", { detail: { name, pull } }));
       }
       this.pulls.delete(name);
       await this.refresh();
+      await this.describe(name);
+      this.#changed();
       return true;
     } catch (error) {
       if (error.name === "AbortError") this.pulls.delete(name);

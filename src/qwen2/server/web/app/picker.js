@@ -12,10 +12,11 @@ export class Picker {
     this.chosen = chosen;
     this.dialog = $("picker");
     this.search = $("picker-search");
-    this.rows = new Map(); // name: { element, ... } of those that can be downloaded
+    this.bars = new Map(); // name: the progress that is shown
     $("open-picker").addEventListener("click", () => this.open());
     this.search.addEventListener("input", () => this.#fill());
     models.addEventListener("change", () => this.dialog.open && this.#fill());
+    models.addEventListener("progress", ({ detail }) => this.bars.get(detail.name)?.show(detail.pull));
   }
 
   async open() {
@@ -34,6 +35,7 @@ export class Picker {
   }
 
   #fill() {
+    this.bars.clear();
     const wanted = this.search.value.trim().toLowerCase();
     const matches = (model) => model.name.toLowerCase().includes(wanted);
     const here = this.models.here.filter(matches);
@@ -79,7 +81,14 @@ export class Picker {
     const running = pull !== undefined && pull.error === null;
     const click = () => (running ? this.models.cancel(name) : this.#pull(name));
     const props = { class: "button small", type: "button", click, "data-row": `get ${name}`, "aria-label": `${running ? "Cancel" : "Download"} ${name}` };
-    return el("div", { class: "model" }, text, el("button", props, running ? "Cancel" : "Download"), running ? progress(pull) : null, failure(pull));
+    return el("div", { class: "model" }, text, el("button", props, running ? "Cancel" : "Download"), running ? this.#bar(name, pull) : null, failure(pull));
+  }
+
+  #bar(name, pull) {
+    const bar = new Bar();
+    this.bars.set(name, bar);
+    bar.show(pull);
+    return bar.element;
   }
 
   async #pull(name) {
@@ -91,10 +100,22 @@ export class Picker {
 
 const list = (rows) => el("ul", {}, ...rows.map((row) => el("li", {}, row)));
 
-function progress({ completed, total, status }) {
-  const bar = el("progress", { max: total || 1, value: total ? completed : null, "aria-label": "Download" });
-  const share = total ? `${Math.floor((100 * completed) / total)} %` : "";
-  return el("div", { class: "pulling" }, el("span", {}, status ?? `${bytes(completed)} of ${bytes(total)}`), el("span", {}, share), bar);
+/** How far a download is: changed in place, so that the button beside it can be pressed. */
+class Bar {
+  constructor() {
+    this.said = el("span", {});
+    this.share = el("span", {});
+    this.bar = el("progress", { "aria-label": "Download" });
+    this.element = el("div", { class: "pulling" }, this.said, this.share, this.bar);
+  }
+
+  show({ completed, total, status }) {
+    this.said.textContent = status ?? `${bytes(completed)} of ${bytes(total)}`;
+    this.share.textContent = total ? `${Math.floor((100 * completed) / total)} %` : "";
+    if (!total) return;
+    this.bar.max = total;
+    this.bar.value = completed;
+  }
 }
 
 function failure(pull) {

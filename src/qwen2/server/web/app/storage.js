@@ -38,20 +38,33 @@ export class Storage {
 
   constructor(database) {
     this.database = database;
+    this.index = null; // id to what the list shows, when it was read once
     this.channel = new BroadcastChannel("qwen2-conversations");
     database.onversionchange = () => database.close(); // a newer page in another tab wants it
   }
 
   /** Called with { kind: "saved" | "removed", id } when another tab has changed a conversation. */
   onChange(heard) {
-    this.channel.onmessage = (event) => heard(event.data);
+    this.channel.onmessage = async ({ data }) => {
+      const record = data.kind === "saved" ? await this.get(data.id) : undefined;
+      if (record === undefined) this.index?.delete(data.id);
+      else this.#noted(record);
+      heard(data);
+    };
   }
 
-  /** What the list shows, of all. Records pass one by one, so that memory does not hold every text. */
+  /** What the list shows, of all. The first time every record passes, one by one, so that memory does not hold every text. */
   async summaries() {
-    const found = [];
-    await this.each((record) => void found.push(summary(record)));
-    return found;
+    if (this.index === null) {
+      const found = new Map();
+      await this.each((record) => void found.set(record.id, summary(record)));
+      this.index = found;
+    }
+    return [...this.index.values()];
+  }
+
+  #noted(record) {
+    this.index?.set(record.id, summary(record));
   }
 
   async get(id) {
@@ -66,6 +79,7 @@ export class Storage {
     const merged = stored === undefined ? conversation : merge(stored, conversation);
     store.put(merged);
     await settled(transaction);
+    this.#noted(merged);
     this.channel.postMessage({ kind: "saved", id: conversation.id });
     return merged;
   }
@@ -74,6 +88,7 @@ export class Storage {
     const transaction = this.database.transaction(STORE, "readwrite");
     transaction.objectStore(STORE).delete(id);
     await settled(transaction);
+    this.index?.delete(id);
     this.channel.postMessage({ kind: "removed", id });
   }
 
@@ -82,7 +97,10 @@ export class Storage {
     const transaction = this.database.transaction(STORE, "readwrite");
     for (const conversation of conversations) transaction.objectStore(STORE).add(conversation);
     await settled(transaction);
-    for (const { id } of conversations) this.channel.postMessage({ kind: "saved", id });
+    for (const conversation of conversations) {
+      this.#noted(conversation);
+      this.channel.postMessage({ kind: "saved", id: conversation.id });
+    }
   }
 
   async all() {

@@ -27,7 +27,10 @@ export class Thread {
       $("suggestions").append(el("button", { type: "button", click: () => suggest(text) }, el("b", {}, title), el("span", {}, text)));
     }
     chat.addEventListener("open", () => this.reset());
-    chat.addEventListener("path", () => this.sync());
+    chat.addEventListener("path", () => {
+      this.sync();
+      if (chat.run !== undefined) announce(""); // so that the next end is news
+    });
     chat.addEventListener("text", ({ detail }) => this.#text(detail.node));
     chat.addEventListener("node", ({ detail }) => this.#node(detail));
     this.reset();
@@ -41,6 +44,7 @@ export class Thread {
       return true;
     };
     return {
+      busy,
       models,
       choose: (id) => busy() || chat.choose(id),
       again: (node) => busy() || this.#toEnd(chat.continueAnswer(node)),

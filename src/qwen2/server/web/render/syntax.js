@@ -29,25 +29,24 @@ export function blocks(text, env) {
   }
   const lines = text.split("\n");
   for (const group of groups) {
-    if (group.tokens.some((token) => token.level >= NESTING - 1))
-      group.tokens = [asSource(lines.slice(...group.lines).join("\n"))];
+    const tooDeep = group.tokens.some((token) => token.level >= NESTING - 1);
+    if (tooDeep) group.tokens = [asSource(lines.slice(...group.lines).join("\n"))];
   }
   return groups;
 }
 
-export const html = (groups, env) =>
-  md.renderer.render(
-    groups.flatMap((group) => group.tokens),
-    md.options,
-    env,
-  );
+/** Of these blocks. */
+export function html(groups) {
+  const tokens = groups.flatMap((group) => group.tokens);
+  return md.renderer.render(tokens, md.options, {});
+}
 
 // Nested deeper than is read: nothing of it is lost, it is shown as it was written.
 function asSource(text) {
-  const token = new md.core.State("", md, {}).Token;
-  const code = new token("code_block", "code", 0);
-  code.content = text;
-  return code;
+  const { Token } = new md.core.State("", md, {});
+  const token = new Token("code_block", "code", 0);
+  token.content = text;
+  return token;
 }
 
 /** Whether a fence has no closing line yet. */
@@ -133,14 +132,13 @@ Object.assign(md.renderer.rules, {
   },
   fence: (tokens, at) => {
     const { content, info, meta } = tokens[at];
-    const name = md.utils
+    const [name] = md.utils
       .unescapeAll(info)
       .trim()
-      .split(/[\s,{]/)[0]
-      .slice(0, 40);
-    return code(content, name && `language-${name}`, meta?.open);
+      .split(/[\s,{]/);
+    return code(content, name && `language-${name.slice(0, 40)}`, meta?.open);
   },
   code_block: (tokens, at) => code(tokens[at].content, "", false),
-  table_open: () => '<div class="table" dir="auto" tabindex="0"><table>',
+  table_open: () => '<div class="table" dir="auto" role="group" aria-label="Table" tabindex="0"><table>',
   table_close: () => "</table></div>",
 });

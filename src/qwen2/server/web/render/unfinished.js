@@ -21,10 +21,11 @@ export function calm(text, groups) {
     return FENCE.test(line) && last.content === "" ? text.slice(0, start) + line.replace(/(`{3,}|~{3,}).*/, "$1") : text;
   }
   if (last?.type === "code_block") return text;
-  const table = groups.at(-1)?.tokens[0].type === "paragraph_open" ? tableBegun(text) : null;
-  if (table !== null) return table;
   const block = groups.at(-1);
-  if (block?.tokens[0].type === "table_open" && block.lines[1] - block.lines[0] === 2) return text; // its delimiters
+  const kind = block?.tokens[0].type;
+  const table = kind === "paragraph_open" ? tableBegun(text) : null;
+  if (table !== null) return table;
+  if (kind === "table_open" && block.lines[1] - block.lines[0] === 2) return text; // its delimiters
   if (line !== "" && UNDECIDED.test(line)) return text.slice(0, start);
   return closed(text, groups);
 }
@@ -38,10 +39,8 @@ function tableBegun(text) {
     head = lines.at(-1);
   }
   if (!/^\s{0,3}\|.*[^\s|]/.test(head)) return null;
-  const cells = head
-    .trim()
-    .replace(/^\||(?<!\\)\|$/g, "")
-    .split(/(?<!\\)\|/).length;
+  const inside = head.trim().replace(/^\||(?<!\\)\|$/g, "");
+  const cells = inside.split(/(?<!\\)\|/).length;
   return `${lines.join("\n")}\n|${"---|".repeat(cells)}`;
 }
 
@@ -92,10 +91,7 @@ export function ending(text) {
 }
 
 function result(text, keep, open, add = "") {
-  const marks = open
-    .map(({ mark, count }) => mark.repeat(count))
-    .reverse()
-    .join("");
+  const marks = open.reduce((after, { mark, count }) => mark.repeat(count) + after, "");
   const kept = add || !marks ? keep : text.slice(0, keep).trimEnd().length;
   return { keep: kept, add: add + marks };
 }
