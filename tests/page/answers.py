@@ -31,7 +31,7 @@ MARKDOWN = {
     "kinds of maths": (
         "$$\\boxed{x} \\cancel{y} \\color{red}{z} \\colorbox{yellow}{a} \\fcolorbox{red}{white}{b} \\rule{1em}{1ex} \\sqrt[3]{2} \\tag{1}$$\n\n"
         "$$\\overbrace{a+b}^{n} \\xrightarrow{f} \\widehat{abc} \\lim_{x \\to 0} \\begin{cases} 1 & x > 0 \\\\ 0 & \\text{else} \\end{cases}$$\n\n"
-        "$\\mathbb{R}, \\mathcal{L}, \\mathfrak{g}, \\mathscr{F}, \\mathsf{S}, \\mathtt{t}, \\phase{-78} \\angl{n} \\underline{u} \\overline{v} \\tiny t \\Huge H$"
+        "$\\mathbb{R}, \\mathcal{L}, \\mathfrak{g}, \\mathscr{F}, \\mathsf{S}, \\mathtt{t}, \\phase{-78} \\angl{n} \\pmb{p} \\underline{u} \\overline{v} \\tiny t \\Huge H$"
     ),
     "bad maths": "$\\frac{1}$ and $$\\nosuchcommand{x}$$ then $\\begin{matrix} a$ fine",
     "scripts": "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 hello\n\n- \u05e9\u05dc\u05d5\u05dd\n- world\n\n\u4f60\u597d**\u4e16\u754c**\u3002\n\n| \u0627\u0633\u0645 | b |\n|---|---|\n| \u0642\u064a\u0645\u0629 | \U0001f469\u200d\U0001f4bb |\n",

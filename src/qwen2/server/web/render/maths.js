@@ -14,6 +14,7 @@ const PAIRS = { $$: "$$", "\\[": "\\]", "\\(": "\\)", $: "$" };
 const LINES = 400; // of one formula
 const DOLLARS = 1000; // characters that may stand between single dollars
 const SOURCE = 20_000; // characters that are typeset
+const STYLED = /\\(?:fcolorbox|pmb)(?![a-zA-Z])/; // their MathML has style attributes, which the policy refuses
 
 export function addMaths(md) {
   md.block.ruler.before("fence", "maths_block", blockRule, { alt: ["paragraph", "reference", "blockquote", "list"] });
@@ -113,7 +114,9 @@ export function typeset(element) {
   const tex = source.slice(open.length, source.length - PAIRS[open].length);
   try {
     if (tex.length > SOURCE) throw new RangeError(`longer than ${SOURCE} characters`);
+    const plain = STYLED.test(tex);
     katex.render(tex, element, {
+      output: plain ? "html" : "htmlAndMathml",
       displayMode: display,
       throwOnError: true,
       trust: false,
@@ -121,6 +124,10 @@ export function typeset(element) {
       maxSize: 40,
       maxExpand: 500,
     });
+    if (plain) {
+      element.setAttribute("role", "math");
+      element.setAttribute("aria-label", tex);
+    }
   } catch (error) {
     if (!(error instanceof katex.ParseError || error instanceof RangeError)) throw error;
     element.textContent = source;
