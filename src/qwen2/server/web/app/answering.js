@@ -11,6 +11,7 @@ import { count } from "./format.js";
 export async function write(conversation, node, signal, wrote) {
   const clock = { start: performance.now(), first: null, last: null };
   const begun = node.content !== "";
+  const before = begun ? (node.stats?.tokens ?? 0) : 0;
   const asked = begun ? await continued(conversation, node, signal) : null;
   const stream = begun ? api.completion(asked, signal) : api.chat(chatBody(conversation, node), signal);
   for await (const piece of stream) {
@@ -23,15 +24,18 @@ export async function write(conversation, node, signal, wrote) {
       wrote();
     }
     if (choice?.finish_reason) node.status = choice.finish_reason === "length" ? "length" : "done";
-    if (piece.usage) node.stats = fromUsage(piece, clock);
+    if (piece.usage) node.stats = fromUsage(piece, clock, before);
   }
 }
 
-/** Counts of an answer that was broken off, for which the server sends no usage: its text counted anew. */
-export async function countStopped(node, clock) {
+/**
+ * Counts of an answer that was broken off, for which the server sends no usage: its text counted anew. `before` is the count
+ * where the answer went on; the speed is that of what came since.
+ */
+export async function countStopped(node, clock, before) {
   if (node.content === "") return;
   const { count: tokens } = await api.tokenize({ model: node.model, prompt: node.content });
-  node.stats = { tokens, ...clock };
+  node.stats = { ...node.stats, tokens, newTokens: Math.max(0, tokens - before), ...clock };
 }
 
 function chatBody(conversation, node) {
@@ -53,10 +57,11 @@ async function continued(conversation, node, signal) {
   return { model, prompt: ids, ...conversation.sampling, max_tokens: Math.min(most, room) };
 }
 
-function fromUsage({ usage, timings }, { start, first }) {
+function fromUsage({ usage, timings }, { start, first }, before) {
   return {
-    tokens: usage.completion_tokens,
-    promptTokens: usage.prompt_tokens,
+    tokens: before + usage.completion_tokens,
+    newTokens: usage.completion_tokens,
+    promptTokens: usage.prompt_tokens - before,
     cachedTokens: usage.prompt_tokens_details?.cached_tokens ?? 0,
     decodeSeconds: timings?.decode_seconds ?? 0,
     ...(first === null ? {} : { firstSeconds: (first - start) / 1000 }),

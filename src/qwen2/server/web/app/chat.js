@@ -126,7 +126,7 @@ export class Chat extends EventTarget {
 
   /** Write on from what the answer has; a failed or stopped one goes on, an empty one begins. */
   async continueAnswer(node, conversation = this.conversation) {
-    const run = { conversation, node, controller: new AbortController(), saved: performance.now(), clock: {} };
+    const run = { conversation, node, controller: new AbortController(), saved: performance.now(), clock: {}, before: node.content === "" ? 0 : (node.stats?.tokens ?? 0) };
     node.status = "writing";
     delete node.error;
     this.runs.set(conversation.id, run);
@@ -174,7 +174,7 @@ export class Chat extends EventTarget {
     if (error.name === "AbortError") {
       node.status = "stopped";
       try {
-        await countStopped(node, run.clock);
+        await countStopped(node, run.clock, run.before);
       } catch (failed) {
         if (!(failed instanceof ServerError)) throw failed;
         delete node.stats; // the count is lost with the server, the text is not

@@ -18,12 +18,12 @@ export function seconds(value) {
   return `${value < 1 ? value.toFixed(2) : value < 10 ? value.toFixed(1) : Math.round(value)} s`;
 }
 
-/** What an answer took: speed, time to the first token, counts. */
+/** What an answer took: speed and time to the first token when it was last written on, tokens of all of it. */
 export function stats(found) {
   if (!found) return [];
   const parts = [];
-  if (found.tokens > 1 && found.decodeSeconds > 0) {
-    const speed = (found.tokens - 1) / found.decodeSeconds; // the first token ends the reading of the prompt
+  if (found.newTokens > 1 && found.decodeSeconds > 0) {
+    const speed = (found.newTokens - 1) / found.decodeSeconds; // the first token ends the reading of the prompt
     parts.push(`${speed < 10 ? speed.toFixed(1) : Math.round(speed)} tok/s`);
   }
   if (found.firstSeconds !== undefined) parts.push(`${seconds(found.firstSeconds)} to first token`);

@@ -129,6 +129,7 @@ export class Thread {
 
 /** What stands in the empty conversation. */
 export function emptyNote(text, button) {
+  if ($("empty-note").firstChild?.data === text) return;
   $("empty-note").replaceChildren(text);
   if (button) $("empty-note").append(el("br"), el("button", { class: "button primary", type: "button", click: button.run }, icon("in"), button.label));
 }
