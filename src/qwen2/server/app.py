@@ -28,6 +28,7 @@ from qwen2.server.health import Readiness, health
 from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
+from qwen2.server.page import add_page
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams
 from qwen2.weights.blobs import Blobs
@@ -124,6 +125,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         app.include_router(dialect.router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
+    add_page(app)
     for kind, handler in (
         (ApiError, on_api_error),
         *((failure, on_api_error) for failure in FAILURES),

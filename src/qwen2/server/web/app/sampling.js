@@ -1,0 +1,44 @@
+/** The sampling settings as data: what they are called, their range, and what the model says of itself. */
+
+export const SAMPLING = [
+  { key: "temperature", label: "Temperature", hint: "0 always takes the likeliest token", min: 0, max: 100, step: 0.1 },
+  { key: "top_p", label: "Top p", hint: "Only the likeliest, up to this share; 1 is off", min: 0.01, max: 1, step: 0.05 },
+  { key: "top_k", label: "Top k", hint: "Only so many of the likeliest; 0 is off", min: 0, max: 1_000_000, step: 1, whole: true },
+  { key: "min_p", label: "Min p", hint: "At least this share of the likeliest; 0 is off", min: 0, max: 1, step: 0.05 },
+  { key: "repetition_penalty", label: "Repetition penalty", hint: "1 is off; above, repeating costs", min: 0.01, max: 100, step: 0.05 },
+  { key: "seed", label: "Seed", hint: "The same seed writes the same answer", min: Number.MIN_SAFE_INTEGER, max: Number.MAX_SAFE_INTEGER, step: 1, whole: true },
+  { key: "max_tokens", label: "Most tokens", hint: "Of one answer", min: 1, max: 10_000_000, step: 1, whole: true },
+];
+
+/** A field's text as { value } (undefined: empty), or { error } in one line. */
+export function read(setting, text) {
+  if (text.trim() === "") return { value: undefined };
+  const value = Number(text.trim().replace(",", "."));
+  if (!Number.isFinite(value)) return { error: "A number, or empty" };
+  if (setting.whole && !Number.isInteger(value)) return { error: "A whole number" };
+  if (value < setting.min || value > setting.max) return { error: `From ${setting.min} to ${setting.max}` };
+  return { value };
+}
+
+/** Sampling settings that are what they should be; an Error names the one that is not. */
+export function checked(sampling) {
+  const found = {};
+  for (const [key, value] of Object.entries(sampling)) {
+    const setting = SAMPLING.find((one) => one.key === key);
+    if (setting === undefined) throw new Error(`${key} is no sampling setting`);
+    const { error } = typeof value === "number" ? read(setting, String(value)) : { error: "a number" };
+    if (error) throw new Error(`${key} is ${JSON.stringify(value)}: ${error.toLowerCase()}`);
+    found[key] = value;
+  }
+  return found;
+}
+
+/** The model's own values, from the `parameters` of /api/show: lines of a name and a value. */
+export function modelDefaults(parameters) {
+  const found = {};
+  for (const line of (parameters ?? "").split("\n")) {
+    const [, key, value] = /^(\w+)\s+(-?[\d.]+)$/.exec(line.trim()) ?? [];
+    if (key !== undefined) found[key] = Number(value);
+  }
+  return found;
+}
