@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def test_what_has_no_tokens_for_it_cannot_be_filled_in(client: ollama.Client) ->
         client.generate(NAME, "def f():", suffix="return x")
 
 
+def test_what_constraints_need_is_made_when_nobody_asks(client: ollama.Client, running: Running) -> None:
+    client.chat(NAME, MESSAGES, options=GREEDY, keep_alive="10m")
+    grammars = running.server.models.loaded[NAME].llm.engine.grammars
+    assert grammars._vocabulary is None
+    begin = time.monotonic()
+    while grammars._vocabulary is None and time.monotonic() - begin < 30:
+        time.sleep(0.05)
+    assert grammars._vocabulary is not None
+
+
 def test_lists(client: ollama.Client, running: Running) -> None:
     assert [model.model for model in client.list().models] == [NAME, "tiny:two"]
     assert client.ps().models == []
@@ -74,8 +85,6 @@ def test_lists(client: ollama.Client, running: Running) -> None:
     (told,) = running.client.get("/api/ps").json()["models"]
     assert (told["in_use"], told["device"], told["context_length"]) == (False, "cpu", 1024)
     assert told["size"] > told["cache_bytes"] > 0
-    engine = running.server.models.loaded[NAME].llm.engine
-    assert engine.grammars._vocabulary is not None  # made when the model was loaded, not while others are answered
     assert running.client.get("/api/version").json()["version"]
     shown = client.show(NAME)
     assert shown.modelinfo is not None

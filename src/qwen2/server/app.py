@@ -155,9 +155,7 @@ def loader(settings: Settings, store: Store) -> Load:
             if not model.tokenizer.same_tokens(draft.tokenizer) or draft.network.weight_bytes() >= model.network.weight_bytes():
                 log.warning("%s is not smaller than %s or has other tokens: served without it", settings.draft, name)
                 draft = None
-        llm = LLM(model, draft=draft, **values)
-        llm.engine.grammars.vocabulary()  # holds all threads of Python for a second: now, and not while it answers others
-        return llm, (model.hold, None if draft is None else draft.hold)
+        return LLM(model, draft=draft, **values), (model.hold, None if draft is None else draft.hold)
 
     return load
 

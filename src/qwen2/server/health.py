@@ -6,6 +6,7 @@ memory later, since the next request brings them back.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Readiness:
                     asked = llm.ask("a", SamplingParams(temperature=0, max_tokens=1))
                     async for _ in self.server.streams.run(llm, asked):
                         pass
+                    await asyncio.to_thread(llm.engine.grammars.vocabulary)  # which the first constraint would wait for
             except (*FAILURES, ApiError, OSError) as error:
                 self.failed = f"{name}: {error}"
                 log.error("%s wrote no token: %s", name, error)

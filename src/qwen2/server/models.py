@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qwen2.server")
 Load = Callable[[str], "tuple[LLM, object]"]
+REST = 1.0  # seconds without a request, after which a model is at rest
 UNSAID = object()  # a request that does not say how long the model stays
 
 
@@ -39,6 +40,7 @@ class Loaded:
     keep_alive: float | None
     seconds: float  # that loading took
     users: int = 0
+    knows_forms: bool = False  # the data of constraints is made
     last_used: float = field(default_factory=time.monotonic)
 
     @property
@@ -145,6 +147,7 @@ class Models:
         """Unload what has not been used for its time; runs as long as the server."""
         while True:
             await asyncio.sleep(0.5)
+            await self._prepare()
             now = time.monotonic()
             gone = [one.name for one in self.loaded.values() if one.expires is not None and one.expires <= now]
             for name in gone:
@@ -152,3 +155,10 @@ class Models:
             if gone:
                 async with self._changed:
                     self._changed.notify_all()
+
+    async def _prepare(self) -> None:
+        """What the first constraint needs holds all threads of Python for a second: made while nobody is answered, if that can be."""
+        for one in list(self.loaded.values()):
+            if not one.knows_forms and not one.users and time.monotonic() - one.last_used > REST:
+                one.knows_forms = True
+                await asyncio.to_thread(one.llm.engine.grammars.vocabulary)
