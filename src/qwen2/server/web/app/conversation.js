@@ -153,7 +153,8 @@ export function find(conversation, wanted) {
 }
 
 function excerpt(text, place, length) {
-  const begin = Math.max(0, place - 16);
+  const before = Math.max(0, place - 20);
+  const begin = before === 0 ? 0 : Math.min(place, before + text.slice(before, place).search(/\s|$/)); // not in a word
   const words = text
     .slice(begin, place + length + 48)
     .replace(/\s+/g, " ")
