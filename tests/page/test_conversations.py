@@ -241,3 +241,17 @@ def test_settings_belong_to_the_conversation(chat: Chat, system: str) -> None:
     new_chat(chat)
     chat.ask("Plain")
     assert chat.served.llm.asked[-1].request.params.max_tokens != 5
+
+
+def test_settings_for_new_chats(chat: Chat) -> None:
+    chat.page.get_by_role("button", name="Settings of this conversation").click()
+    dialog = chat.dialog("This conversation")
+    dialog.get_by_label("Temperature").press("ArrowUp")
+    dialog.get_by_label("System prompt").fill("Be brief.")
+    dialog.get_by_role("button", name="Use for new chats").click()
+    expect(dialog).to_be_hidden()
+    new_chat(chat)
+    chat.ask("Hello")
+    request = chat.served.llm.asked[-1].request
+    assert request.params.temperature == 0.1
+    assert chat.served.llm.turns(request.prompt)[0] == ("system", "Be brief.")

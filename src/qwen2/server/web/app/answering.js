@@ -51,7 +51,9 @@ async function continued(conversation, node, signal) {
   const ids = [...prompt.tokens, ...answer.tokens];
   const room = prompt.max_model_len - ids.length;
   if (room < 1) {
-    throw new ServerError(`The conversation has ${count(ids.length)} tokens, the window is ${count(prompt.max_model_len)}: there is no room to go on.`);
+    throw new ServerError(
+      `The conversation has ${count(ids.length)} tokens, the window is ${count(prompt.max_model_len)}: there is no room to go on.`,
+    );
   }
   const most = conversation.sampling.max_tokens ?? room;
   return { model, prompt: ids, ...conversation.sampling, max_tokens: Math.min(most, room) };

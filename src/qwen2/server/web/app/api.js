@@ -29,7 +29,10 @@ export function onKeyWanted(ask) {
 async function request(path, { body, signal } = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
-    const headers = { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const headers = {
+      ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+      ...(key ? { Authorization: `Bearer ${key}` } : {}),
+    };
     const response = await reached(path, { method: body === undefined ? "GET" : "POST", headers, body: JSON.stringify(body), signal });
     if (response.ok) return response;
     const error = await refusal(response);

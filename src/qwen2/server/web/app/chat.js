@@ -126,7 +126,14 @@ export class Chat extends EventTarget {
 
   /** Write on from what the answer has; a failed or stopped one goes on, an empty one begins. */
   async continueAnswer(node, conversation = this.conversation) {
-    const run = { conversation, node, controller: new AbortController(), saved: performance.now(), clock: {}, before: node.content === "" ? 0 : (node.stats?.tokens ?? 0) };
+    const run = {
+      conversation,
+      node,
+      controller: new AbortController(),
+      saved: performance.now(),
+      clock: {},
+      before: node.content === "" ? 0 : (node.stats?.tokens ?? 0),
+    };
     node.status = "writing";
     delete node.error;
     this.runs.set(conversation.id, run);
@@ -244,7 +251,8 @@ export class Chat extends EventTarget {
   }
 
   async change(id, fields) {
-    const conversation = id === this.conversation.id ? this.conversation : (this.runs.get(id)?.conversation ?? (await this.storage.get(id)));
+    const conversation =
+      id === this.conversation.id ? this.conversation : (this.runs.get(id)?.conversation ?? (await this.storage.get(id)));
     Object.assign(conversation, fields);
     conversation.changed = Math.max(Date.now(), conversation.changed + 1);
     if (this.known.has(id) || conversation !== this.conversation) await this.save(conversation);

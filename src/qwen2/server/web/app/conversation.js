@@ -1,7 +1,8 @@
 /**
  * What a conversation is: a tree of messages, of which one path is shown.
  *
- * { id, title, named, pinned, created, changed, model, system, sampling, nodes: { id: node }, chosen: { parent: child }, gone: { id: time } }
+ * { id, title, named, pinned, created, changed, model, system, sampling,
+ *   nodes: { id: node }, chosen: { parent: child }, gone: { id: time } }
  * node: { id, parent, role, content, files: [{ name, text }], created, changed, model?, status?, error?, stats?, edited? }
  * status of an answer: writing, done, stopped, length, failed. Plain data, so that IndexedDB and JSON keep it as it is.
  */
@@ -14,8 +15,18 @@ export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12))
 export function newConversation({ model = null, system = "", sampling = {} } = {}) {
   const now = Date.now();
   return {
-    id: newId(), title: "", named: false, pinned: false, created: now, changed: now,
-    model, system, sampling: { ...sampling }, nodes: {}, chosen: {}, gone: {},
+    id: newId(),
+    title: "",
+    named: false,
+    pinned: false,
+    created: now,
+    changed: now,
+    model,
+    system,
+    sampling: { ...sampling },
+    nodes: {},
+    chosen: {},
+    gone: {},
   };
 }
 
@@ -142,8 +153,12 @@ export function find(conversation, wanted) {
 }
 
 function excerpt(text, place, length) {
-  const begin = Math.max(0, place - 16);
-  const words = text.slice(begin, place + length + 48).replace(/\s+/g, " ").trim();
+  const before = Math.max(0, place - 20);
+  const begin = before === 0 ? 0 : Math.min(place, before + text.slice(before, place).search(/\s|$/)); // not in a word
+  const words = text
+    .slice(begin, place + length + 48)
+    .replace(/\s+/g, " ")
+    .trim();
   return begin > 0 ? `\u2026${words}` : words;
 }
 

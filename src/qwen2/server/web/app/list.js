@@ -62,14 +62,23 @@ export class List {
     groups.delete("Pinned");
     const ordered = pinned ? [["Pinned", pinned], ...groups] : [...groups];
     const { id: current } = this.chat.conversation;
-    const state = JSON.stringify([ordered.map(([name, entries]) => [name, entries.map(({ id, title }) => [id, title])]), current, [...this.chat.runs.keys()], [...(this.found ?? [])]]);
+    const state = JSON.stringify([
+      ordered.map(([name, entries]) => [name, entries.map(({ id, title }) => [id, title])]),
+      current,
+      [...this.chat.runs.keys()],
+      [...(this.found ?? [])],
+    ]);
     if (state === this.shownAs) return; // nothing that is seen has changed
     this.shownAs = state;
     const focused = document.activeElement?.closest?.(".entry")?.dataset.id;
     const part = document.activeElement?.className;
     $("list").replaceChildren(...ordered.flatMap(([name, entries]) => this.#group(name, entries)));
-    if (shown.length === 0) $("list").append(el("p", {}, this.found === null ? "Conversations will stand here." : "Nothing has these words."));
-    if (focused) $("list").querySelector(`[data-id="${focused}"] .${part?.split(" ")[0]}`)?.focus();
+    if (shown.length === 0)
+      $("list").append(el("p", {}, this.found === null ? "Conversations will stand here." : "Nothing has these words."));
+    if (focused)
+      $("list")
+        .querySelector(`[data-id="${focused}"] .${part?.split(" ")[0]}`)
+        ?.focus();
   }
 
   #group(name, entries) {
@@ -87,7 +96,10 @@ export class List {
       el("span", { class: "entry-title", dir: "auto" }, title),
       words ? el("span", { class: "entry-found", dir: "auto" }, words) : null,
     );
-    const more = iconButton("dots", `More for ${title}`, () => this.#menu(more, one), { "aria-haspopup": "menu", "aria-expanded": "false" });
+    const more = iconButton("dots", `More for ${title}`, () => this.#menu(more, one), {
+      "aria-haspopup": "menu",
+      "aria-expanded": "false",
+    });
     const busy = this.chat.runs.has(one.id) ? el("span", { class: "busy", role: "img", "aria-label": "An answer is being written" }) : null;
     return el("li", { class: `entry${current ? " current" : ""}`, "data-id": one.id }, open, busy, more);
   }

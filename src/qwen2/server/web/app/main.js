@@ -157,7 +157,15 @@ async function start() {
     $("search").focus();
   };
   const stop = () => (chat.run === undefined ? false : chat.stop());
-  shortcuts({ newChat, search, stop, editLast: () => thread.editLast(), focus: () => composer.focus(), models: () => picker.open(), settings: () => settings.open() });
+  shortcuts({
+    newChat,
+    search,
+    stop,
+    editLast: () => thread.editLast(),
+    focus: () => composer.focus(),
+    models: () => picker.open(),
+    settings: () => settings.open(),
+  });
   await address(chat, drawer);
   await begin(chat, models);
   list.soon();

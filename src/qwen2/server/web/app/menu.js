@@ -12,7 +12,12 @@ export function openMenu(button, items) {
     run();
   };
   const buttons = items.map((item) =>
-    el("button", { type: "button", role: "menuitem", class: item.bad ? "bad" : null, click: choose(item.run) }, icon(item.icon), item.label),
+    el(
+      "button",
+      { type: "button", role: "menuitem", class: item.bad ? "bad" : null, click: choose(item.run) },
+      icon(item.icon),
+      item.label,
+    ),
   );
   const menu = el("div", { class: "menu", role: "menu", "aria-label": button.getAttribute("aria-label") }, ...buttons);
   document.body.append(menu);
@@ -27,7 +32,11 @@ export function openMenu(button, items) {
     menu.remove();
     button.setAttribute("aria-expanded", "false");
     document.removeEventListener("pointerdown", beside);
-    if (inside) (button.isConnected ? button : document.querySelector(`button[aria-label="${CSS.escape(button.getAttribute("aria-label"))}"]`))?.focus();
+    if (inside)
+      (button.isConnected
+        ? button
+        : document.querySelector(`button[aria-label="${CSS.escape(button.getAttribute("aria-label"))}"]`)
+      )?.focus();
   };
   document.addEventListener("pointerdown", beside);
   menu.addEventListener("keydown", (event) => move(event, buttons));

@@ -24,7 +24,8 @@ export class Meter {
   #answered({ node, conversation }) {
     const { stats } = node;
     const limit = this.models.limit(node.model);
-    if (conversation === this.chat.conversation && stats?.promptTokens !== undefined && limit) this.show(stats.promptTokens + stats.tokens, limit);
+    if (conversation === this.chat.conversation && stats?.promptTokens !== undefined && limit)
+      this.show(stats.promptTokens + stats.tokens, limit);
     this.soon();
   }
 

@@ -47,7 +47,10 @@ export class Picker {
     for (const name of this.#others(wanted, [...here, ...absent])) parts.push(list([this.#absentRow({ name })]));
     const focused = document.activeElement?.dataset?.row;
     $("picker-body").replaceChildren(...parts);
-    if (focused) $("picker-body").querySelector(`[data-row="${CSS.escape(focused)}"]`)?.focus();
+    if (focused)
+      $("picker-body")
+        .querySelector(`[data-row="${CSS.escape(focused)}"]`)
+        ?.focus();
   }
 
   /** Names that were typed in full, or are being downloaded, and stand in no list. */
@@ -77,11 +80,30 @@ export class Picker {
     const { name } = model;
     const pull = this.models.pulls.get(name);
     const facts = [model.format, model.size && bytes(model.size), model.licence];
-    const text = el("span", {}, el("b", {}, name), el("span", { class: "facts" }, model.about ?? ""), el("span", { class: "facts" }, facts.filter(Boolean).join(" \u00b7 ")));
+    const text = el(
+      "span",
+      {},
+      el("b", {}, name),
+      el("span", { class: "facts" }, model.about ?? ""),
+      el("span", { class: "facts" }, facts.filter(Boolean).join(" \u00b7 ")),
+    );
     const running = pull !== undefined && pull.error === null;
     const click = () => (running ? this.models.cancel(name) : this.#pull(name));
-    const props = { class: "button small", type: "button", click, "data-row": `get ${name}`, "aria-label": `${running ? "Cancel" : "Download"} ${name}` };
-    return el("div", { class: "model" }, text, el("button", props, running ? "Cancel" : "Download"), running ? this.#bar(name, pull) : null, failure(pull));
+    const props = {
+      class: "button small",
+      type: "button",
+      click,
+      "data-row": `get ${name}`,
+      "aria-label": `${running ? "Cancel" : "Download"} ${name}`,
+    };
+    return el(
+      "div",
+      { class: "model" },
+      text,
+      el("button", props, running ? "Cancel" : "Download"),
+      running ? this.#bar(name, pull) : null,
+      failure(pull),
+    );
   }
 
   #bar(name, pull) {

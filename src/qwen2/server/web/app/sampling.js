@@ -6,7 +6,15 @@ export const SAMPLING = [
   { key: "top_k", label: "Top k", hint: "Only so many of the likeliest; 0 is off", min: 0, max: 1_000_000, step: 1, whole: true },
   { key: "min_p", label: "Min p", hint: "At least this share of the likeliest; 0 is off", min: 0, max: 1, step: 0.05 },
   { key: "repetition_penalty", label: "Repetition penalty", hint: "1 is off; above, repeating costs", min: 0.01, max: 100, step: 0.05 },
-  { key: "seed", label: "Seed", hint: "The same seed writes the same answer", min: Number.MIN_SAFE_INTEGER, max: Number.MAX_SAFE_INTEGER, step: 1, whole: true },
+  {
+    key: "seed",
+    label: "Seed",
+    hint: "The same seed writes the same answer",
+    min: Number.MIN_SAFE_INTEGER,
+    max: Number.MAX_SAFE_INTEGER,
+    step: 1,
+    whole: true,
+  },
   { key: "max_tokens", label: "Most tokens", hint: "Of one answer", min: 1, max: 10_000_000, step: 1, whole: true },
 ];
 

@@ -120,8 +120,11 @@ export class Settings {
       return;
     }
     const facts = [
-      ["Name", model], ["Parameters", found.size], ["Quantization", found.quantization],
-      ["Context", `${count(found.context)} tokens`], ["Licence", found.licence],
+      ["Name", model],
+      ["Parameters", found.size],
+      ["Quantization", found.quantization],
+      ["Context", `${count(found.context)} tokens`],
+      ["Licence", found.licence],
       ["In memory", this.models.isLoaded(model) ? `yes, on ${this.models.memory.get(model).device}` : "no"],
     ];
     $("about").replaceChildren(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));

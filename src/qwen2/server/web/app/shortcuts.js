@@ -20,7 +20,10 @@ export function shortcuts(act) {
     { keys: ["?"], label: "This list" },
   ];
   for (const { keys: names, label } of keys) {
-    $("keys").append(el("dt", {}, label), el("dd", {}, ...names.flatMap((name, index) => (index ? [" ", el("kbd", {}, name)] : [el("kbd", {}, name)]))));
+    $("keys").append(
+      el("dt", {}, label),
+      el("dd", {}, ...names.flatMap((name, index) => (index ? [" ", el("kbd", {}, name)] : [el("kbd", {}, name)]))),
+    );
   }
   const help = () => $("help").showModal();
   $("open-help").addEventListener("click", help);

@@ -24,7 +24,9 @@ function settled(request) {
 }
 
 function reason(error) {
-  return error?.name === "QuotaExceededError" ? "the space that the browser gives this page is full" : (error?.message ?? "the browser refused");
+  return error?.name === "QuotaExceededError"
+    ? "the space that the browser gives this page is full"
+    : (error?.message ?? "the browser refused");
 }
 
 export class Storage {

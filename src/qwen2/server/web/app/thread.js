@@ -117,7 +117,8 @@ export class Thread {
       const view = this.views.get(node.id);
       if (view !== undefined) this.#show(view);
     }
-    if (ended) announce({ failed: `The answer failed: ${node.error?.message}`, stopped: "Answer stopped" }[node.status] ?? "Answer finished");
+    if (ended)
+      announce({ failed: `The answer failed: ${node.error?.message}`, stopped: "Answer stopped" }[node.status] ?? "Answer finished");
   }
 
   /** Edit the last message of the user. */
@@ -131,5 +132,9 @@ export class Thread {
 export function emptyNote(text, button) {
   if ($("empty-note").firstChild?.data === text) return;
   $("empty-note").replaceChildren(text);
-  if (button) $("empty-note").append(el("br"), el("button", { class: "button primary", type: "button", click: button.run }, icon("in"), button.label));
+  if (button)
+    $("empty-note").append(
+      el("br"),
+      el("button", { class: "button primary", type: "button", click: button.run }, icon("in"), button.label),
+    );
 }

@@ -24,7 +24,8 @@ export function importJson(text) {
     throw new Error("The file is not JSON.");
   }
   if (file?.format !== FORMAT) throw new Error("The file holds no conversations that were exported here.");
-  if (file.version !== VERSION) throw new Error(`The file has version ${JSON.stringify(file.version)}; this page reads version ${VERSION}.`);
+  if (file.version !== VERSION)
+    throw new Error(`The file has version ${JSON.stringify(file.version)}; this page reads version ${VERSION}.`);
   if (!Array.isArray(file.conversations)) throw new Error("The file has no list of conversations.");
   return file.conversations.map((one, index) => conversation(one, `Conversation ${index + 1}`));
 }
@@ -33,9 +34,18 @@ function conversation(given, at) {
   const read = reader(given, at);
   const nodes = Object.entries(read("nodes", isObject, "messages"));
   const found = {
-    id: newId(), title: read("title", isText), named: read("named", isFlag), pinned: read("pinned", isFlag),
-    created: read("created", isTime), changed: read("changed", isTime), model: read("model", (one) => one === null || isText(one)),
-    system: read("system", isText), sampling: sampling(read("sampling", isObject), at), nodes: {}, chosen: {}, gone: {},
+    id: newId(),
+    title: read("title", isText),
+    named: read("named", isFlag),
+    pinned: read("pinned", isFlag),
+    created: read("created", isTime),
+    changed: read("changed", isTime),
+    model: read("model", (one) => one === null || isText(one)),
+    system: read("system", isText),
+    sampling: sampling(read("sampling", isObject), at),
+    nodes: {},
+    chosen: {},
+    gone: {},
   };
   for (const [id, one] of nodes) found.nodes[id] = node(id, one, given.nodes, at);
   nodes.forEach(([id]) => checkRoot(found.nodes, id, at));
@@ -50,15 +60,22 @@ function node(id, given, all, at) {
   const read = reader(given, place);
   const parent = read("parent", (one) => one === null || (isText(one) && Object.hasOwn(all, one)), "message that it follows");
   const found = {
-    id, parent, role: read("role", (one) => ROLES.includes(one)), content: read("content", isText),
-    files: read("files", (one) => Array.isArray(one) && one.every((file) => isText(file?.name) && isText(file?.text))).map(({ name, text }) => ({ name, text })),
-    created: read("created", isTime), changed: read("changed", isTime),
+    id,
+    parent,
+    role: read("role", (one) => ROLES.includes(one)),
+    content: read("content", isText),
+    files: read("files", (one) => Array.isArray(one) && one.every((file) => isText(file?.name) && isText(file?.text))).map(
+      ({ name, text }) => ({ name, text }),
+    ),
+    created: read("created", isTime),
+    changed: read("changed", isTime),
   };
   if (found.role === "user") return found;
   found.model = read("model", (one) => one === null || isText(one));
   const status = read("status", isText);
   found.status = ENDS.includes(status) ? status : "stopped";
-  if (found.status === "failed") found.error = { message: isText(given.error?.message) ? given.error.message : "The answer failed.", code: null };
+  if (found.status === "failed")
+    found.error = { message: isText(given.error?.message) ? given.error.message : "The answer failed.", code: null };
   if (given.edited === true) found.edited = true;
   if (isObject(given.stats)) found.stats = Object.fromEntries(Object.entries(given.stats).filter(([, value]) => Number.isFinite(value)));
   return found;
@@ -114,6 +131,10 @@ function fence(text) {
 
 /** A title as a file's name. */
 export function fileName(title, ending) {
-  const name = title.normalize("NFC").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  const name = title
+    .normalize("NFC")
+    .replace(/[^\p{L}\p{N}]+/gu, "-")
+    .replace(/^-+|-+$/g, "")
+    .slice(0, 60);
   return `${name || "conversation"}.${ending}`;
 }
