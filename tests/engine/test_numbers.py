@@ -41,6 +41,17 @@ def test_long_texts_are_read_in_chunks_with_the_same_numbers(make_llm, model, mo
     assert chunked.score("a") == [[None]]
 
 
+def test_a_vector_has_the_same_bits_in_any_chunks(llm):
+    hidden, vectors = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)), []
+    for sizes in ([50], [7, 43], [1] * 50):
+        (read,), vector = llm.embedding_requests(["a"])
+        for piece in hidden.split(sizes):
+            read.reader(piece)
+        vectors.append(vector())
+    assert torch.equal(vectors[0], vectors[1])
+    assert torch.equal(vectors[0], vectors[2])
+
+
 @pytest.mark.parametrize("read", [lambda llm, text: llm.logits(text), lambda llm, text: llm.score(text), lambda llm, text: llm.embed(text)])
 def test_reading_that_was_aborted_gives_no_numbers(llm, monkeypatch, read):
     llm.engine.scheduler.chunk = 8

@@ -250,20 +250,23 @@ def main() -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         home = None if args.model else tiny_home(Path(folder))
-        cache = "0.0016" if home else "0.5"  # little more than a window of the tiny one: answers give way to each other
+        cache = "0.0008" if home else "0.5"  # little more than a window of the tiny one: answers give way to each other
         soak = Soak("tiny:one") if home else Soak(args.model, PROMPTS[:2])
         with served(home, "--load", soak.model, "--max-batch", "8", "--cache-gb", cache) as (url, process, log):
             asyncio.run(soak.alone(url))
             asyncio.run(soak.crowd(url, range(args.requests // 6)))
             settled(url)
             before = process.memory_info().rss
-            asyncio.run(soak.crowd(url, range(args.requests // 6, args.requests)))
-            left, after = settled(url), process.memory_info().rss
+            sixths = []
+            for part in range(1, 6):
+                asyncio.run(soak.crowd(url, range(args.requests * part // 6, args.requests * (part + 1) // 6)))
+                left, after = settled(url), process.memory_info().rss
+                sixths.append(f"{after / 2**20:.0f}")
             broken = [line for line in log.read_text().splitlines() if " 50" in line and "/health" not in line]
     print(f"{args.requests} requests of {soak.model}: {dict(soak.counts)}, no answer differs from what was said alone")
     print(f"status 500 and above: {len(broken)}; held at the end: {left}")
     print(
-        f"memory {before / 2**20:,.1f} MiB after a sixth, {after / 2**20:,.1f} at the end: {after / before - 1:+.2%}; {time.monotonic() - begin:.0f} s"
+        f"memory {before / 2**20:,.1f} MiB after a sixth, {', '.join(sixths)} after each further one: {after / before - 1:+.2%}; {time.monotonic() - begin:.0f} s"
     )
     sys.exit(bool(broken) or any(left[name] for name in ("blocks", "running", "waiting")) or after > GROWTH * before)
 

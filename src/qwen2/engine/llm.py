@@ -230,7 +230,8 @@ class LLM:
         sums = torch.zeros(len(listed), self.model.config.hidden)
 
         def add(total: Tensor, hidden: Tensor) -> None:  # (D,), (n, D)
-            total += hidden.float().sum(0).cpu()
+            for row in hidden.float().cpu():  # in one order, into however many chunks a text is cut
+                total += row
 
         def vectors() -> Tensor:
             means = _finite(sums, "hidden states", self.model.network.dtype)

@@ -256,21 +256,21 @@ def now() -> str:
 @router.post("/embed")
 async def embed(body: Embed, request: Request) -> Json:
     """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
-    server, most = server_of(request), body.options.num_ctx
+    server, most, keep = server_of(request), body.options.num_ctx, stays(body.keep_alive)
     server.models.full_name(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         return {"model": body.model, "embeddings": []}
-    vectors, tokens, _ = await server.embed(request, body.model, texts, stays(body.keep_alive), most, cut=body.truncate)
+    vectors, tokens, _ = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
     return {"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens}
 
 
 @router.post("/embeddings")
 async def embeddings(body: Embeddings, request: Request) -> Json:
     """The vector of one text."""
-    server = server_of(request)
+    server, keep = server_of(request), stays(body.keep_alive)
     server.models.full_name(body.model)
     if not body.prompt:
         return {"embedding": []}
-    vectors, _, _ = await server.embed(request, body.model, [body.prompt], stays(body.keep_alive), body.options.num_ctx)
+    vectors, _, _ = await server.embed(request, body.model, [body.prompt], keep, body.options.num_ctx)
     return {"embedding": vectors[0].tolist()}

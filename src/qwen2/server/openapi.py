@@ -37,6 +37,7 @@ STREAMS = {
     "/api/pull": "application/x-ndjson",
 }
 OTHER = {"/metrics": "text/plain"}
+SCHEMAS = {"application/json": {"type": "object"}, "text/plain": {"type": "string"}}
 EMPTY = {"/api/copy", "/api/delete"}
 
 
@@ -74,7 +75,7 @@ def _responses(path: str, has_key: bool) -> Json:
     answer: Json = {"description": "The answer."}
     if path not in EMPTY:
         kinds = [OTHER.get(path, "application/json"), *([STREAMS[path]] if path in STREAMS else [])]
-        answer["content"] = {kind: {"schema": {"type": "object"} if kind == "application/json" else {"type": "string"}} for kind in kinds}
+        answer["content"] = {kind: {"schema": SCHEMAS.get(kind, {})} for kind in kinds}
     error = {"schema": {"$ref": f"#/components/schemas/Error_{dialect_of(path)}"}}
     texts = {status: ERRORS[status] for status in OF_PATHS.get(path, tuple(ERRORS))} | MORE.get(path, {})
     if not has_key:
