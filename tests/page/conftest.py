@@ -74,7 +74,7 @@ class Scripted(LLM):
     asked: list[Asked]
     forgetful: bool  # reads the last message only, so that a conversation may be longer than its window
 
-    def ask(self, prompt: Any, params: SamplingParams | None = None, tools: Any = None) -> Asked:
+    def ask(self, prompt: Any, params: SamplingParams | None = None, *more: Any, **options: Any) -> Asked:
         if isinstance(prompt[0], dict):
             question, begun = prompt[-1]["content"], ""
             prompt = prompt[-1:] if self.forgetful else prompt
@@ -85,7 +85,7 @@ class Scripted(LLM):
             raise reply
         assert reply.startswith(begun), "a continuation goes on from the scripted text"
         held = replace(params or SamplingParams(), constraint=Constraint.choice([reply[len(begun) :]]))
-        asked = super().ask(prompt, held, tools)
+        asked = super().ask(prompt, held, *more, **options)
         self.asked.append(asked)
         return asked
 
