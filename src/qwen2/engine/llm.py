@@ -129,17 +129,20 @@ class LLM:
         tools: Tools | None = None,
         tool_choice: ToolChoice = AUTO,
         in_pieces: bool = False,
+        go_on: bool = False,
     ) -> Asked:
         """The same, not yet begun: a request for the engine, and how its chunks are to be read. Raises ValueError for bad input.
 
-        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py).
+        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py). `go_on`: where
+        the last message is the assistant's it is the beginning of the answer, which goes on from it.
         """
         if not _is_conversation(prompt):
             if tools or tool_choice.forced:
                 raise ValueError("tools need a conversation: pass messages instead of a text or ids")
             return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
         goes_on = len(prompt) > 0 and prompt[-1].get("role") == "tool"
-        ids = self.render(prompt, tools).ids
+        is_begun = go_on and len(prompt) > 0 and prompt[-1].get("role") == "assistant"
+        ids = self.render_open(prompt, tools).ids if is_begun else self.render(prompt, tools).ids
         params = _checked(params)
         choice = tool_choice if params.constraint is None else replace(tool_choice, parallel=True)  # a form has no second call
         held = calls.constraint(tools, choice, self.template.calls, goes_on)
@@ -155,6 +158,10 @@ class LLM:
     def render(self, messages: Conversation, tools: Tools | None = None, add_generation_prompt: bool = True) -> Rendered:
         """A conversation as the model reads it, with what the model itself has before it (its Modelfile's SYSTEM and MESSAGEs)."""
         return self.template.render(self.model.made.conversation(messages), tools, add_generation_prompt)
+
+    def render_open(self, messages: Conversation, tools: Tools | None = None) -> Rendered:
+        """The same with the last message, an assistant's, left open, so that the model goes on with it."""
+        return self.template.render_open(self.model.made.conversation(messages), tools)
 
     def _stream(self, asked: Asked) -> Iterator[Chunk]:
         for _, chunk in self.engine.run([asked.request]):

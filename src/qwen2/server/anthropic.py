@@ -207,7 +207,7 @@ async def messages(body: Messages, request: Request) -> Response:
     server.check_stops(body.stop_sequences or [])
 
     def ask(llm: LLM) -> list[Asked]:
-        return [llm.ask(conversation(body), body.params(), tools_of(body), choice_of(body), in_pieces=True)]
+        return [llm.ask(conversation(body), body.params(), tools_of(body), choice_of(body), in_pieces=True, go_on=True)]
 
     answering = await server.answer(request, body.model, ask)
     writer = Writer(answering, choice_of(body).parallel)
@@ -220,8 +220,10 @@ async def messages(body: Messages, request: Request) -> Response:
 async def count_tokens(body: Prompt, request: Request) -> Json:
     """How many tokens the prompt would have."""
     async with server_of(request).models.use(body.model) as llm:
-        ids = llm.render(conversation(body), tools_of(body)).ids
-        return {"input_tokens": len(ids)}
+        messages, tools = conversation(body), tools_of(body)
+        begun = messages[-1:] and messages[-1]["role"] == "assistant"
+        rendered = llm.render_open(messages, tools) if begun else llm.render(messages, tools)
+        return {"input_tokens": len(rendered.ids)}
 
 
 # --- out

@@ -42,7 +42,7 @@ async def chat(body: Chat, request: Request) -> Response:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
 
     def ask(llm: LLM) -> list[Asked]:
-        return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools)]
+        return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools, go_on=True)]
 
     answering = await server_of(request).answer(request, body.model, ask, stays(body.keep_alive))
     return await respond(request, body, answering, ChatLines(body.model, answering))

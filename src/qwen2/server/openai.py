@@ -78,6 +78,13 @@ async def chat(body: Chat, request: Request) -> Response:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: send one of them", field="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs goes with logprobs: true", field="top_logprobs")
+    go_on = bool(body.continue_final_message)
+    if body.add_generation_prompt is not None and body.add_generation_prompt == go_on:
+        raise ApiError(
+            400, "add_generation_prompt opens a new turn, and continue_final_message goes on with one: send one of them", field="messages"
+        )
+    if go_on and (not body.messages or body.messages[-1].get("role") != "assistant"):
+        raise ApiError(400, "continue_final_message goes on with an assistant's message, and the last is none", field="messages")
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     tools = None if body.tool_choice == "none" else body.tools
@@ -87,7 +94,7 @@ async def chat(body: Chat, request: Request) -> Response:
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
         params = body.params(most, logprobs, form, body.prompt_logprobs)
-        return [llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True)]
+        return [llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)]
 
     answering = await server.answer(request, body.model, ask)
     writer = ChatWriter(answering, body.choice.parallel, body.prompt_logprobs)

@@ -185,6 +185,8 @@ class Chat(Sampling):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    continue_final_message: bool | None = None  # vLLM's: the last message is the beginning of the answer
+    add_generation_prompt: bool | None = None  # its opposite
 
     @property
     def choice(self) -> ToolChoice:

@@ -109,6 +109,21 @@ class ChatTemplate:
         ids, mask = _encode(self.tokenizer, spans)
         return Rendered(ids, "".join(span.text for span in spans), mask)
 
+    def render_open(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Rendered:
+        """Ids of a conversation whose last message, an assistant's, is the beginning of an answer: its turn is not ended."""
+        turns = read_messages(messages)
+        if turns[-1].role != "assistant" or turns[-1].calls:
+            raise ValueError("only a last message of the assistant's, without calls, can be gone on from")
+        whole = self.render(messages, tools, add_generation_prompt=False)
+        ids, mask = list(whole.ids), list(whole.mask)
+        while mask and not mask[-1]:  # what stands between turns
+            mask.pop()
+            ids.pop()
+        if ids and ids[-1] in self.tokenizer.control.values():
+            mask.pop()
+            ids.pop()
+        return Rendered(ids, self.tokenizer.decode(ids), mask)
+
     def _render_jinja(self, turns: list[Turn], functions: list[dict[str, Any]], prompt: bool) -> Rendered:
         assert self.source is not None
         if functions and not re.search(r"\btools\b", self.source):
