@@ -56,6 +56,9 @@ class Flags:
 
 def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     """Serve the models that are here."""
+    from qwen2.server.memory import one_heap
+
+    one_heap()
     settings = settings_of(flags)
     for name in settings.load:
         Store().get(name)  # said before anything is listened to

@@ -8,19 +8,18 @@ Left out: TLS, which a proxy in front does.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import hmac
 import ipaddress
 import json
 import logging
 import secrets
-import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qwen2.server.errors import ApiError, Dialect, body
+from qwen2.server.memory import give_back
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -223,13 +222,6 @@ class _Request:
         """One line for one request."""
         seconds = time.monotonic() - self.start
         log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
-
-
-def give_back() -> None:
-    """Memory that is free back to the system: texts of megabytes take a hundred times their size for a moment, and glibc keeps it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _read_as_json(scope: Scope) -> Scope:
