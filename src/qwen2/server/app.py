@@ -37,6 +37,7 @@ from qwen2.weights.store import Store
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Request as EngineRequest
     from qwen2.server.openai_schema import Sampling
 
 log = logging.getLogger("qwen2.server")
@@ -72,6 +73,12 @@ class Server:
         if len(stops) > limits.stops or any(len(stop) > limits.stop_characters for stop in stops):
             raise ApiError(400, f"stop: at most {limits.stops} texts of at most {limits.stop_characters} characters", field="stop")
 
+    def check_messages(self, messages: Sequence[object], field: str = "messages") -> None:
+        """Few enough to be read one by one."""
+        most = self.settings.limits.messages
+        if len(messages) > most:
+            raise ApiError(400, f"{field} has {len(messages):,} entries: this server reads at most {most:,} of one request", field=field)
+
     async def answer(self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID) -> Answering:
         """Load the model where it is not, check what is asked against it, and begin. Raises ApiError."""
         async with AsyncExitStack() as held:
@@ -87,20 +94,22 @@ class Server:
     ) -> tuple[torch.Tensor, int, str]:
         """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have; `cut`: of longer ones the first."""
         async with self.models.use(name, keep_alive) as llm:
-            if cut:
-                limit = llm.window if most is None else min(most, llm.window)
-                texts = [llm.tokenizer.encode(text)[:limit] if text else text for text in texts]
-            reads, vectors = await asyncio.to_thread(llm.embedding_requests, texts)
+            limit = llm.window if most is None else min(most, llm.window)
+
+            def asked() -> tuple[list[EngineRequest], Callable[[], torch.Tensor]]:
+                return llm.embedding_requests([llm.tokenizer.encode(text)[:limit] if cut and text else text for text in texts])
+
+            reads, vectors = await asyncio.to_thread(asked)
             longest = max(len(one.prompt) for one in reads)
             if most is not None and longest > most:
                 raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
 
-            async def read(one: Any) -> None:
+            async def read(one: EngineRequest) -> None:
                 async for _ in self.streams.requests(llm, one):
                     pass
 
             await unless_gone(request, asyncio.gather(*map(read, reads)))
-            return vectors(), sum(len(one.prompt) for one in reads), self.models.full_name(name)
+            return await asyncio.to_thread(vectors), sum(len(one.prompt) for one in reads), self.models.full_name(name)
 
 
 def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:

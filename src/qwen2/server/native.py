@@ -6,6 +6,7 @@ whose last line then still comes with its counts. Left out: tools, which a conve
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -76,8 +77,11 @@ async def open_model(body: Open, request: Request) -> Json:
 @router.post("/count")
 async def count(body: Count, request: Request) -> Json:
     """Tokens of a conversation as the model reads it, without the opening of an answer."""
-    async with server_of(request).models.use(body.model) as llm:
-        return {"tokens": len(llm.render(body.messages, add_generation_prompt=False).ids)}
+    server = server_of(request)
+    server.check_messages(body.messages)
+    async with server.models.use(body.model) as llm:
+        rendered = await asyncio.to_thread(llm.render, body.messages, add_generation_prompt=False)
+        return {"tokens": len(rendered.ids)}
 
 
 @router.post("/chat")
@@ -89,6 +93,7 @@ async def chat(body: Ask, request: Request) -> Response:
         body.params["logit_bias"] = {int(token) if token.isdecimal() else token: bias for token, bias in biases.items()}
     params = SamplingParams.from_dict(body.params)
     server.check_stops(params.stop or ())
+    server.check_messages(body.messages)
     if params.n > server.settings.limits.samples:
         raise ApiError(400, f"n is {params.n}: this server writes at most {server.settings.limits.samples} samples of one request")
     if body.id in server.ended_by_id:

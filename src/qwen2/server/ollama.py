@@ -40,6 +40,7 @@ async def chat(body: Chat, request: Request) -> Response:
     """A conversation's next message."""
     if not body.messages:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
+    server_of(request).check_messages(body.messages)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools, go_on=True)]
@@ -78,15 +79,16 @@ def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     if body.raw:
         if body.system is not None or body.context is not None:
             raise ApiError(400, "raw takes the prompt as it is: leave system and context out")
+        llm.tokenizer.check_fits([body.prompt], llm.window)
         return list(llm.tokenizer.encode_trusted(body.prompt))
     system = [] if body.system is None else [{"role": "system", "content": body.system}]
     question = {"role": "user", "content": body.prompt}
     if body.context is None:
-        return list(llm.render([*system, question]).ids)
+        return list(llm.render([*system, question], most=llm.window).ids)
     llm.engine.check_ids("context", body.context)
     before: list[Any] = [*system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     known = llm.template.render(before).ids
-    whole = llm.template.render([*before, question], add_generation_prompt=True).ids
+    whole = llm.template.render([*before, question], add_generation_prompt=True, most=llm.window).ids
     ends = [place for place, token in enumerate(known) if token in llm.engine.eos]
     end = ends[-1] + 1 if ends and body.context[-1] in llm.engine.eos else len(known)
     return [*body.context, *whole[end:]]
@@ -100,6 +102,7 @@ def _fill_in(llm: LLM, body: Generate) -> list[int]:
     if body.raw or body.system is not None or body.context is not None:
         raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
     first, second, third = (control[name] for name in FIM)
+    llm.tokenizer.check_fits([body.prompt, body.suffix], llm.window)
     return [first, *encode(body.prompt), second, *encode(body.suffix), third]
 
 

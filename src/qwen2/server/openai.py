@@ -6,6 +6,7 @@ is the stream, folded.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 import time
@@ -74,6 +75,7 @@ async def chat(body: Chat, request: Request) -> Response:
     """A conversation's next message."""
     server = server_of(request)
     server.check(body)
+    server.check_messages(body.messages)
     if body.max_tokens is not None and body.max_completion_tokens is not None and body.max_tokens != body.max_completion_tokens:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: send one of them", field="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
@@ -278,22 +280,28 @@ async def embeddings(body: Embedding, request: Request) -> Json:
 
 
 @router.post("/tokenize")
-async def tokenize(body: Tokenize, request: Request) -> Json:
+async def tokenize(body: Tokenize, request: Request) -> Response:
     """A text's or a conversation's ids, and how many there may be."""
-    models = server_of(request).models
-    models.full_name(body.model)
+    server = server_of(request)
+    server.models.full_name(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "tokenize takes a prompt or messages, one of them", field="prompt")
-    async with models.use(body.model) as llm:
-        if body.messages is None:
-            assert body.prompt is not None, "one of them is there"
-            ids = llm.tokenizer.encode(body.prompt)
-        else:
-            ids = llm.render(conversation(body.messages), body.tools, body.add_generation_prompt).ids
-        found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": list(ids)}
-        if body.return_token_strs:
-            found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]
-        return found
+    server.check_messages(body.messages or ())
+    async with server.models.use(body.model) as llm:
+        return await asyncio.to_thread(tokenized, llm, body)
+
+
+def tokenized(llm: LLM, body: Tokenize) -> Response:
+    """The answer, written out: there may be millions of ids."""
+    if body.messages is None:
+        assert body.prompt is not None, "one of them is there"
+        ids = llm.tokenizer.encode(body.prompt)
+    else:
+        ids = llm.render(conversation(body.messages), body.tools, body.add_generation_prompt).ids
+    found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": ids}
+    if body.return_token_strs:
+        found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]
+    return JSONResponse(found)
 
 
 @router.post("/detokenize")
@@ -302,4 +310,4 @@ async def detokenize(body: Detokenize, request: Request) -> Json:
     async with server_of(request).models.use(body.model) as llm:
         if body.tokens:
             llm.engine.check_ids("tokens", body.tokens)
-        return {"prompt": llm.tokenizer.decode(body.tokens)}
+        return {"prompt": await asyncio.to_thread(llm.tokenizer.decode, body.tokens)}

@@ -18,6 +18,7 @@ class Limits:
     samples: int = field(default=16, metadata={"help": "n of one request."})
     stops: int = field(default=16, metadata={"help": "Stop strings of one request."})
     stop_characters: int = field(default=1000, metadata={"help": "Of one stop string."})
+    messages: int = field(default=4096, metadata={"help": "Of one request's conversation."})
     inputs: int = field(default=2048, metadata={"help": "Texts of one request for embeddings, or prompts of one for completions."})
 
 
