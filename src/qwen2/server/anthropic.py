@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/messages")
 Json = dict[str, Any]
-REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "abort": "end_turn"}
+REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Text(Body):

@@ -30,7 +30,7 @@ from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
 from qwen2.server.page import add_page
 from qwen2.server.settings import Settings
-from qwen2.server.streams import Streams
+from qwen2.server.streams import Streams, check_whole
 from qwen2.weights.blobs import Blobs
 from qwen2.weights.store import Store
 
@@ -105,8 +105,8 @@ class Server:
                 raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
 
             async def read(one: EngineRequest) -> None:
-                async for _ in self.streams.requests(llm, one):
-                    pass
+                async for chunk in self.streams.requests(llm, one):
+                    check_whole(one, chunk)
 
             await unless_gone(request, asyncio.gather(*map(read, reads)))
             return await asyncio.to_thread(vectors), sum(len(one.prompt) for one in reads), self.models.full_name(name)

@@ -40,6 +40,7 @@ class Loaded:
     keep_alive: float | None
     seconds: float  # that loading took
     users: int = 0
+    leaving: bool = False  # somebody wants it gone: it goes when nobody uses it
     knows_forms: bool = False  # the data of constraints is made
     last_used: float = field(default_factory=time.monotonic)
 
@@ -92,7 +93,10 @@ class Models:
         finally:
             loaded.users -= 1
             loaded.last_used = time.monotonic()
-            loaded.keep_alive = self.keep_alive if keep_alive is UNSAID else cast("float | None", keep_alive)
+            if keep_alive is not UNSAID:
+                loaded.keep_alive, loaded.leaving = cast("float | None", keep_alive), False
+            elif not loaded.leaving:
+                loaded.keep_alive = self.keep_alive
             async with self._changed:
                 self._changed.notify_all()
 
@@ -134,6 +138,14 @@ class Models:
                 return False
             self.unload(min(unused, key=lambda one: one.last_used).name)
         return True
+
+    def leave(self, full: str) -> None:
+        """Unload a model, if it is in memory, as soon as nobody uses it."""
+        loaded = self.loaded.get(full)
+        if loaded is not None and loaded.users:
+            loaded.keep_alive, loaded.leaving = 0.0, True
+        elif loaded is not None:
+            self.unload(full)
 
     def unload(self, full: str) -> None:
         """Give a model's memory back; what it writes is broken off, and its thread ends when whoever waits for that has heard."""

@@ -1,7 +1,8 @@
 """Our own dialect, for `qwen2 run`: the engine's own values as JSON, so that an answer through a server is told as one of this process.
 
-GET /qwen2 says whose server this is; the rest loads a model, counts, answers line by line, and ends an answer that is being written,
-whose last line then still comes with its counts. Left out: tools, which a conversation by hand has none of.
+GET /qwen2 says whose server this is; the rest loads a model, counts, answers line by line, ends an answer that is being written,
+whose last line then still comes with its counts, and unloads a model whoever uses it, for `qwen2 stop`. Left out: tools, which a
+conversation by hand has none of.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ Json = dict[str, Any]
 
 class Open(Body):
     """POST /qwen2/open."""
+
+    model: str
+
+
+class Stop(Body):
+    """POST /qwen2/stop."""
 
     model: str
 
@@ -72,6 +79,20 @@ async def open_model(body: Open, request: Request) -> Json:
     start = time.perf_counter()
     async with server_of(request).models.use(body.model) as llm:
         return {"about": about(llm).to_json(), "seconds": time.perf_counter() - start}
+
+
+@router.post("/stop")
+async def stop_model(body: Stop, request: Request) -> Json:
+    """Unload a model; what it is writing is broken off. Whether it was in memory, and how many requests were using it."""
+    models = server_of(request).models
+    full = models.full_name(body.model)
+    loaded = models.loaded.get(full)
+    if loaded is None:
+        return {"unloaded": False, "broken_off": 0}
+    users = loaded.users
+    del loaded
+    models.unload(full)
+    return {"unloaded": True, "broken_off": users}
 
 
 @router.post("/count")

@@ -116,12 +116,11 @@ def stays(keep_alive: float | str | None) -> object:
 
 
 async def only_load(body: Asking, request: Request, empty: Json) -> Response:
-    """Without anything to answer a model is loaded, or, where it shall stay no longer, unloaded."""
+    """Without anything to answer a model is loaded, or, where it shall stay no longer, unloaded when others need it no longer."""
     server = server_of(request)
     full = server.models.full_name(body.model)
     if stays(body.keep_alive) == 0:
-        if full in server.models.loaded:
-            server.models.unload(full)
+        server.models.leave(full)
         reason = "unload"
     else:
         async with server.models.use(full, stays(body.keep_alive)):

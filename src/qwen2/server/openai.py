@@ -147,7 +147,7 @@ class ChatWriter:
                 logprobs = None  # once, however many deltas the tokens make
             if chunk.output is not None:
                 last.append(chunk)
-                yield self._chunk(chunk.index, {}, finish_reason(chunk.output), include_usage)
+                yield self._chunk(chunk.index, {}, chunk.output.finish_reason, include_usage)
         if include_usage:
             outputs = [chunk.output for chunk in last if chunk.output is not None]
             yield self.head("chat.completion.chunk") | {"choices": [], "usage": usage_of(outputs), "timings": timings_of(outputs)}
@@ -197,16 +197,12 @@ class ChatWriter:
                 for i, call in enumerate(calls)
             ]
         logprobs = None if output.logprobs is None else _chat_logprobs(self.llm, output.logprobs)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(output)}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
 
 
 def call_id(answer: str, sample: int, index: int) -> str:
     """The same in the stream and in the whole."""
     return f"call_{answer.removeprefix('chatcmpl-')}_{sample}_{index}"
-
-
-def finish_reason(output: Output) -> str:
-    return "stop" if output.finish_reason == "abort" else output.finish_reason
 
 
 def usage_of(outputs: Sequence[Output], prompts: int = 1) -> Json:

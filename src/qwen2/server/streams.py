@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from qwen2.server.errors import FAILURES
+from qwen2.server.errors import FAILURES, ApiError
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -26,6 +26,12 @@ def told(error: Exception) -> Exception:
         return error
     log.error("a step broke off", exc_info=error)
     return RuntimeError("the step broke off")
+
+
+def check_whole(request: Request, chunk: Chunk) -> None:
+    """ApiError where an answer was broken off by others than its client: it is half of one, and nobody may take it for a whole."""
+    if chunk.finish_reason == "abort" and not request.aborted:
+        raise ApiError(503, "the answer was broken off, since its model went from memory: ask again", "broken_off", retry_after=1)
 
 
 class Streams:
