@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -106,3 +108,67 @@ def test_a_conversation_has_so_many_messages_at_most(serve: Callable[..., Runnin
         f"{field} has 4 entries: this server reads at most 3 of one request",
     )
     assert ask(3).status_code == 200
+
+
+# --- many prompts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_request_of_many_prompts_leaves_places_to_others(serve: Callable[..., Running], stream: bool) -> None:
+    """Handed in at once, a small one that comes behind is admitted before those that still wait; and each text is what it is alone."""
+    running = serve(max_batch=4)
+    running.chat(max_tokens=1)
+    engine = running.server.models.loaded[NAME].llm.engine
+    greedy = {"model": NAME, "temperature": 0, "max_tokens": 6, "logit_bias": {"511": -100, "509": -100}}
+    prompts = [f"{number} the fox" for number in range(12)]
+    alone = [running.post("/v1/completions", prompt=one, **greedy).json()["choices"][0]["text"] for one in prompts]
+    submit, handed_in = engine.submit, list[Any]()
+
+    def watched(request: Any) -> None:
+        handed_in.append(request)
+        submit(request)
+
+    engine.submit = watched
+    with ThreadPoolExecutor(2) as pool:
+        with engine.lock:  # nothing moves
+            many = pool.submit(running.post, "/v1/completions", prompt=prompts, stream=stream, **greedy)
+            while len(handed_in) < 3:
+                pass
+            small = pool.submit(running.post, "/v1/completions", prompt="small", **greedy)
+            while len(handed_in) < 4:
+                pass
+        assert small.result().status_code == 200
+        answer = many.result()
+    little = handed_in[3]
+    assert len(handed_in) == 13
+    assert all(little.admitted < other.admitted for other in handed_in[4:])
+    texts = [""] * len(prompts)
+    told = [answer.json()] if not stream else [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    for choice in (choice for one in told for choice in one["choices"]):
+        texts[choice["index"]] += choice["text"]
+    assert texts == alone
+
+
+def test_answers_count_and_not_requests_alone(serve: Callable[..., Running]) -> None:
+    running = serve(limits=Limits(queue=8))
+    running.chat(max_tokens=1)
+    engine = running.server.models.loaded[NAME].llm.engine
+    refused = running.post("/v1/completions", model=NAME, prompt=["a"] * 3, n=3, max_tokens=1)
+    assert (refused.status_code, message_of(refused)) == (
+        400,
+        "this asks for 9 answers, prompts times n, and this server takes 8 at once: send fewer",
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with engine.lock:
+            waiting = pool.submit(running.post, "/v1/completions", model=NAME, prompt=["a"] * 3, n=2, max_tokens=1)
+            while not engine.inbox:
+                pass
+            refused = running.chat(n=3, max_tokens=1)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+            assert message_of(refused) == "6 answers run or wait already, and with 3 more they are over 8: ask again"
+        assert waiting.result().status_code == 200
+    assert running.chat(n=3, max_tokens=1).status_code == 200
+    begin = time.monotonic()
+    while running.server.answers and time.monotonic() - begin < 20:  # let go a moment after the last byte is read
+        time.sleep(0.01)
+    assert running.server.answers == 0

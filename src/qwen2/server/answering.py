@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi.responses import StreamingResponse
 
 from qwen2.server.errors import FAILURES, ApiError, Dialect, body, of_engine
-from qwen2.server.streams import check_whole
+from qwen2.server.streams import check_whole, room
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -59,10 +59,12 @@ class Answering:
                 yield 0, chunk
             return
         queue: asyncio.Queue[tuple[int, Chunk] | asyncio.Future[None]] = asyncio.Queue()
+        places = room(self.llm, self.asked[0].request.params.n)
 
         async def feed(number: int, asked: Asked) -> None:
-            async for chunk in self._one(asked):
-                queue.put_nowait((number, chunk))
+            async with places:
+                async for chunk in self._one(asked):
+                    queue.put_nowait((number, chunk))
 
         tasks = [asyncio.ensure_future(feed(number, asked)) for number, asked in enumerate(self.asked)]
         for task in tasks:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
 from qwen2.server.page import add_page
 from qwen2.server.settings import Settings
-from qwen2.server.streams import Streams, check_whole
+from qwen2.server.streams import Streams, check_whole, room
 from qwen2.weights.blobs import Blobs
 from qwen2.weights.store import Store
 
@@ -53,6 +53,7 @@ class Server:
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
         self.streams: Streams
+        self.answers = 0  # that are written or wait: a request may ask for many
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
 
     def check(self, asked: Sampling) -> None:
@@ -79,9 +80,27 @@ class Server:
         if len(messages) > most:
             raise ApiError(400, f"{field} has {len(messages):,} entries: this server reads at most {most:,} of one request", field=field)
 
-    async def answer(self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID) -> Answering:
-        """Load the model where it is not, check what is asked against it, and begin. Raises ApiError."""
+    @contextmanager
+    def queued(self, answers: int) -> Iterator[None]:
+        """Count a request's answers, its prompts times their samples, among all. ApiError where they are too many."""
+        most = self.settings.limits.queue
+        if answers > most:
+            raise ApiError(400, f"this asks for {answers:,} answers, prompts times n, and this server takes {most:,} at once: send fewer")
+        if self.answers + answers > most:
+            told = f"{self.answers:,} answers run or wait already, and with {answers:,} more they are over {most:,}: ask again"
+            raise ApiError(429, told, "queue_full", retry_after=2)
+        self.answers += answers
+        try:
+            yield
+        finally:
+            self.answers -= answers
+
+    async def answer(
+        self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID, answers: int = 1
+    ) -> Answering:
+        """Load the model where it is not, check what is asked against it, and begin; so many `answers` are asked for. Raises ApiError."""
         async with AsyncExitStack() as held:
+            held.enter_context(self.queued(answers))
             start = time.perf_counter()
             llm = await held.enter_async_context(self.models.use(name, keep_alive))
             load_seconds = time.perf_counter() - start
@@ -104,9 +123,12 @@ class Server:
             if most is not None and longest > most:
                 raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
 
+            places = room(llm)
+
             async def read(one: EngineRequest) -> None:
-                async for chunk in self.streams.requests(llm, one):
-                    check_whole(one, chunk)
+                async with places:
+                    async for chunk in self.streams.requests(llm, one):
+                        check_whole(one, chunk)
 
             await unless_gone(request, asyncio.gather(*map(read, reads)))
             return await asyncio.to_thread(vectors), sum(len(one.prompt) for one in reads), self.models.full_name(name)

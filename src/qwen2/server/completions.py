@@ -44,7 +44,7 @@ async def completions(body: Completion, request: Request) -> Response:
         params = body.params(most, body.logprobs, prompt_logprobs=max(wanted, default=None))
         return [llm.ask(prompt, params) for prompt in prompts]
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=len(prompts) * body.samples)
     return await respond(request, body, answering, CompletionWriter(answering, body, prompts))
 
 

@@ -123,7 +123,7 @@ async def chat(body: Ask, request: Request) -> Response:
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(body.messages, params)]
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=params.n)
     server.ended_by_id[body.id] = lambda: answering.llm.engine.abort(answering.asked[0].request)
     answering.at_end(lambda: server.ended_by_id.pop(body.id))
     return EventsResponse(answering, events(_lines(answering), "ollama", b""), "ollama")

@@ -98,7 +98,7 @@ async def chat(body: Chat, request: Request) -> Response:
         params = body.params(most, logprobs, form, body.prompt_logprobs)
         return [llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)]
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=body.samples)
     writer = ChatWriter(answering, body.choice.parallel, body.prompt_logprobs)
     return await respond(request, body, answering, writer)
 

@@ -34,6 +34,11 @@ def check_whole(request: Request, chunk: Chunk) -> None:
         raise ApiError(503, "the answer was broken off, since its model went from memory: ask again", "broken_off", retry_after=1)
 
 
+def room(llm: LLM, samples: int = 1) -> asyncio.Semaphore:
+    """For the requests that one client hands in together: three quarters of a batch, so that others find a place beside them."""
+    return asyncio.Semaphore(max(1, llm.engine.scheduler.max_batch * 3 // 4 // samples))
+
+
 class Streams:
     """Everybody on one event loop who waits for an engine."""
 
