@@ -229,7 +229,7 @@ async def count_tokens(body: Prompt, request: Request) -> Json:
         begun = messages[-1:] and messages[-1]["role"] == "assistant"
         return len((llm.render_open(messages, tools) if begun else llm.render(messages, tools)).ids)
 
-    async with server.models.use(body.model) as llm:
+    async with server.model(request, body.model) as llm:
         return {"input_tokens": await asyncio.to_thread(count, llm)}
 
 

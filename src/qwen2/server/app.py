@@ -95,6 +95,12 @@ class Server:
         finally:
             self.answers -= answers
 
+    @asynccontextmanager
+    async def model(self, request: Request, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
+        """A model, held; waited for as long as its client is there, so that none is loaded, and no other given up, for nobody."""
+        async with AsyncExitStack() as held:
+            yield await unless_gone(request, held.enter_async_context(self.models.use(name, keep_alive)))
+
     async def answer(
         self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID, answers: int = 1
     ) -> Answering:
@@ -102,7 +108,7 @@ class Server:
         async with AsyncExitStack() as held:
             held.enter_context(self.queued(answers))
             start = time.perf_counter()
-            llm = await held.enter_async_context(self.models.use(name, keep_alive))
+            llm = await held.enter_async_context(self.model(request, name, keep_alive))
             load_seconds = time.perf_counter() - start
             asked = await asyncio.to_thread(ask, llm)
             return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all(), load_seconds)
@@ -112,7 +118,7 @@ class Server:
         self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None, cut: bool = False
     ) -> tuple[torch.Tensor, int, str]:
         """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have; `cut`: of longer ones the first."""
-        async with self.models.use(name, keep_alive) as llm:
+        async with self.model(request, name, keep_alive) as llm:
             limit = llm.window if most is None else min(most, llm.window)
 
             def asked() -> tuple[list[EngineRequest], Callable[[], torch.Tensor]]:

@@ -77,7 +77,7 @@ async def who(request: Request) -> Json:
 async def open_model(body: Open, request: Request) -> Json:
     """Load a model where it is not in memory."""
     start = time.perf_counter()
-    async with server_of(request).models.use(body.model) as llm:
+    async with server_of(request).model(request, body.model) as llm:
         return {"about": about(llm).to_json(), "seconds": time.perf_counter() - start}
 
 
@@ -100,7 +100,7 @@ async def count(body: Count, request: Request) -> Json:
     """Tokens of a conversation as the model reads it, without the opening of an answer."""
     server = server_of(request)
     server.check_messages(body.messages)
-    async with server.models.use(body.model) as llm:
+    async with server.model(request, body.model) as llm:
         rendered = await asyncio.to_thread(llm.render, body.messages, add_generation_prompt=False)
         return {"tokens": len(rendered.ids)}
 

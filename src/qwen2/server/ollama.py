@@ -123,7 +123,7 @@ async def only_load(body: Asking, request: Request, empty: Json) -> Response:
         server.models.leave(full)
         reason = "unload"
     else:
-        async with server.models.use(full, stays(body.keep_alive)):
+        async with server.model(request, full, stays(body.keep_alive)):
             reason = "load"
     return JSONResponse({"model": body.model, "created_at": now(), **empty, "done": True, "done_reason": reason})
 

@@ -283,7 +283,7 @@ async def tokenize(body: Tokenize, request: Request) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "tokenize takes a prompt or messages, one of them", field="prompt")
     server.check_messages(body.messages or ())
-    async with server.models.use(body.model) as llm:
+    async with server.model(request, body.model) as llm:
         return await asyncio.to_thread(tokenized, llm, body)
 
 
@@ -303,7 +303,7 @@ def tokenized(llm: LLM, body: Tokenize) -> Response:
 @router.post("/detokenize")
 async def detokenize(body: Detokenize, request: Request) -> Json:
     """Text of ids."""
-    async with server_of(request).models.use(body.model) as llm:
+    async with server_of(request).model(request, body.model) as llm:
         if body.tokens:
             llm.engine.check_ids("tokens", body.tokens)
         return {"prompt": await asyncio.to_thread(llm.tokenizer.decode, body.tokens)}
