@@ -31,7 +31,7 @@ def told(error: Exception) -> Exception:
 def check_whole(request: Request, chunk: Chunk) -> None:
     """ApiError where an answer was broken off by others than its client: it is half of one, and nobody may take it for a whole."""
     if chunk.finish_reason == "abort" and not request.aborted:
-        raise ApiError(503, "the answer was broken off, since its model went from memory: ask again", "broken_off", retry_after=1)
+        raise ApiError(503, "the answer was broken off: its model was unloaded, or the server ends; ask again", "broken_off", retry_after=1)
 
 
 def room(llm: LLM, samples: int = 1) -> asyncio.Semaphore:
