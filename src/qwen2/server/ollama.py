@@ -6,6 +6,7 @@ with use. A prompt is never cut: one that does not fit is refused with both coun
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -256,15 +257,19 @@ def now() -> str:
 
 
 @router.post("/embed")
-async def embed(body: Embed, request: Request) -> Json:
+async def embed(body: Embed, request: Request) -> Response:
     """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
     server, most, keep = server_of(request), body.options.num_ctx, stays(body.keep_alive)
     server.models.full_name(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
-        return {"model": body.model, "embeddings": []}
+        return JSONResponse({"model": body.model, "embeddings": []})
     vectors, tokens, _ = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
-    return {"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens}
+
+    def written() -> Response:  # millions of numbers
+        return JSONResponse({"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens})
+
+    return await asyncio.to_thread(written)
 
 
 @router.post("/embeddings")

@@ -258,7 +258,7 @@ def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: Embedding, request: Request) -> Json:
+async def embeddings(body: Embedding, request: Request) -> Response:
     """Mean-pooled last hidden states, of length one."""
     server = server_of(request)
     server.models.full_name(body.model)
@@ -266,13 +266,18 @@ async def embeddings(body: Embedding, request: Request) -> Json:
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
     vectors, tokens, name = await server.embed(request, body.model, texts)
-    data = []
-    for index, vector in enumerate(vectors):
-        values: Any = vector.tolist()
-        if body.encoding_format == "base64":
-            values = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
-        data.append({"object": "embedding", "index": index, "embedding": values})
-    return {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+    def written() -> Response:  # millions of numbers
+        data = []
+        for index, vector in enumerate(vectors):
+            values: Any = vector.tolist()
+            if body.encoding_format == "base64":
+                values = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+            data.append({"object": "embedding", "index": index, "embedding": values})
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
+
+    return await asyncio.to_thread(written)
 
 
 @router.post("/tokenize")
