@@ -136,7 +136,13 @@ class Server:
                     async for chunk in self.streams.requests(llm, one):
                         check_whole(one, chunk)
 
-            await unless_gone(request, asyncio.gather(*map(read, reads)))
+            reading = [asyncio.ensure_future(read(one)) for one in reads]
+            try:
+                await unless_gone(request, asyncio.gather(*reading))
+            finally:  # where one failed the others are for nobody
+                for task in reading:
+                    task.cancel()
+                await asyncio.gather(*reading, return_exceptions=True)
             return await asyncio.to_thread(vectors), sum(len(one.prompt) for one in reads), self.models.full_name(name)
 
 

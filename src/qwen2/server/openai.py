@@ -309,6 +309,10 @@ def tokenized(llm: LLM, body: Tokenize) -> Response:
 async def detokenize(body: Detokenize, request: Request) -> Json:
     """Text of ids."""
     async with server_of(request).model(request, body.model) as llm:
-        if body.tokens:
-            llm.engine.check_ids("tokens", body.tokens)
-        return {"prompt": await asyncio.to_thread(llm.tokenizer.decode, body.tokens)}
+
+        def decoded() -> str:
+            if body.tokens:
+                llm.engine.check_ids("tokens", body.tokens)
+            return llm.tokenizer.decode(body.tokens)
+
+        return {"prompt": await asyncio.to_thread(decoded)}
