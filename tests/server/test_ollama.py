@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,19 +186,23 @@ def test_a_pull_of_what_is_here_ends_at_once_and_of_nothing_says_so(running: Run
     assert "nothing" in lines[-1]["error"]
 
 
-def test_a_model_that_is_unloaded_while_it_writes_ends_its_answers(running: Running) -> None:
-    """Nobody waits for a thread that is gone."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_one_client_s_keep_alive_breaks_off_no_other(running: Running) -> None:
+    """The model goes when nobody uses it any more, though those who still do would have kept it."""
     running.chat(max_tokens=1)
     engine = running.server.models.loaded[NAME].llm.engine
-    with ThreadPoolExecutor(2) as pool:
-        writing = pool.submit(running.chat, max_tokens=900, logit_bias={"511": -100, "509": -100})
-        while not engine.scheduler.running:
-            pass
-        assert running.post("/api/generate", model=NAME, keep_alive=0, stream=False).json()["done_reason"] == "unload"
-        assert writing.result(timeout=30).status_code == 200
-    assert running.chat(max_tokens=2).status_code == 200  # loaded anew
+    with ThreadPoolExecutor(1) as pool:
+        with engine.lock:
+            writing = pool.submit(running.chat, max_tokens=20, logit_bias={"511": -100, "509": -100})
+            while not engine.inbox:
+                time.sleep(0.005)
+            assert running.post("/api/generate", model=NAME, keep_alive=0, stream=False).json()["done_reason"] == "unload"
+            assert list(running.server.models.loaded) == [NAME]
+        answer = writing.result()
+    assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 20)
+    begin = time.monotonic()
+    while running.server.models.loaded and time.monotonic() - begin < 20:
+        time.sleep(0.05)
+    assert not running.server.models.loaded
 
 
 def test_options_that_would_be_ignored_are_refused(running: Running) -> None:

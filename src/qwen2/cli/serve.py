@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from qwen2.server.settings import Settings
 
 PORTS = 65_536
-STOP_SECONDS = 30  # for answers that are being written when the server is told to end
+STOP_SECONDS = 30  # for answers that are being written when the server is told to end; then they are broken off
+LAST_SECONDS = 10  # for what is left then
 
 
 def _flag(text: str) -> Parameter:
@@ -67,13 +69,20 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     import uvicorn
 
     from qwen2.server.app import create_app
+    from qwen2.server.ending import Ending
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     sys.setswitchinterval(0.001)  # the engine's thread comes back from its kernels and has to wait for Python no longer than that
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"qwen2: serving at http://{host}:{settings.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS, **quiet)
+    app = create_app(settings)
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS + LAST_SECONDS, **quiet)
+    server = Ending(config, app.state.server.models, STOP_SECONDS)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended by one
+        server.run()
+    if not server.started:
+        raise OSError("the server did not start; what it said above is why")
 
 
 def settings_of(flags: Flags) -> Settings:

@@ -6,6 +6,7 @@ in the cache here. Of `usage`, `input_tokens` are those that were read and `cach
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/messages")
 Json = dict[str, Any]
-REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "abort": "end_turn"}
+REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Text(Body):
@@ -205,6 +206,7 @@ async def messages(body: Messages, request: Request) -> Response:
     server = server_of(request)
     server.models.full_name(body.model)
     server.check_stops(body.stop_sequences or [])
+    server.check_messages(body.messages)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(conversation(body), body.params(), tools_of(body), choice_of(body), in_pieces=True, go_on=True)]
@@ -219,11 +221,16 @@ async def messages(body: Messages, request: Request) -> Response:
 @router.post("/count_tokens")
 async def count_tokens(body: Prompt, request: Request) -> Json:
     """How many tokens the prompt would have."""
-    async with server_of(request).models.use(body.model) as llm:
+    server = server_of(request)
+    server.check_messages(body.messages)
+
+    def count(llm: LLM) -> int:
         messages, tools = conversation(body), tools_of(body)
         begun = messages[-1:] and messages[-1]["role"] == "assistant"
-        rendered = llm.render_open(messages, tools) if begun else llm.render(messages, tools)
-        return {"input_tokens": len(rendered.ids)}
+        return len((llm.render_open(messages, tools) if begun else llm.render(messages, tools)).ids)
+
+    async with server.model(request, body.model) as llm:
+        return {"input_tokens": await asyncio.to_thread(count, llm)}
 
 
 # --- out

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 
 from qwen2.server.answering import Answering
 from qwen2.server.errors import ApiError
-from qwen2.server.openai import Json, finish_reason, listed, prompt_logprobs, respond, server_of, timings_of, usage_of
+from qwen2.server.openai import Json, listed, prompt_logprobs, respond, server_of, timings_of, usage_of
 from qwen2.server.openai_schema import Completion
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ async def completions(body: Completion, request: Request) -> Response:
         params = body.params(most, body.logprobs, prompt_logprobs=max(wanted, default=None))
         return [llm.ask(prompt, params) for prompt in prompts]
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=len(prompts) * body.samples)
     return await respond(request, body, answering, CompletionWriter(answering, body, prompts))
 
 
@@ -73,7 +73,7 @@ class CompletionWriter:
             begun.add(index)
             if chunk.output is not None:
                 outputs[index] = chunk.output
-            reason = None if chunk.output is None else finish_reason(chunk.output)
+            reason = None if chunk.output is None else chunk.output.finish_reason
             if text or reason or logprobs:
                 told = self._logprobs(logprobs, prompt, index) if logprobs else None
                 choice = {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
@@ -95,7 +95,7 @@ class CompletionWriter:
         text = self._text(prompt) + output.text if self.body.echo else output.text
         before = self._echoed(output.prompt_logprobs) if self.body.echo else ()
         told = None if output.logprobs is None else self._logprobs([*before, *output.logprobs], prompt, index)
-        choice = {"index": index, "text": text, "logprobs": told, "finish_reason": finish_reason(output)}
+        choice = {"index": index, "text": text, "logprobs": told, "finish_reason": output.finish_reason}
         if self.body.prompt_logprobs is None:
             return choice
         return choice | {"prompt_logprobs": prompt_logprobs(self.llm, output.prompt_logprobs, self.body.prompt_logprobs)}

@@ -6,6 +6,7 @@ with use. A prompt is never cut: one that does not fit is refused with both coun
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -40,6 +41,7 @@ async def chat(body: Chat, request: Request) -> Response:
     """A conversation's next message."""
     if not body.messages:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
+    server_of(request).check_messages(body.messages)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools, go_on=True)]
@@ -78,15 +80,16 @@ def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     if body.raw:
         if body.system is not None or body.context is not None:
             raise ApiError(400, "raw takes the prompt as it is: leave system and context out")
+        llm.tokenizer.check_fits([body.prompt], llm.window)
         return list(llm.tokenizer.encode_trusted(body.prompt))
     system = [] if body.system is None else [{"role": "system", "content": body.system}]
     question = {"role": "user", "content": body.prompt}
     if body.context is None:
-        return list(llm.render([*system, question]).ids)
+        return list(llm.render([*system, question], most=llm.window).ids)
     llm.engine.check_ids("context", body.context)
     before: list[Any] = [*system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     known = llm.template.render(before).ids
-    whole = llm.template.render([*before, question], add_generation_prompt=True).ids
+    whole = llm.template.render([*before, question], add_generation_prompt=True, most=llm.window).ids
     ends = [place for place, token in enumerate(known) if token in llm.engine.eos]
     end = ends[-1] + 1 if ends and body.context[-1] in llm.engine.eos else len(known)
     return [*body.context, *whole[end:]]
@@ -100,6 +103,7 @@ def _fill_in(llm: LLM, body: Generate) -> list[int]:
     if body.raw or body.system is not None or body.context is not None:
         raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
     first, second, third = (control[name] for name in FIM)
+    llm.tokenizer.check_fits([body.prompt, body.suffix], llm.window)
     return [first, *encode(body.prompt), second, *encode(body.suffix), third]
 
 
@@ -113,15 +117,14 @@ def stays(keep_alive: float | str | None) -> object:
 
 
 async def only_load(body: Asking, request: Request, empty: Json) -> Response:
-    """Without anything to answer a model is loaded, or, where it shall stay no longer, unloaded."""
+    """Without anything to answer a model is loaded, or, where it shall stay no longer, unloaded when others need it no longer."""
     server = server_of(request)
     full = server.models.full_name(body.model)
     if stays(body.keep_alive) == 0:
-        if full in server.models.loaded:
-            server.models.unload(full)
+        server.models.leave(full)
         reason = "unload"
     else:
-        async with server.models.use(full, stays(body.keep_alive)):
+        async with server.model(request, full, stays(body.keep_alive)):
             reason = "load"
     return JSONResponse({"model": body.model, "created_at": now(), **empty, "done": True, "done_reason": reason})
 
@@ -254,15 +257,19 @@ def now() -> str:
 
 
 @router.post("/embed")
-async def embed(body: Embed, request: Request) -> Json:
+async def embed(body: Embed, request: Request) -> Response:
     """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
     server, most, keep = server_of(request), body.options.num_ctx, stays(body.keep_alive)
     server.models.full_name(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
-        return {"model": body.model, "embeddings": []}
+        return JSONResponse({"model": body.model, "embeddings": []})
     vectors, tokens, _ = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
-    return {"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens}
+
+    def written() -> Response:  # millions of numbers
+        return JSONResponse({"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens})
+
+    return await asyncio.to_thread(written)
 
 
 @router.post("/embeddings")

@@ -98,9 +98,14 @@ class Sampling(Harmless):
             max_tokens=max_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            n=1 if self.n is None else self.n,
+            n=self.samples,
             constraint=constraint,
         )
+
+    @property
+    def samples(self) -> int:
+        """Answers to each prompt."""
+        return 1 if self.n is None else self.n
 
 
 class NamedFunction(Body):

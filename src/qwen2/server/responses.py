@@ -166,6 +166,7 @@ def _text(content: str | list[Part]) -> str:
 async def respond(body: Ask, request: Request) -> Response:
     """An answer."""
     server = server_of(request)
+    server.check_messages([] if isinstance(body.input, str) else body.input, "input")
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(body.messages(), body.params(), body.functions(), body.choice, in_pieces=True)]

@@ -13,11 +13,14 @@ class Limits:
 
     body_bytes: int = field(default=16 << 20, metadata={"help": "Of a request's body."})
     blob_bytes: int = field(default=1 << 40, metadata={"help": "Of a file that is uploaded, which the disk must have room for too."})
-    queue: int = field(default=256, metadata={"help": "Requests that run or wait, of all clients together; then 429."})
+    queue: int = field(
+        default=256, metadata={"help": "Requests that run or wait, and answers (prompts times n), of all clients; then 429."}
+    )
     per_client: int = field(default=64, metadata={"help": "Requests that run or wait of one client."})
     samples: int = field(default=16, metadata={"help": "n of one request."})
     stops: int = field(default=16, metadata={"help": "Stop strings of one request."})
     stop_characters: int = field(default=1000, metadata={"help": "Of one stop string."})
+    messages: int = field(default=4096, metadata={"help": "Of one request's conversation."})
     inputs: int = field(default=2048, metadata={"help": "Texts of one request for embeddings, or prompts of one for completions."})
 
 
