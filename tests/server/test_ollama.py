@@ -137,6 +137,25 @@ def test_copies_and_deletions(serve: Callable[..., Running], tmp_path: Path, hom
             client.copy(NAME, name)
 
 
+@pytest.mark.parametrize("key", ["model", "name"])
+def test_a_model_is_called_by_either_key(running: Running, home: Path, key: str) -> None:
+    """Ollama's JavaScript client says `name`."""
+    running.post("/api/copy", source=NAME, destination="mine:named")
+    try:
+        assert running.post("/api/show", **{key: "mine:named"}).json()["model_info"]
+        assert running.post("/api/pull", **{key: "mine:named"}, stream=False).json()["status"] == "success"
+        assert running.client.request("DELETE", "/api/delete", json={key: "mine:named"}).status_code == 200
+        assert not Store(home).has("mine:named")
+    finally:
+        if Store(home).has("mine:named"):
+            Store(home).remove("mine:named")
+    for method, path in (("POST", "show"), ("POST", "pull"), ("DELETE", "delete")):
+        both = running.client.request(method, f"/api/{path}", json={"model": NAME, "name": "tiny:two"})
+        assert (both.status_code, both.json()["error"]) == (400, "model and name differ: send one of them")
+        neither = running.client.request(method, f"/api/{path}", json={})
+        assert (neither.status_code, neither.json()["error"]) == (400, "say the model's name as model")
+
+
 def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client, running: Running) -> None:
     client.chat(NAME, MESSAGES, options=GREEDY)
     llm = running.server.models.loaded[NAME].llm

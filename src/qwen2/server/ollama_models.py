@@ -74,7 +74,7 @@ async def running(request: Request) -> Json:
 async def show(body: Show, request: Request) -> Json:
     """What a model is."""
     models = server_of(request).models
-    full = models.full_name(body.model)
+    full = models.full_name(body.target)
     return await asyncio.to_thread(_shown, models.store.get(full))
 
 
@@ -129,7 +129,7 @@ async def copy(body: Copy, request: Request) -> Response:
 async def delete(body: Delete, request: Request) -> Response:
     """A model goes from the disk; one that answers somebody stays."""
     models = server_of(request).models
-    full = models.full_name(body.model)
+    full = models.full_name(body.target)
     loaded = models.loaded.get(full)
     if loaded is not None and loaded.users:
         raise ApiError(409, f"{full} is answering somebody: try again when it has ended")
@@ -146,8 +146,9 @@ async def delete(body: Delete, request: Request) -> Response:
 @router.post("/pull")
 async def pull(body: Pull, request: Request) -> Response:
     """Fetch a model, with progress."""
-    known = body.model in ENTRIES or ("/" in body.model and by_repository(body.model) is not None)
-    return await respond(pulling(server_of(request), body.model), body.stream, 503 if known else 404)
+    name = body.target
+    known = name in ENTRIES or ("/" in name and by_repository(name) is not None)
+    return await respond(pulling(server_of(request), name), body.stream, 503 if known else 404)
 
 
 async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:

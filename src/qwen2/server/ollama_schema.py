@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
@@ -144,17 +144,36 @@ class Embeddings(Body):
     keep_alive: KeepAlive | None = None
 
 
-class Show(Body):
+NEEDS_A_NAME = {"anyOf": [{"required": [key], "properties": {key: {"type": "string"}}} for key in ("model", "name")]}
+
+
+class Named(Body):
+    """Which model is meant: `model`, or `name`, which it was called before and Ollama's own JavaScript client still says."""
+
+    model_config = ConfigDict(json_schema_extra={**NEEDS_A_NAME})
+    model: str | None = None
+    name: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The model's name."""
+        given = {name for name in (self.model, self.name) if name is not None}
+        if len(given) > 1:
+            raise ApiError(400, "model and name differ: send one of them", field="model")
+        if not given:
+            raise ApiError(400, "say the model's name as model", field="model")
+        return given.pop()
+
+
+class Show(Named):
     """POST /api/show."""
 
-    model: str
     verbose: Off = False
 
 
-class Pull(Body):
+class Pull(Named):
     """POST /api/pull."""
 
-    model: str
     stream: bool = True
     insecure: Off = False
 
@@ -166,7 +185,5 @@ class Copy(Body):
     destination: str
 
 
-class Delete(Body):
+class Delete(Named):
     """DELETE /api/delete."""
-
-    model: str
