@@ -35,7 +35,7 @@ Out = pytest.CaptureFixture[str]
             "--draft with --device cuda: guesses are checked by the CPU's kernels; leave one of them out",
         ),
         (["--draft", "qwen2:9b"], "qwen2 has no tag '9b'; its tags: "),
-        (["--keep-alive", "soon"], "'soon': write a time as 90, 10m or 2h; -1 is for good"),
+        (["--keep-alive", "soon"], "'soon': write a time as 90, 10m or 1h30m; -1 is for good"),
     ],
 )
 def test_refusals(flags: list[str], message: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,23 @@ def test_models_are_loaded_and_unloaded_without_a_word(client: ollama.Client, ru
     assert running.server.models.loaded[NAME].expires is None
 
 
+def test_how_long_a_model_stays(running: Running) -> None:
+    def stays(**said: Any) -> float | None:
+        assert running.post("/api/generate", model=NAME, stream=False, **said).status_code == 200
+        assert running.client.get("/api/ps").status_code == 200
+        return running.server.models.loaded[NAME].keep_alive
+
+    assert stays() == running.server.settings.keep_alive
+    assert [stays(keep_alive=time) for time in ("1h30m", "1m30s", "9000ms", "1.5h", 90)] == [5400, 90, 9, 5400, 90]
+    assert [stays(keep_alive=time) for time in (1e300, -1, "-1m", "9000h")] == [None] * 4
+    assert stays() is None, "said once, it holds"
+    assert running.chat(max_tokens=1).status_code == 200
+    assert running.server.models.loaded[NAME].keep_alive is None
+    broken = f'{{"model": "{NAME}", "keep_alive": 1e400}}'
+    answer = running.client.post("/api/generate", content=broken)
+    assert (answer.status_code, "no time" in answer.json()["error"]) == (400, True)
+
+
 def test_embeddings(client: ollama.Client, llm: LLM, running: Running) -> None:
     found = client.embed(NAME, ["a rose", "b"], truncate=False)
     assert [list(one) for one in found.embeddings] == llm.embed(["a rose", "b"]).tolist()
@@ -181,8 +198,11 @@ def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client
             "images are given, and these models read text only",
         ),
         ("chat", {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "the window is 1,024"),
-        ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 2h; -1 is for good"),
-        ("embed", {"input": ["x" * 3000]}, 400, "the window is 1,024: shorten the text"),
+        ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 1h30m; -1 is for good"),
+        ("generate", {"prompt": "a", "keep_alive": "nan"}, 400, "'nan': write a time as"),
+        ("generate", {"prompt": "a", "keep_alive": "1e400"}, 400, "'1e400': write a time as"),
+        ("generate", {"prompt": "a", "keep_alive": "9" * 400}, 400, "inf is no time"),
+        ("embed", {"input": ["x" * 3000], "truncate": False}, 400, "the window is 1,024: shorten the text"),
         ("pull", {"model": "../evil"}, 404, "evil"),
     ],
 )

@@ -84,7 +84,10 @@ class Models:
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
-        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good."""
+        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good.
+
+        What one request said holds for those after it that do not say it.
+        """
         full = self.full_name(name)
         loaded = await self._get(full)
         try:
@@ -92,7 +95,8 @@ class Models:
         finally:
             loaded.users -= 1
             loaded.last_used = time.monotonic()
-            loaded.keep_alive = self.keep_alive if keep_alive is UNSAID else cast("float | None", keep_alive)
+            if keep_alive is not UNSAID:
+                loaded.keep_alive = cast("float | None", keep_alive)
             async with self._changed:
                 self._changed.notify_all()
 

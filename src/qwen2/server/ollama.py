@@ -21,7 +21,7 @@ from qwen2.server.models import UNSAID
 from qwen2.server.ollama_models import FIM
 from qwen2.server.ollama_schema import Asking, Chat, Embed, Embeddings, Generate
 from qwen2.server.openai import server_of
-from qwen2.server.settings import seconds
+from qwen2.server.settings import lasting, seconds
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/api")
 Json = dict[str, Any]
+ASIDE = ("tool_name", "images", "thinking")  # of messages: what is read apart, or not at all
 
 
 # --- answers
@@ -63,7 +64,7 @@ async def generate(body: Generate, request: Request) -> Response:
 
 def _message(message: Json) -> Json:
     """Ollama's message as OpenAI shapes it: a tool's result has its name as `tool_name`, calls have arguments as objects."""
-    known = {key: value for key, value in message.items() if key not in ("tool_name", "images", "thinking")}
+    known = {key: value for key, value in message.items() if value is not None and key not in ASIDE}
     if message.get("images"):
         raise ApiError(400, "messages: images are given, and these models read text only")
     if message.get("tool_name") is not None:
@@ -109,7 +110,7 @@ def stays(keep_alive: float | str | None) -> object:
         return UNSAID
     if isinstance(keep_alive, str):
         return seconds(keep_alive)
-    return None if keep_alive < 0 else float(keep_alive)
+    return lasting(keep_alive)
 
 
 async def only_load(body: Asking, request: Request, empty: Json) -> Response:

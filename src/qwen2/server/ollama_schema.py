@@ -15,7 +15,7 @@ from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Body, Off
 from qwen2.weights.parameters import OFF
 
-TIME = {"type": "string", "pattern": r"^-?[0-9]{1,9}(ms|s|m|h)?$"}
+TIME = {"type": "string", "pattern": r"^-?([0-9]{1,9}|([0-9]{1,9}(ns|us|ms|s|m|h))+)$"}
 KeepAlive = Annotated[float | str, WithJsonSchema({"anyOf": [{"type": "number"}, TIME]})]
 
 
@@ -144,7 +144,7 @@ class Embeddings(Body):
     keep_alive: KeepAlive | None = None
 
 
-NEEDS_A_NAME = {"anyOf": [{"required": [key], "properties": {key: {"type": "string"}}} for key in ("model", "name")]}
+NEEDS_A_NAME: dict[str, Any] = {"oneOf": [{"required": [key], "properties": {key: {"type": "string"}}} for key in ("model", "name")]}
 
 
 class Named(Body):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema, model_validator
+from pydantic_core import CoreSchema
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
@@ -16,17 +17,30 @@ from qwen2.engine.request import SamplingParams
 
 
 class Body(BaseModel):
-    """Nothing unknown passes, and no text or truth value for a number."""
+    """Nothing unknown passes, and no text or truth value for a number. A field that is null says nothing, whatever its name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def whole(cls, value: Any) -> Any:
-        """JSON has one kind of number: 1.0 is whole."""
+        """JSON has one kind of number: 1.0 is whole. Many clients write the fields that were not set, as null."""
         if not isinstance(value, dict):
             return value
-        return {key: int(one) if isinstance(one, float) and one.is_integer() else one for key, one in value.items()}
+        said = {key: one for key, one in value.items() if one is not None}
+        return {key: int(one) if isinstance(one, float) and one.is_integer() else one for key, one in said.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The same for the server's specification."""
+        found = handler(core)
+        schema = handler.resolve_ref_schema(found)
+        for name, one in schema.get("properties", {}).items():
+            if name not in schema.get("required", ()) and {"type": "null"} not in one.get("anyOf", ()):
+                shown = {key: one.pop(key) for key in ("title", "default", "description") if key in one}
+                schema["properties"][name] = {"anyOf": [one, {"type": "null"}], **shown}
+        schema["additionalProperties"] = {"type": "null"}
+        return found
 
 
 def _off(value: bool) -> bool:
