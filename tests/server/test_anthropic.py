@@ -114,12 +114,13 @@ def test_results_of_tools_reach_the_prompt(client: anthropic.Anthropic, llm: LLM
     [
         ({"foo": 1}, 400, "invalid_request_error", "unknown field foo"),
         ({"max_tokens": 0}, 400, "invalid_request_error", "max_tokens 0: must be a whole number of at least 1"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, 400, "invalid_request_error", "thinking"),
+        ({"thinking": {"type": "enabled", "depth": 1}}, 400, "invalid_request_error", "thinking.depth"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 400, "invalid_request_error", "a tool of type 'web_search_"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             400,
             "invalid_request_error",
-            "messages.0.content",
+            "messages.0.content: images are not offered: these models read text only",
         ),
         ({"model": "claude"}, 404, "not_found_error", "model 'claude' is not here"),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "invalid_request_error", "the window is 1,024"),

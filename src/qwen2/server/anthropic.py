@@ -1,7 +1,8 @@
 """Anthropic's dialect, as coding agents speak it: POST /v1/messages with text and tools, streamed or whole, and count_tokens.
 
 Spec: docs.anthropic.com/en/api/messages. Marks of what to cache are accepted and have no effect: every prompt's beginning is looked for
-in the cache here. Of `usage`, `input_tokens` are those that were read and `cache_read_input_tokens` those that were not.
+in the cache here. These models do not reason: what is said of thinking is accepted, and thoughts of others are left out of the prompt.
+Of `usage`, `input_tokens` are those that were read and `cache_read_input_tokens` those that were not.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
@@ -21,7 +23,7 @@ from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.errors import ApiError
 from qwen2.server.openai import server_of
-from qwen2.server.openai_schema import Body
+from qwen2.server.openai_schema import Body, offered
 from qwen2.tokenizer import Delta, closed
 
 if TYPE_CHECKING:
@@ -53,17 +55,28 @@ class ToolUse(Body):
 class ToolResult(Body):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[Text] = ""
+    content: Annotated[str | list[Text], BeforeValidator(partial(offered, kinds=("text",)))] = ""
     is_error: bool | None = None
     cache_control: Json | None = None
 
 
-Block = Annotated[Text | ToolUse | ToolResult, Field(discriminator="type")]
+class Thought(Body):
+    """What another model thought before it answered: left out of the prompt."""
+
+    type: Literal["thinking", "redacted_thinking"]
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    cache_control: Json | None = None
+
+
+Block = Annotated[Text | ToolUse | ToolResult | Thought, Field(discriminator="type")]
+KINDS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
 
 
 class Message(Body):
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: Annotated[str | list[Block], BeforeValidator(partial(offered, kinds=KINDS))]
 
 
 class Tool(Body):
@@ -73,6 +86,7 @@ class Tool(Body):
     strict: bool | None = None
     type: Literal["custom"] | None = None
     cache_control: Json | None = None
+    eager_input_streaming: bool | None = None  # calls of a certain form come in pieces anyway
 
 
 class AnyTool(Body):
@@ -87,7 +101,11 @@ class NamedTool(Body):
 
 
 class Thinking(Body):
-    type: Literal["disabled"]
+    """How much a model may reason, and what is shown of it: these do not."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = None
+    display: str | None = None
 
 
 class OutputFormat(Body):
@@ -96,20 +114,33 @@ class OutputFormat(Body):
 
 
 class OutputConfig(Body):
-    """The form of the answer; the schema always holds."""
+    """The form of the answer; the schema always holds. Effort is a matter of reasoning."""
 
     format: OutputFormat | None = None
+    effort: str | None = None
 
 
-class Prompt(Body):
+class Harmless(Body):
+    """Fields that coding agents send, and that cannot change these models' answers."""
+
+    thinking: Thinking | None = None
+    context_management: Json | None = None  # how a service shortens long prompts: here one is read whole, or refused with both counts
+    cache_control: Json | None = None
+    betas: list[str] | None = None  # which features of the service the client knows
+    metadata: Json | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    inference_geo: str | None = None  # where the service computes
+
+
+class Prompt(Harmless):
     """What both routes take."""
 
     model: str
     messages: list[Message]
     system: str | list[Text] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, BeforeValidator(partial(offered, kinds=("custom",), place="a tool"))] = None
     tool_choice: Annotated[AnyTool | NamedTool, Field(discriminator="type")] | None = None
-    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class Messages(Prompt):
@@ -121,9 +152,6 @@ class Messages(Prompt):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    output_config: OutputConfig | None = None
-    metadata: Json | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""

@@ -75,7 +75,9 @@ def _message(message: Json) -> Json:
 def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     """The ids that the model goes on from."""
     if body.suffix:
-        return _fill_in(llm, body)
+        if body.raw or body.system is not None or body.context is not None:
+            raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
+        return fill_in(llm, body.prompt, body.suffix)
     if body.raw:
         if body.system is not None or body.context is not None:
             raise ApiError(400, "raw takes the prompt as it is: leave system and context out")
@@ -93,15 +95,15 @@ def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     return [*body.context, *whole[end:]]
 
 
-def _fill_in(llm: LLM, body: Generate) -> list[int]:
-    """Qwen2.5-Coder technical report, section 3.2.1: prefix, suffix, and then the middle is the model's."""
+def fill_in(llm: LLM, prompt: object, suffix: str) -> list[int]:
+    """Qwen2.5-Coder technical report, section 3.2.1: prefix, suffix, and then the middle is the model's. ApiError where it cannot be."""
     control, encode = llm.tokenizer.control, llm.tokenizer.encode
     if any(name not in control for name in FIM):
-        raise ApiError(400, "suffix: this model has no tokens for filling in the middle")
-    if body.raw or body.system is not None or body.context is not None:
-        raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
+        raise ApiError(400, "suffix: this model has no tokens for filling in the middle", field="suffix")
+    if not isinstance(prompt, str):
+        raise ApiError(400, "suffix goes with prompts that are texts, not ids", field="suffix")
     first, second, third = (control[name] for name in FIM)
-    return [first, *encode(body.prompt), second, *encode(body.suffix), third]
+    return [first, *encode(prompt), second, *encode(suffix), third]
 
 
 def stays(keep_alive: float | str | None) -> object:
