@@ -43,13 +43,13 @@ class Options(Body):
     f16_kv: bool | None = None
     use_mmap: bool | None = None
     use_mlock: bool | None = None
+    num_keep: int | None = None  # of a prompt that is cut; here none is
     # transforms that there are not here: only switched off
     tfs_z: float | None = None
     typical_p: float | None = None
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
-    num_keep: int | None = None
     repeat_last_n: int | None = None
     penalize_newline: bool | None = None
 
@@ -130,7 +130,7 @@ class Embed(Body):
 
     model: str
     input: str | list[str]
-    truncate: bool = False
+    truncate: bool = True  # as Ollama has it: of a text that does not fit the beginning's vector is given
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
@@ -168,7 +168,7 @@ class Named(Body):
 class Show(Named):
     """POST /api/show."""
 
-    verbose: Off = False
+    verbose: bool = False  # nothing more is told
 
 
 class Pull(Named):
