@@ -45,6 +45,10 @@ class Settings:
     draft: str | None = None  # name of a smaller model that guesses for those of the same tokens
     limits: Limits = Limits()
 
+    def __post_init__(self) -> None:
+        if "null" in self.origins:
+            raise ValueError('--origin null: files and sandboxed frames of any page have that origin; name a site, or "*" for all of them')
+
 
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
