@@ -59,9 +59,11 @@ def test_a_port_that_is_taken_is_named(capsys: Out) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("90", 90.0), ("90s", 90.0), ("250ms", 0.25), ("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("-1", None), ("-1m", None)]
-    + [("1h30m", 5400.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("2000us", 0.002), ("-1h30m", None), ("9000h", None)],
-)
+    [
+        ("90", 90.0), ("90s", 90.0), ("250ms", 0.25), ("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("-1", None), ("-1m", None),
+        ("1h30m", 5400.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("2000us", 0.002), ("-1h30m", None), ("9000h", None),
+    ],
+)  # fmt: skip
 def test_times(text: str, value: float | None) -> None:
     assert seconds(text) == value
 

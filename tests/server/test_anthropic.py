@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import anthropic
@@ -43,6 +44,19 @@ def test_the_stream_makes_the_same_message(client: anthropic.Anthropic) -> None:
     assert [block.text for block in whole.content if block.type == "text"] == [text]
     assert [block.text for block in final.content if block.type == "text"] == [text]
     assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+
+
+def test_the_streams_first_counts_are_its_last(running: Running) -> None:
+    """Also where a part of the prompt was in the cache, which is known when it has been looked up."""
+    asked: dict[str, Any] = {"model": NAME, "max_tokens": 5, "messages": MESSAGES, "temperature": 0}
+    for _ in range(2):
+        lines = running.post("/v1/messages", **asked, stream=True).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+        first, last = events[0]["message"]["usage"], events[-2]["usage"]
+        assert (events[0]["type"], events[-2]["type"]) == ("message_start", "message_delta")
+        assert {**last, "output_tokens": 0} == first
+    assert last["input_tokens"] == 1
+    assert last["cache_read_input_tokens"] > 1
 
 
 def test_a_stop_sequence_is_named(client: anthropic.Anthropic, llm: LLM) -> None:

@@ -155,3 +155,22 @@ def test_shorter_vectors(running: Running, llm: LLM) -> None:
     for dimensions in (0, whole.shape[1] + 1):
         answer = running.post("/v1/embeddings", model=NAME, input="a", dimensions=dimensions)
         assert (answer.status_code, "dimensions" in answer.json()["error"]["message"]) == (400, True)
+
+
+# --- messages
+
+
+def test_refusals_in_plain_words(running: Running) -> None:
+    empty = running.client.post("/v1/chat/completions")
+    assert (empty.status_code, empty.json()["error"]["message"]) == (400, "the body is empty: send a JSON object")
+    listed = running.client.post("/v1/chat/completions", json=[1])
+    assert (listed.status_code, listed.json()["error"]["message"].startswith("the body: ")) == (400, True)
+    wrong = running.client.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
+    for path, body in BODIES.items():
+        answer = running.client.post(path, json={"model": "x" * 5000, **body})
+        assert (answer.status_code, len(answer.text) < 400) == (404, True), path
+    for method, path in (("POST", "show"), ("POST", "pull"), ("DELETE", "delete")):
+        answer = running.client.request(method, f"/api/{path}", json={"model": "x" * 5000})
+        assert "x" * 20 in answer.text
+        assert all(len(line) < 400 for line in answer.text.splitlines()), path

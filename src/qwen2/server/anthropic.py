@@ -266,8 +266,8 @@ class Writer:
 
     def _message(self, content: list[Json], output: Output | None) -> Json:
         reason, stopped = (None, None) if output is None else _ending(output)
-        prompt = len(self.answering.asked[0].request.prompt)
-        usage = {"input_tokens": prompt, "output_tokens": 0} if output is None else usage_of(output)
+        request = self.answering.asked[0].request
+        usage = _usage(len(request.prompt), request.cached_tokens, 0) if output is None else usage_of(output)
         head = {"id": self.id, "type": "message", "role": "assistant", "model": self.answering.name, "content": content}
         return head | {"stop_reason": reason, "stop_sequence": stopped, "usage": usage}
 
@@ -285,9 +285,11 @@ class Writer:
 
     async def stream(self) -> AsyncIterator[Json]:
         """Blocks as they grow: one of text while the model says something, one for each call."""
-        yield {"type": "message_start", "message": self._message([], None)}
-        index, open_text, calls = -1, False, 0
+        index, open_text, calls, begun = -1, False, 0, False
         async for _, chunk in self.answering:
+            if not begun:  # only now it is known how much of the prompt was in the cache
+                begun = True
+                yield {"type": "message_start", "message": self._message([], None)}
             for delta in self._news(chunk):
                 if delta.content and not open_text:
                     index, open_text = index + 1, True
@@ -352,5 +354,9 @@ def _ending(output: Output) -> tuple[str, str | None]:
 def usage_of(output: Output) -> Json:
     """Counts as Anthropic splits them."""
     usage = output.usage
-    counts = {"input_tokens": usage.prompt_tokens - usage.cached_tokens, "output_tokens": usage.completion_tokens}
-    return counts | {"cache_read_input_tokens": usage.cached_tokens, "cache_creation_input_tokens": 0}
+    return _usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+
+
+def _usage(prompt: int, cached: int, written: int) -> Json:
+    counts = {"input_tokens": prompt - cached, "output_tokens": written}
+    return counts | {"cache_read_input_tokens": cached, "cache_creation_input_tokens": 0}

@@ -79,7 +79,7 @@ class Models:
             known = by_repository(name) if "/" in name else None
             hint = f": run qwen2 pull {name}" if name in ENTRIES or known is not None else ", and there is none of that name to pull"
             raise ApiError(
-                404, f"model {name!r} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
+                404, f"model {name!r:.80} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
             ) from None
 
     @asynccontextmanager
