@@ -133,7 +133,8 @@ class LLM:
     ) -> Asked:
         """The same, not yet begun: a request for the engine, and how its chunks are to be read. Raises ValueError for bad input.
 
-        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py). `go_on`: where
+        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py),
+        and forced ones no content beside them. `go_on`: where
         the last message is the assistant's it is the beginning of the answer, which goes on from it.
         """
         if not _is_conversation(prompt):
@@ -154,7 +155,8 @@ class LLM:
         stop = self.generation.stop if params.stop is None else params.stop
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
-        return Asked(request, [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)])
+        parsers = [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)]
+        return Asked(request, parsers, only_calls=in_pieces and choice.forced)
 
     def render(
         self, messages: Conversation, tools: Tools | None = None, add_generation_prompt: bool = True, most: int | None = None

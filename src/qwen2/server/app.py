@@ -233,6 +233,9 @@ async def on_unreadable(request: Request, error: RequestValidationError) -> JSON
         return answer_error(
             request, ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", "invalid_json")
         )
+    if not place:
+        told = "the body is empty: send a JSON object" if first["type"] == "missing" else f"the body: {first['msg']}"
+        return answer_error(request, ApiError(400, told, "invalid_json"))
     return answer_error(request, ApiError(400, f"{place}: {first['msg']}", "invalid_field", place))
 
 

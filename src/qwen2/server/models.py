@@ -40,7 +40,6 @@ class Loaded:
     keep_alive: float | None
     seconds: float  # that loading took
     users: int = 0
-    leaving: bool = False  # somebody wants it gone: it goes when nobody uses it
     knows_forms: bool = False  # the data of constraints is made
     last_used: float = field(default_factory=time.monotonic)
 
@@ -81,21 +80,22 @@ class Models:
             known = by_repository(name) if "/" in name else None
             hint = f": run qwen2 pull {name}" if name in ENTRIES or known is not None else ", and there is none of that name to pull"
             raise ApiError(
-                404, f"model {name!r} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
+                404, f"model {name!r:.80} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
             ) from None
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
-        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good."""
+        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good.
+
+        What one request said holds for those after it that do not say it.
+        """
         full = self.full_name(name)
         loaded = await self._get(full)
         try:
             yield loaded.llm
         finally:
             if keep_alive is not UNSAID:
-                loaded.keep_alive, loaded.leaving = cast("float | None", keep_alive), False
-            elif not loaded.leaving:
-                loaded.keep_alive = self.keep_alive
+                loaded.keep_alive = cast("float | None", keep_alive)
             await self._let_go(loaded)
 
     async def _let_go(self, loaded: Loaded) -> None:
@@ -161,7 +161,7 @@ class Models:
         """Unload a model, if it is in memory, as soon as nobody uses it."""
         loaded = self.loaded.get(full)
         if loaded is not None and loaded.users:
-            loaded.keep_alive, loaded.leaving = 0.0, True
+            loaded.keep_alive = 0.0
         elif loaded is not None:
             self.unload(full)
 

@@ -22,7 +22,7 @@ from qwen2.server.models import UNSAID
 from qwen2.server.ollama_models import FIM
 from qwen2.server.ollama_schema import Asking, Chat, Embed, Embeddings, Generate
 from qwen2.server.openai import server_of
-from qwen2.server.settings import seconds
+from qwen2.server.settings import lasting, seconds
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/api")
 Json = dict[str, Any]
+ASIDE = ("tool_name", "images", "thinking")  # of messages: what is read apart, or not at all
 
 
 # --- answers
@@ -65,7 +66,7 @@ async def generate(body: Generate, request: Request) -> Response:
 
 def _message(message: Json) -> Json:
     """Ollama's message as OpenAI shapes it: a tool's result has its name as `tool_name`, calls have arguments as objects."""
-    known = {key: value for key, value in message.items() if key not in ("tool_name", "images", "thinking")}
+    known = {key: value for key, value in message.items() if value is not None and key not in ASIDE}
     if message.get("images"):
         raise ApiError(400, "messages: images are given, and these models read text only")
     if message.get("tool_name") is not None:
@@ -76,7 +77,9 @@ def _message(message: Json) -> Json:
 def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     """The ids that the model goes on from."""
     if body.suffix:
-        return _fill_in(llm, body)
+        if body.raw or body.system is not None or body.context is not None:
+            raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
+        return fill_in(llm, body.prompt, body.suffix)
     if body.raw:
         if body.system is not None or body.context is not None:
             raise ApiError(400, "raw takes the prompt as it is: leave system and context out")
@@ -95,16 +98,16 @@ def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     return [*body.context, *whole[end:]]
 
 
-def _fill_in(llm: LLM, body: Generate) -> list[int]:
-    """Qwen2.5-Coder technical report, section 3.2.1: prefix, suffix, and then the middle is the model's."""
+def fill_in(llm: LLM, prompt: object, suffix: str) -> list[int]:
+    """Qwen2.5-Coder technical report, section 3.2.1: prefix, suffix, and then the middle is the model's. ApiError where it cannot be."""
     control, encode = llm.tokenizer.control, llm.tokenizer.encode
     if any(name not in control for name in FIM):
-        raise ApiError(400, "suffix: this model has no tokens for filling in the middle")
-    if body.raw or body.system is not None or body.context is not None:
-        raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
+        raise ApiError(400, "suffix: this model has no tokens for filling in the middle", field="suffix")
+    if not isinstance(prompt, str):
+        raise ApiError(400, "suffix goes with prompts that are texts, not ids", field="suffix")
     first, second, third = (control[name] for name in FIM)
-    llm.tokenizer.check_fits([body.prompt, body.suffix], llm.window)
-    return [first, *encode(body.prompt), second, *encode(body.suffix), third]
+    llm.tokenizer.check_fits([prompt, suffix], llm.window)
+    return [first, *encode(prompt), second, *encode(suffix), third]
 
 
 def stays(keep_alive: float | str | None) -> object:
@@ -113,7 +116,7 @@ def stays(keep_alive: float | str | None) -> object:
         return UNSAID
     if isinstance(keep_alive, str):
         return seconds(keep_alive)
-    return None if keep_alive < 0 else float(keep_alive)
+    return lasting(keep_alive)
 
 
 async def only_load(body: Asking, request: Request, empty: Json) -> Response:
@@ -258,7 +261,7 @@ def now() -> str:
 
 @router.post("/embed")
 async def embed(body: Embed, request: Request) -> Response:
-    """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
+    """Vectors of several texts. Of one that does not fit that of its beginning, or with `truncate` false a refusal."""
     server, most, keep = server_of(request), body.options.num_ctx, stays(body.keep_alive)
     server.models.full_name(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input

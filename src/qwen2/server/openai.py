@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -96,11 +97,18 @@ async def chat(body: Chat, request: Request) -> Response:
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
         params = body.params(most, logprobs, form, body.prompt_logprobs)
-        return [llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)]
+        return first_come([llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)], body.priority)
 
     answering = await server.answer(request, body.model, ask, answers=body.samples)
     writer = ChatWriter(answering, body.choice.parallel, body.prompt_logprobs)
     return await respond(request, body, answering, writer)
+
+
+def first_come(asked: list[Asked], priority: int) -> list[Asked]:
+    """The same, to be served before those of a larger priority."""
+    for one in asked:
+        one.request.priority = priority
+    return asked
 
 
 async def respond(request: Request, body: Sampling, answering: Answering, writer: Writer) -> Response:
@@ -266,6 +274,10 @@ async def embeddings(body: Embedding, request: Request) -> Response:
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
     vectors, tokens, name = await server.embed(request, body.model, texts)
+    if body.dimensions is not None:
+        if body.dimensions > vectors.shape[1]:
+            raise ApiError(400, f"dimensions is {body.dimensions}: this model's vectors have {vectors.shape[1]}", field="dimensions")
+        vectors = torch.nn.functional.normalize(vectors[:, : body.dimensions], dim=1)
 
     def written() -> Response:  # millions of numbers
         data = []

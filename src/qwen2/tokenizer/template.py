@@ -134,7 +134,7 @@ class ChatTemplate:
 
     def _render_jinja(self, turns: list[Turn], functions: list[dict[str, Any]], prompt: bool, most: int | None) -> Rendered:
         assert self.source is not None
-        if functions and not re.search(r"\btools\b", self.source):
+        if functions and not self.takes_tools:
             raise ValueError("this model's chat template has no place for tools")
         messages = [_as_reference(turn) for turn in turns]
         conversation = Conversation.of(self.tokenizer, self._sandbox, self.source, messages, functions)
@@ -145,6 +145,11 @@ class ChatTemplate:
         for text, id in pieces:
             ids += self.tokenizer.encode(text) if id is None else [id]
         return Rendered(ids, conversation.shown(whole), lambda: conversation.mask(whole, pieces))
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether there is a place for tools in it."""
+        return self.style != "jinja" or re.search(r"\btools\b", self.source or "") is not None
 
     # --- model text to message
 
