@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from qwen2 import __version__
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
@@ -242,5 +243,12 @@ async def on_unreadable(request: Request, error: RequestValidationError) -> JSON
 async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
     """No such path, or not that way."""
     answered = answer_error(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
-    answered.headers.update(error.headers or {})  # which methods there are
+    if error.status_code == 405:
+        answered.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return answered
+
+
+def _methods(request: Request) -> set[str]:
+    """Those that a path has: a route of its own for each, of which the framework names the first."""
+    routes = (one for one in request.app.routes if one.matches(request.scope)[0] != Match.NONE)
+    return {method for one in routes for method in getattr(one, "methods", None) or ()}

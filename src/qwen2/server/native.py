@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import Chunk, Output
 
-router = APIRouter(prefix="/qwen2")
+router = APIRouter(prefix="/qwen2", include_in_schema=False)  # between programs of one version
 Json = dict[str, Any]
 
 
