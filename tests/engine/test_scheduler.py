@@ -62,6 +62,16 @@ def test_the_more_important_is_served_first(make_llm, model):
     assert [request.id for request in order] == [1, 3, 0, 2]
 
 
+def test_of_equals_who_was_handed_in_first_is_served_first(make_llm, model):
+    llm = make_llm(model, max_batch=1)
+    requests = [llm.engine.request([token], GREEDY) for token in (1, 2, 3)]
+    with llm.engine.lock:
+        for request in (requests[2], requests[0], requests[1]):
+            llm.engine.submit(request)
+    llm.engine.settle()
+    assert [request.id for request in sorted(requests, key=lambda request: request.first_token)] == [2, 0, 1]
+
+
 def test_who_is_more_important_takes_the_place_of_who_is_less(make_llm, model, monkeypatch):
     llm = make_llm(model, max_batch=2)
     less = [llm.stream(text, replace(GREEDY, max_tokens=200)) for text in ("abc", "def")]
