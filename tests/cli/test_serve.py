@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from qwen2.cli.app import main
+from qwen2.cli.client import headers_of
+from qwen2.cli.serve import Flags, settings_of
 from qwen2.server.settings import seconds
 from qwen2.weights.store import Store
 
@@ -43,6 +45,20 @@ def test_refusals(flags: list[str], message: str, capsys: Out, monkeypatch: pyte
     monkeypatch.setenv("QWEN2_HOME", "nowhere")
     assert main(["serve", *flags]) == 1
     assert capsys.readouterr().err.startswith(f"qwen2: {message}")
+
+
+@pytest.mark.parametrize("variable", ["", " "])
+def test_an_empty_key_is_none(variable: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would let everybody in who sends none."""
+    monkeypatch.setenv("QWEN2_API_KEY", variable)
+    with pytest.raises(ValueError, match=r"^--host 0\.0\.0\.0: others could use this server"):
+        settings_of(Flags(host="0.0.0.0"))
+    assert settings_of(Flags()).api_key is None
+    assert headers_of() == {}
+    monkeypatch.setenv("QWEN2_API_KEY", "secret")
+    assert settings_of(Flags(host="0.0.0.0")).api_key == "secret"
+    assert main(["serve", "--host", "0.0.0.0", "--api-key", variable]) == 1
+    assert capsys.readouterr().err == "qwen2: --api-key is empty, which everybody knows: give it a key, or leave it out\n"
 
 
 def test_a_port_that_is_taken_is_named(capsys: Out) -> None:

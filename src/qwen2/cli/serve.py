@@ -78,7 +78,7 @@ def settings_of(flags: Flags) -> Settings:
     from qwen2.server.guard import is_loopback
     from qwen2.server.settings import Settings, seconds
 
-    key = os.environ.get("QWEN2_API_KEY") if flags.api_key is None else flags.api_key
+    key = _key(flags.api_key)
     if not is_loopback(flags.host) and key is None and not flags.open:
         raise ValueError(f"--host {flags.host}: others could use this server; give it --api-key KEY, or say --open if that is meant")
     for name, value in (("max-loaded", flags.max_loaded), ("max-batch", flags.max_batch)):
@@ -111,6 +111,15 @@ def settings_of(flags: Flags) -> Settings:
         device=flags.device,
         draft=flags.draft,
     )
+
+
+def _key(given: str | None) -> str | None:
+    """What requests have to carry. An empty variable is no key, as where it is not set; an empty flag is a mistake."""
+    if given is None:
+        return os.environ.get("QWEN2_API_KEY", "").strip() or None
+    if not given.strip():
+        raise ValueError("--api-key is empty, which everybody knows: give it a key, or leave it out")
+    return given.strip()
 
 
 def check_free(host: str, port: int) -> None:
