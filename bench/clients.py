@@ -144,13 +144,13 @@ def conversations(suite: str, folder: Path, python: Path, url: str, model: str) 
     return [named(suite, case) for case in cases]
 
 
-def javascript(suite: str, folder: Path, _: Path, url: str, model: str) -> list[Outcome]:
+def javascript(folder: Path, url: str, model: str) -> list[Outcome]:
     """Of those in JavaScript."""
     (folder / "clients.test.mjs").write_text((HERE / "clients.test.mjs").read_text())
     command = ["node", "--test", "--test-reporter=junit", "clients.test.mjs"]
     environment = {**os.environ, "SERVER_URL": url, "SERVER_MODEL": model}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    (folder / f"{suite}.log").write_text(done.stdout + done.stderr)
+    (folder / "javascript.log").write_text(done.stdout + done.stderr)
     found = []
     for case in ET.fromstring(done.stdout).iter("testcase"):
         client, _, what = case.get("name", "").partition(": ")

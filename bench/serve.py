@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import json
 import random
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -34,6 +33,8 @@ from qwen2.weights.store import Store
 
 SCENARIOS = ("chats", "poisson", "shared", "intrusion", "own")
 TOKENS = 64  # of an answer
+STREAM_TOKENS = 400  # of one that a long prompt comes amid: more than any server writes meanwhile
+SHARERS = 7  # who come together with one system prompt
 REQUESTS = {1: 4, 4: 4, 16: 3, 32: 2}  # of each client
 SHARED_WORDS, LONG_WORDS = 1150, 4600  # about 1,500 and 6,000 tokens
 WORDS = """
@@ -97,11 +98,11 @@ class Bench:
                 self.speeds(f"arrivals, {self.args.rate:g} a second", server, heard)
         if "shared" in only:
             system = self.prompts.text(SHARED_WORDS)
-            bodies = [self.prompts.chat(system=system) for _ in range(17)]
+            bodies = [self.prompts.chat(system=system) for _ in range(2 + SHARERS)]
             for server in order:
                 self.shared(server, named(bodies, server))
         if "intrusion" in only:
-            streams = [self.prompts.chat(tokens=1200) for _ in range(8)]
+            streams = [self.prompts.chat(tokens=STREAM_TOKENS) for _ in range(8)]
             long = self.prompts.chat(words=LONG_WORDS, tokens=4)
             for server in order:
                 idle()  # what was broken off before may still be written
@@ -174,49 +175,48 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def write(args: argparse.Namespace, run: dict[str, Any]) -> None:
+    """Print the report, and keep it where results are kept; after every round, so that a run can be stopped."""
+    text = report(run)
+    print(text)
+    out = args.out if args.out is not None or set(args.only) != set(SCENARIOS) else Path(__file__).with_name("results")
+    if out is not None:
+        name = args.name or f"serve_{run['machine']['kind']}"
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.md").write_text(text)
+        (out / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print, write."""
     args = arguments()
     path, shown = Store().resolve(args.model)
-    machine = processor()
+    run: dict[str, Any] = {"model": shown, "machine": processor(), "threads": args.threads, "rounds": 0, "date": time.strftime("%Y-%m-%d")}
     servers = [ours(args.model, args.threads)]
     if args.llama_server is not None:
         servers.append(llama(args.llama_server, path, args.threads))
     try:
         bench = Bench(args, servers)
+        run |= {
+            "command": command_line(),
+            "servers": {server.name: server.about for server in servers},
+            "samples": bench.samples,
+            "own": [],
+        }
         for server in servers:
             asyncio.run(clients(server.port, named([bench.prompts.chat() for _ in range(2)], server), 2))  # for nothing
+        bodies = [bench.prompts.chat() for _ in range(64)]
+        speed, own = served(servers[0], named(bodies, servers[0])) if "own" in args.only else (0.0, [])
         for number in range(args.rounds):
             bench.turn(number)
-            print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-        speed, own, bodies = 0.0, list[str](), [bench.prompts.chat() for _ in range(64)]
-        if "own" in args.only:
-            speed, own = served(servers[0], named(bodies, servers[0]))
-        about = {server.name: server.about for server in servers}
+            run["rounds"] = number + 1
+            write(args, run)
     finally:
         for server in servers:
             server.close()
     if "own" in args.only:
         own += offline(path, args.threads, bodies, speed) + schema_cost(path, args.threads) + guesses(path, args.threads)
-    run = {
-        "model": shown,
-        "machine": machine,
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "date": time.strftime("%Y-%m-%d"),
-        "command": command_line(),
-        "servers": about,
-        "samples": bench.samples,
-        "own": own,
-    }
-    text = report(run)
-    print(text)
-    out = args.out if args.out is not None or set(args.only) != set(SCENARIOS) else Path(__file__).with_name("results")
-    if out is not None:
-        name = args.name or f"serve_{machine['kind']}"
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.md").write_text(text)
-        (out / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
+        write(args, run | {"own": own})
 
 
 if __name__ == "__main__":

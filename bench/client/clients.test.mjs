@@ -104,6 +104,14 @@ test("ollama (js): list, show, ps, version", async () => {
   assert.ok((await ollama.version()).version);
 });
 
+test("ollama (js): pull of a model that is here, copy, delete", async () => {
+  assert.equal((await ollama.pull({ model })).status, "success");
+  await ollama.copy({ source: model, destination: "mine:copy" });
+  assert.ok((await ollama.list()).models.some((one) => one.name === "mine:copy"));
+  assert.equal((await ollama.delete({ model: "mine:copy" })).status, "success");
+  assert.ok(!(await ollama.list()).models.some((one) => one.name === "mine:copy"));
+});
+
 const openai = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 });
 const plain = { model, temperature: 0, max_tokens: 60 };
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import qwen2
 
+GRACE = 10.0  # seconds to end
 PATIENCE = 120.0  # seconds to load a model
 SLOTS = 16  # answers written at once by either
 CONTEXT = 49_152  # of all slots of llama.cpp together; with more it is slower, and so it is where each has a part of its own
@@ -57,7 +58,11 @@ class Server:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.log.close()
 
 

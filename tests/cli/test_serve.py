@@ -46,7 +46,8 @@ Out = pytest.CaptureFixture[str]
             "--draft with --device cuda: guesses are checked by the CPU's kernels; leave one of them out",
         ),
         (["--draft", "qwen2:9b"], "qwen2 has no tag '9b'; its tags: "),
-        (["--keep-alive", "soon"], "'soon': write a time as 90, 10m or 2h; -1 is for good"),
+        (["--origin", "null"], "--origin null: files and sandboxed frames of any page have that origin"),
+        (["--keep-alive", "soon"], "'soon': write a time as 90, 10m or 1h30m; -1 is for good"),
     ],
 )
 def test_refusals(flags: list[str], message: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +102,19 @@ def test_a_port_that_is_taken_is_named(capsys: Out) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("90", 90.0), ("90s", 90.0), ("250ms", 0.25), ("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("-1", None), ("-1m", None)],
-)
+    [
+        ("90", 90.0), ("90s", 90.0), ("250ms", 0.25), ("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("-1", None), ("-1m", None),
+        ("1h30m", 5400.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("2000us", 0.002), ("-1h30m", None), ("9000h", None),
+    ],
+)  # fmt: skip
 def test_times(text: str, value: float | None) -> None:
     assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e400", "", "-", "1h 30m", "30 m", "h", "1d", "9" * 400])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match="as 90, 10m or 1h30m; -1 is for good"):
+        seconds(text)
 
 
 def free_port() -> int:

@@ -102,7 +102,13 @@ INNER = st.recursive(LEAVES, lambda inner: st.one_of(objects(inner), arrays(inne
 PARAMETERS = st.builds(lambda schema: {"$defs": {"leaf": {"type": "string", "maxLength": 6}}, **schema}, objects(INNER))
 TOOL_NAMES = ["get", "get_all", "a-b.c", "\u5929\u6c14", "x" * 64]
 TOOLS = st.lists(st.tuples(st.sampled_from(TOOL_NAMES), PARAMETERS), min_size=1, max_size=3, unique_by=lambda pair: pair[0]).map(dict)
-MANY = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+MANY = settings(  # the same examples each time: random rows may write an object of any names for longer than any bound
+    max_examples=500,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @MANY
@@ -119,13 +125,19 @@ def test_500_forced_answers_are_valid_calls(ways, tools, way, parallel, seed):
 
 
 @settings(MANY, max_examples=200)
-@given(tools=TOOLS, loose=st.booleans(), way=st.sampled_from(list(WAYS)), parallel=st.booleans(), seed=st.integers(0, 999))
+@given(
+    tools=TOOLS, loose=st.booleans(), way=st.sampled_from([*WAYS, "hermes by letters"]), parallel=st.booleans(), seed=st.integers(0, 999)
+)
 def test_calls_that_a_model_begins_are_valid(ways, tools, loose, way, parallel, seed):
-    """After a text with all that looks like a call and is none, a call is opened; then the model does as it likes."""
+    """After a text with all that looks like a call and is none, a call is opened; then the model does as it likes.
+
+    Also where the bracket is a token and the model spells it, as it was in the question.
+    """
+    token, way = way == "hermes", way.removesuffix(" by letters")
     form, grammars = ways[way]
     tools = tools | ({"loose": None} if loose else {})
     text = 'Hm \u273f </tool_call> <tool_ \u273fARGS\u273f: {"\n'
-    script = [*text.encode(), *([OPEN] if way == "hermes" else DIALECTS[form].open.encode())]
+    script = [*text.encode(), *([OPEN] if token else DIALECTS[form].open.encode())]
     held = grammars.compiled(Constraint.call(tools, form, forced=False, parallel=parallel)).matcher([EOS])
     answer = write(held, random_rows(seed, grammars.vocab, script=script), grammars.tokenizer)
     assert answer is not None, "it does not end"
@@ -137,7 +149,7 @@ def test_calls_that_a_model_begins_are_valid(ways, tools, loose, way, parallel, 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_text_beside_strict_tools_is_free(ways, way):
-    """Every token of text is allowed but what would spell the opening of a call that is a token, and the answer may end anywhere."""
+    """Every token of text is allowed, and the answer may end anywhere; once the opening of a call is spelled, it is one."""
     form, grammars = ways[way]
     held = grammars.compiled(Constraint.call({"get": {"type": "object"}}, form, forced=False)).matcher([EOS])
     for byte in (" " * (2 * BLANKS) + "Well <tool_call \u273fFUNCTION\u273f \u00e9\U0001f600 {}").encode():
@@ -152,8 +164,11 @@ def test_text_beside_strict_tools_is_free(ways, way):
         held.accept(byte)
     allowed = held.allowed()
     assert allowed[EOS]
-    assert bool(allowed[ord(">")]) == (way != "hermes")
+    assert allowed[ord(">")]
     assert len(allowed) <= OPEN or bool(allowed[OPEN]) == (way == "hermes")
+    if form == "hermes":
+        held.accept(ord(">"))
+        assert [chr(token) for token in held.allowed().nonzero()[0]] == ["\n"]
 
 
 def test_a_grammar_that_is_not_of_calls_reaches_no_bracket(ways):

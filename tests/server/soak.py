@@ -3,8 +3,9 @@
     python -m tests.server.soak --requests 5000                                   # a tiny model made for it
     python -m tests.server.soak --requests 200 --model qwen2.5-coder:0.5b         # a real one of this machine
 
-A server is started for it in a process of its own. It fails where an answer differs, where a status is 500 or above, where blocks of
-the cache are still held at the end, and where the server's memory has grown by more than 5 % after the first sixth of the requests.
+A server is started for it in a process of its own, with a cache so small that answers give way to each other. It fails where an
+answer differs, log-probabilities included, where a status is 500 or above, where blocks of the cache are still held at the end, where
+no answer gave way, and where the server's memory has grown by more than 5 % after the first sixth of the requests.
 Left out: what pytest runs of it, in its own process (test_soak.py).
 """
 
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -34,8 +36,11 @@ from prometheus_client.parser import text_string_to_metric_families
 AT_ONCE = 24
 GROWTH = 1.05
 PROMPTS = [f"{'shared ' * (i % 5)}prompt number {i}" for i in range(12)]
-KINDS = ("chat", "samples", "completion", "responses", "messages", "ollama", "generate", "embed", "vectors")
-SEEDED = {"chat", "samples", "completion", "ollama", "generate"}
+KINDS = ("chat", "samples", "completion", "long", "responses", "messages", "ollama", "generate", "embed", "vectors")
+SEEDED = {"chat", "samples", "completion", "long", "ollama", "generate"}
+CONTEXT = 512  # tokens of the window, for which eight blocks of the cache are needed
+BROKEN = re.compile(r" /(?!health)\S* 5[0-9][0-9] [0-9.]+ s$")  # a line of the log
+CACHE = 10  # blocks that there are: long answers give way to each other
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Soak:
     model: str
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
     tokens: int = 12
+    long: int = 150  # more than two blocks, which nobody has put aside for it
     body_bytes: int = 16 << 20  # the server's limit
     seen: dict[Any, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -59,6 +65,7 @@ class Soak:
             "chat": ("/v1/chat/completions", {**common, "messages": messages}),
             "samples": ("/v1/chat/completions", {**common, "messages": messages, "n": 3}),
             "completion": ("/v1/completions", {**common, "prompt": prompt, "logprobs": 1}),
+            "long": ("/v1/completions", {**common, "prompt": prompt, "max_tokens": self.long, "logprobs": 0}),
             "responses": ("/v1/responses", {**named, "input": prompt, "temperature": 0, "max_output_tokens": self.tokens}),
             "messages": ("/v1/messages", {**named, "messages": messages, "temperature": 0, "max_tokens": self.tokens}),
             "ollama": ("/api/chat", {**named, "messages": messages, **options}),
@@ -172,7 +179,10 @@ def essence(kind: str, answer: dict[str, Any]) -> Any:
         return json.dumps(answer["content"])
     if kind == "responses":
         return json.dumps([item["content"][0]["text"] for item in answer["output"]])
-    return tuple((choice.get("text") or choice["message"]["content"], choice["finish_reason"]) for choice in answer["choices"])
+    said = [
+        (choice.get("text") or choice["message"]["content"], choice["finish_reason"], choice["logprobs"]) for choice in answer["choices"]
+    ]
+    return json.dumps(said)
 
 
 # --- a server of its own
@@ -219,6 +229,14 @@ def tiny_home(folder: Path) -> Path:
     return folder / "home"
 
 
+def block_bytes(home: Path | None, model: str) -> int:
+    """Of a block of its cache."""
+    from qwen2.engine.blocks import KernelMemory
+    from qwen2.weights.model import load
+
+    return KernelMemory(load(model, home=home, packed=True).config, 16).block_bytes
+
+
 def held(url: str) -> dict[str, float]:
     """What of the engine is still in use, of all models."""
     read = httpx.get(f"{url}/metrics", timeout=60).text
@@ -250,25 +268,25 @@ def main() -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         home = None if args.model else tiny_home(Path(folder))
-        cache = "0.0008" if home else "0.5"  # little more than a window of the tiny one: answers give way to each other
         soak = Soak("tiny:one") if home else Soak(args.model, PROMPTS[:2])
-        with served(home, "--load", soak.model, "--max-batch", "8", "--cache-gb", cache) as (url, process, log):
+        cache = str(CACHE * block_bytes(home, soak.model) / 1e9)
+        flags = ("--load", soak.model, "--max-batch", "8", "--cache-gb", cache, "--context", str(CONTEXT))
+        with served(home, *flags) as (url, process, log):
             asyncio.run(soak.alone(url))
-            asyncio.run(soak.crowd(url, range(args.requests // 6)))
-            settled(url)
-            before = process.memory_info().rss
-            sixths = []
-            for part in range(1, 6):
+            alone = held(url)["gave_way"]
+            memory = []
+            for part in range(6):
                 asyncio.run(soak.crowd(url, range(args.requests * part // 6, args.requests * (part + 1) // 6)))
-                left, after = settled(url), process.memory_info().rss
-                sixths.append(f"{after / 2**20:.0f}")
-            broken = [line for line in log.read_text().splitlines() if " 50" in line and "/health" not in line]
+                left = settled(url)
+                memory.append(process.memory_info().rss / 2**20)
+            broken = [line for line in log.read_text().splitlines() if BROKEN.search(line)]
+    gave_way, growth = left["gave_way"] - alone, memory[-1] / memory[0]
     print(f"{args.requests} requests of {soak.model}: {dict(soak.counts)}, no answer differs from what was said alone")
-    print(f"status 500 and above: {len(broken)}; held at the end: {left}")
+    print(f"status 500 and above: {len(broken)}; held at the end: {left}; answers that gave way: {gave_way:.0f}")
     print(
-        f"memory {before / 2**20:,.1f} MiB after a sixth, {', '.join(sixths)} after each further one: {after / before - 1:+.2%}; {time.monotonic() - begin:.0f} s"
+        f"memory in MiB after each sixth: {', '.join(f'{one:.1f}' for one in memory)}: {growth - 1:+.2%}; {time.monotonic() - begin:.0f} s"
     )
-    sys.exit(bool(broken) or any(left[name] for name in ("blocks", "running", "waiting")) or after > GROWTH * before)
+    sys.exit(bool(broken) or any(left[name] for name in ("blocks", "running", "waiting")) or not gave_way or growth > GROWTH)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import anthropic
@@ -43,6 +44,19 @@ def test_the_stream_makes_the_same_message(client: anthropic.Anthropic) -> None:
     assert [block.text for block in whole.content if block.type == "text"] == [text]
     assert [block.text for block in final.content if block.type == "text"] == [text]
     assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+
+
+def test_the_streams_first_counts_are_its_last(running: Running) -> None:
+    """Also where a part of the prompt was in the cache, which is known when it has been looked up."""
+    asked: dict[str, Any] = {"model": NAME, "max_tokens": 5, "messages": MESSAGES, "temperature": 0}
+    for _ in range(2):
+        lines = running.post("/v1/messages", **asked, stream=True).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+        first, last = events[0]["message"]["usage"], events[-2]["usage"]
+        assert (events[0]["type"], events[-2]["type"]) == ("message_start", "message_delta")
+        assert {**last, "output_tokens": 0} == first
+    assert last["input_tokens"] == 1
+    assert last["cache_read_input_tokens"] > 1
 
 
 def test_a_stop_sequence_is_named(client: anthropic.Anthropic, llm: LLM) -> None:
@@ -114,12 +128,13 @@ def test_results_of_tools_reach_the_prompt(client: anthropic.Anthropic, llm: LLM
     [
         ({"foo": 1}, 400, "invalid_request_error", "unknown field foo"),
         ({"max_tokens": 0}, 400, "invalid_request_error", "max_tokens 0: must be a whole number of at least 1"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, 400, "invalid_request_error", "thinking"),
+        ({"thinking": {"type": "enabled", "depth": 1}}, 400, "invalid_request_error", "thinking.depth"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 400, "invalid_request_error", "a tool of type 'web_search_"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             400,
             "invalid_request_error",
-            "messages.0.content",
+            "messages.0.content: images are not offered: these models read text only",
         ),
         ({"model": "claude"}, 404, "not_found_error", "model 'claude' is not here"),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "invalid_request_error", "the window is 1,024"),

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from qwen2.server.guard import is_loopback
-from qwen2.server.settings import Limits
+from qwen2.server.settings import Limits, Settings
 from tests.server.conftest import NAME, Running
 
 
@@ -33,7 +33,9 @@ def test_only_its_own_names_and_addresses_are_answered(running: Running, host: s
 
 
 def test_a_name_that_was_allowed(serve: Callable[..., Running]) -> None:
-    assert serve(hosts=("models.lan",)).client.get("/v1/models", headers={"Host": "models.lan:11434"}).status_code == 200
+    for allowed in ("models.lan", "Models.Lan"):
+        for asked in ("models.lan:11434", "MODELS.LAN"):
+            assert serve(hosts=(allowed,)).client.get("/v1/models", headers={"Host": asked}).status_code == 200
 
 
 def test_pages_elsewhere_may_not_ask(running: Running) -> None:
@@ -41,6 +43,9 @@ def test_pages_elsewhere_may_not_ask(running: Running) -> None:
         answer = running.client.get("/v1/models", headers={"Origin": origin})
         assert answer.status_code == 403
         assert "access-control-allow-origin" not in answer.headers
+        assert ("--origin" in answer.json()["error"]["message"]) == (origin != "null"), "no page has null to itself"
+    with pytest.raises(ValueError, match="--origin null"):
+        Settings(origins=("https://app.example", "null"))
     assert running.client.get("/v1/models", headers={"Origin": running.url}).status_code == 200
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert running.client.options("/v1/chat/completions", headers=preflight).status_code == 403
@@ -64,6 +69,7 @@ def test_the_key(serve: Callable[..., Running]) -> None:
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
     assert running.client.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert running.client.get("/v1/models", headers={"Authorization": "bearer secret"}).status_code == 200
     assert running.client.get("/v1/models", headers={"x-api-key": "secret"}).status_code == 200
     assert running.client.get("/health").status_code == 200
 

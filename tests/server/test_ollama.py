@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import ollama
 import pytest
 
 from qwen2 import LLM, SamplingParams
+from qwen2.config import tiny
+from qwen2.server.ollama_models import counted
 from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
 
@@ -89,7 +92,45 @@ def test_lists(client: ollama.Client, running: Running) -> None:
     shown = client.show(NAME)
     assert shown.modelinfo is not None
     assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 1024
-    assert "completion" in (shown.capabilities or [])
+    assert shown.capabilities == ["completion", "embedding", "tools"]
+
+
+def test_details_are_written_as_ollama_writes_them(running: Running, home: Path) -> None:
+    count = tiny(context=1024).parameters()
+    details = {
+        "format": "safetensors",
+        "family": "qwen2",
+        "families": ["qwen2"],
+        "parameter_size": counted(count),
+        "quantization_level": "F32",
+    }
+    assert running.chat(max_tokens=1).status_code == 200
+    shown = running.post("/api/show", model=NAME, verbose=True).json()
+    for one in (shown, *(running.client.get(f"/api/{path}").json()["models"][0] for path in ("tags", "ps"))):
+        assert {key: one["details"][key] for key in details} == details
+    assert shown["model_info"]["general.parameter_count"] == count
+    assert [counted(n) for n in (494_032_768, 1_543_714_304, 7_000_000_000, 135_000_000, 4_200, 12)] == [
+        "494.03M", "1.5B", "7B", "135M", "4K", "12",
+    ]  # fmt: skip
+    assert running.client.head("/api/tags").status_code == 200
+
+
+def test_tools_are_a_capability_where_the_template_has_a_place_for_them(running: Running, home: Path) -> None:
+    template = "{% for one in messages %}{{ one.content }}{% endfor %}"
+    try:
+        for name, source in (("mine:plain", template), ("mine:tools", "{{ tools }}" + template)):
+            assert running.post("/api/create", **{"model": name, "from": NAME, "template": source, "stream": False}).status_code == 200
+        found = [running.post("/api/show", model=name).json()["capabilities"] for name in ("mine:plain", "mine:tools")]
+        assert found == [["completion", "embedding"], ["completion", "embedding", "tools"]]
+    finally:
+        for name in ("mine:plain", "mine:tools"):
+            if Store(home).has(name):
+                Store(home).remove(name)
+
+
+def test_what_is_kept_of_a_cut_prompt_changes_nothing(client: ollama.Client) -> None:
+    texts = {client.chat(NAME, MESSAGES, options={**GREEDY, "num_keep": keep}).message.content for keep in (-1, 0, 24)}
+    assert len(texts) == 1
 
 
 def test_models_are_loaded_and_unloaded_without_a_word(client: ollama.Client, running: Running) -> None:
@@ -101,18 +142,36 @@ def test_models_are_loaded_and_unloaded_without_a_word(client: ollama.Client, ru
     assert running.server.models.loaded[NAME].expires is None
 
 
+def test_how_long_a_model_stays(running: Running) -> None:
+    def stays(**said: Any) -> float | None:
+        assert running.post("/api/generate", model=NAME, stream=False, **said).status_code == 200
+        assert running.client.get("/api/ps").status_code == 200
+        return running.server.models.loaded[NAME].keep_alive
+
+    assert stays() == running.server.settings.keep_alive
+    assert [stays(keep_alive=time) for time in ("1h30m", "1m30s", "9000ms", "1.5h", 90)] == [5400, 90, 9, 5400, 90]
+    assert [stays(keep_alive=time) for time in (1e300, -1, "-1m", "9000h")] == [None] * 4
+    assert stays() is None, "said once, it holds"
+    assert running.chat(max_tokens=1).status_code == 200
+    assert running.server.models.loaded[NAME].keep_alive is None
+    broken = f'{{"model": "{NAME}", "keep_alive": 1e400}}'
+    answer = running.client.post("/api/generate", content=broken)
+    assert (answer.status_code, "no time" in answer.json()["error"]) == (400, True)
+
+
 def test_embeddings(client: ollama.Client, llm: LLM, running: Running) -> None:
     found = client.embed(NAME, ["a rose", "b"], truncate=False)
     assert [list(one) for one in found.embeddings] == llm.embed(["a rose", "b"]).tolist()
     assert running.post("/api/embeddings", model=NAME, prompt="b").json()["embedding"] == llm.embed(["b"])[0].tolist()
 
 
-def test_a_text_is_cut_where_that_is_asked_for(client: ollama.Client, llm: LLM) -> None:
+def test_a_text_is_cut_where_that_is_asked_for(client: ollama.Client, llm: LLM, running: Running) -> None:
     ids = llm.tokenizer.encode("a long text of several tokens")
     found = client.embed(NAME, ["a long text of several tokens", "b"], truncate=True, options={"num_ctx": 5})
     assert [list(one) for one in found.embeddings] == [*llm.embed([ids[:5]]).tolist(), *llm.embed(["b"]).tolist()]
     assert found.prompt_eval_count == 5 + len(llm.tokenizer.encode("b"))
     assert client.embed(NAME, "x" * 3000, truncate=True).prompt_eval_count == llm.window
+    assert running.post("/api/embed", model=NAME, input="x" * 3000).json()["prompt_eval_count"] == llm.window  # unsaid, as Ollama has it
 
 
 def test_copies_and_deletions(serve: Callable[..., Running], tmp_path: Path, home: Path) -> None:
@@ -135,6 +194,25 @@ def test_copies_and_deletions(serve: Callable[..., Running], tmp_path: Path, hom
     for name in ("../evil", "a/b/c", "x" * 300, "mine:co py"):
         with pytest.raises(ollama.ResponseError):
             client.copy(NAME, name)
+
+
+@pytest.mark.parametrize("key", ["model", "name"])
+def test_a_model_is_called_by_either_key(running: Running, home: Path, key: str) -> None:
+    """Ollama's JavaScript client says `name`."""
+    running.post("/api/copy", source=NAME, destination="mine:named")
+    try:
+        assert running.post("/api/show", **{key: "mine:named"}).json()["model_info"]
+        assert running.post("/api/pull", **{key: "mine:named"}, stream=False).json()["status"] == "success"
+        assert running.client.request("DELETE", "/api/delete", json={key: "mine:named"}).status_code == 200
+        assert not Store(home).has("mine:named")
+    finally:
+        if Store(home).has("mine:named"):
+            Store(home).remove("mine:named")
+    for method, path in (("POST", "show"), ("POST", "pull"), ("DELETE", "delete")):
+        both = running.client.request(method, f"/api/{path}", json={"model": NAME, "name": "tiny:two"})
+        assert (both.status_code, both.json()["error"]) == (400, "model and name differ: send one of them")
+        neither = running.client.request(method, f"/api/{path}", json={})
+        assert (neither.status_code, neither.json()["error"]) == (400, "say the model's name as model")
 
 
 def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client, running: Running) -> None:
@@ -162,8 +240,11 @@ def test_num_ctx_bounds_one_request_and_loads_nothing_anew(client: ollama.Client
             "images are given, and these models read text only",
         ),
         ("chat", {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "the window is 1,024"),
-        ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 2h; -1 is for good"),
-        ("embed", {"input": ["x" * 3000]}, 400, "the window is 1,024: shorten the text"),
+        ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "'soon': write a time as 90, 10m or 1h30m; -1 is for good"),
+        ("generate", {"prompt": "a", "keep_alive": "nan"}, 400, "'nan': write a time as"),
+        ("generate", {"prompt": "a", "keep_alive": "1e400"}, 400, "'1e400': write a time as"),
+        ("generate", {"prompt": "a", "keep_alive": "9" * 400}, 400, "inf is no time"),
+        ("embed", {"input": ["x" * 3000], "truncate": False}, 400, "the window is 1,024: shorten the text"),
         ("pull", {"model": "../evil"}, 404, "evil"),
     ],
 )
@@ -185,27 +266,30 @@ def test_a_pull_of_what_is_here_ends_at_once_and_of_nothing_says_so(running: Run
     assert "nothing" in lines[-1]["error"]
 
 
-def test_a_model_that_is_unloaded_while_it_writes_ends_its_answers(running: Running) -> None:
-    """Nobody waits for a thread that is gone."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_one_client_s_keep_alive_breaks_off_no_other(running: Running) -> None:
+    """The model goes when nobody uses it any more, though those who still do would have kept it."""
     running.chat(max_tokens=1)
     engine = running.server.models.loaded[NAME].llm.engine
-    with ThreadPoolExecutor(2) as pool:
-        writing = pool.submit(running.chat, max_tokens=900, logit_bias={"511": -100, "509": -100})
-        while not engine.scheduler.running:
-            pass
-        assert running.post("/api/generate", model=NAME, keep_alive=0, stream=False).json()["done_reason"] == "unload"
-        assert writing.result(timeout=30).status_code == 200
-    assert running.chat(max_tokens=2).status_code == 200  # loaded anew
+    with ThreadPoolExecutor(1) as pool:
+        with engine.lock:
+            writing = pool.submit(running.chat, max_tokens=20, logit_bias={"511": -100, "509": -100})
+            while not engine.inbox:
+                time.sleep(0.005)
+            assert running.post("/api/generate", model=NAME, keep_alive=0, stream=False).json()["done_reason"] == "unload"
+            assert list(running.server.models.loaded) == [NAME]
+        answer = writing.result()
+    assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 20)
+    begin = time.monotonic()
+    while running.server.models.loaded and time.monotonic() - begin < 20:
+        time.sleep(0.05)
+    assert not running.server.models.loaded
 
 
 def test_options_that_would_be_ignored_are_refused(running: Running) -> None:
     refused = [
         ("/api/chat", {"model": NAME, "messages": MESSAGES, "options": {"penalize_newline": False}}),
         ("/api/chat", {"model": NAME, "messages": MESSAGES, "top_logprobs": 2}),
-        ("/api/show", {"model": NAME, "verbose": True}),
-        ("/api/embed", {"model": NAME, "input": "a long text of several tokens", "options": {"num_ctx": 2}}),
+        ("/api/embed", {"model": NAME, "input": "a long text of several tokens", "truncate": False, "options": {"num_ctx": 2}}),
     ]
     for path, body in refused:
         assert running.client.post(path, json=body).status_code == 400, path

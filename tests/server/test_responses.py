@@ -82,7 +82,10 @@ def test_calls_and_results_reach_the_prompt() -> None:
     ("body", "message"),
     [
         ({"previous_response_id": "resp_1"}, "unknown field previous_response_id"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"tools": [{"type": "web_search"}]}, "tools: a tool of type 'web_search' is not offered: there is function"),
+        ({"input": [{"type": "item_reference", "id": "a"}]}, "input: an item of type 'item_reference' is not offered"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]}, "images are not offered"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": "x" * 3000}, "the window is 1,024"),
     ],

@@ -30,8 +30,12 @@ answering = "^/(v1/.*|tokenize|detokenize|api/(chat|generate|embed|embeddings|sh
 @plain.parametrize()
 @FEW
 def test_the_server_keeps_its_own_specification(case: Any, running: Running) -> None:
-    """All default checks; most bodies ask for a model that is not here."""
-    case.call_and_validate(base_url=running.url, timeout=60)
+    """All default checks; most bodies ask for a model that is not here.
+
+    But for one where a model is made: which fields go together, and what a digest is, is more than the document says.
+    """
+    made = case.operation.path.startswith(("/api/create", "/api/blobs"))
+    case.call_and_validate(base_url=running.url, timeout=60, excluded_checks=[positive_data_acceptance] if made else [])
 
 
 @pytest.mark.slow

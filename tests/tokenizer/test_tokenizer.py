@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 import unicodedata
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 from qwen2.tokenizer import QWEN2_5_CONTROL, Tokenizer
 from qwen2.tokenizer.alphabet import to_bytes
+from qwen2.tokenizer.tokenizer import LONG
 from tests.tokenizer.conftest import TINY_CONTROL, tiny_parts
 
 # The published split pattern, written out once more
@@ -109,6 +112,50 @@ def test_same_ids_and_text_as_transformers(qwen_tokenizer, reference, lines):
     theirs = reference(some)["input_ids"]
     assert [qwen_tokenizer.encode(line) for line in some] == theirs
     assert [qwen_tokenizer.decode(ids) for ids in theirs] == reference.batch_decode(theirs)
+
+
+# --- large texts
+
+
+def test_long_texts_have_the_ids_of_the_library_s_other_way(qwen_tokenizer, lines):
+    for text in ("\n".join(lines[:2000]), "".join(lines[-3000:]), " " * 50_000, "e\u0301" * 20_000, "\ud800" * 5000):
+        assert len(text) > LONG
+        ids, _ = qwen_tokenizer.encode_with_starts(text)
+        assert qwen_tokenizer.encode(text) == ids
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(tiny):
+    text, begun, done, turns = "the ther " * 100_000, threading.Event(), threading.Event(), 0
+
+    def encode():
+        begun.set()
+        tiny.encode(text)
+        done.set()
+
+    thread, interval = threading.Thread(target=encode), sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # a thread gives way only of its own accord
+    try:
+        thread.start()
+        begun.wait()
+        while not done.is_set():
+            turns += 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert turns > 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters()) | st.sampled_from(["\u1112\u1161\u11ab" * 9, " " * 300, "\u03b1\u0313\u0300\u0345"])))
+def test_no_text_that_fits_is_said_not_to(qwen_tokenizer, texts):
+    qwen_tokenizer.check_fits(texts, sum(len(qwen_tokenizer.encode(text)) for text in texts))
+
+
+def test_what_cannot_fit_is_told_unencoded(tiny):
+    tiny.check_fits(["x" * 15, "y" * 18], 11)  # its longest token, "the", has three bytes
+    with pytest.raises(ValueError, match="at least 12 tokens, the window is 11: "):
+        tiny.check_fits(["x" * 18, "y" * 18], 11)
 
 
 # --- inverses

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 PORTS = 65_536
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
-STOP_SECONDS = 30  # for answers that are being written when the server is told to end
+STOP_SECONDS = 30  # for answers that are being written when the server is told to end; then they are broken off
+LAST_SECONDS = 10  # for what is left then
 
 
 def _flag(text: str) -> Parameter:
@@ -52,7 +54,7 @@ class Flags:
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _flag("cpu, cuda or cuda:N.")] = "cpu"
-    max_queue: Annotated[int, _flag("Requests that run or wait, of all clients together; more are refused (429).")] = 256
+    max_queue: Annotated[int, _flag("Requests that run or wait, and answers, of all clients together; more are refused (429).")] = 256
     max_per_client: Annotated[int, _flag("Those of one client, by its address.")] = 64
     max_body_mb: Annotated[int, _flag("Megabytes (MiB) of a request; uploaded files may be larger.")] = 16
     draft: Annotated[str | None, _flag("A smaller model that guesses for those of the same tokens: no text changes, most come sooner.")] = (
@@ -62,6 +64,9 @@ class Flags:
 
 def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     """Serve the models that are here."""
+    from qwen2.server.memory import one_heap
+
+    one_heap()
     settings = settings_of(flags)
     for name in settings.load:
         Store().get(name)  # said before anything is listened to
@@ -70,6 +75,7 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     import uvicorn
 
     from qwen2.server.app import create_app
+    from qwen2.server.ending import Ending
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     check_device(settings.device)
@@ -77,7 +83,13 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"qwen2: serving at http://{host}:{settings.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS, **quiet)
+    app = create_app(settings)
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS + LAST_SECONDS, **quiet)
+    server = Ending(config, app.state.server.models, STOP_SECONDS)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended by one
+        server.run()
+    if not server.started:
+        raise OSError("the server did not start; what it said above is why")
 
 
 def settings_of(flags: Flags) -> Settings:

@@ -15,6 +15,6 @@ def stop(model: str, /, *, at: Address = None) -> None:
     at
         The server, as host:port or a URL; left out, QWEN2_SERVER or 127.0.0.1:11434.
     """
-    loaded = [one["name"] for one in ask(at, "GET", "/api/ps")["models"]]
-    ask(at, "POST", "/api/generate", {"model": model, "keep_alive": 0, "stream": False})
-    print(f"{model}: unloaded" if model in loaded or f"{model}:latest" in loaded else f"{model}: was not in memory")
+    told = ask(at, "POST", "/qwen2/stop", {"model": model})
+    cut = f", {told['broken_off']} of its answers broken off" if told["broken_off"] else ""
+    print(f"{model}: unloaded{cut}" if told["unloaded"] else f"{model}: was not in memory")

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 class Asked:
-    """A request, and a parser for each of its samples where tools were offered."""
+    """A request, and a parser for each of its samples where tools were offered.
 
-    def __init__(self, request: Request, parsers: Sequence[StreamParser] = ()) -> None:
-        self.request, self.parsers = request, parsers
+    `only_calls`: what else is read is the beginning of a call that was cut off before its name, and is left out.
+    """
+
+    def __init__(self, request: Request, parsers: Sequence[StreamParser] = (), only_calls: bool = False) -> None:
+        self.request, self.parsers, self.only_calls = request, parsers, only_calls
         self._deltas: list[list[Delta]] = [[] for _ in parsers]
 
     def read(self, chunk: Chunk) -> Chunk:
@@ -29,6 +32,8 @@ class Asked:
             return chunk
         parser, deltas = self.parsers[chunk.index], self._deltas[chunk.index]
         new = parser.push(chunk.text) + (parser.flush() if chunk.output is not None else [])
+        if self.only_calls:
+            new = [delta for delta in new if not delta.content]
         deltas += new
         if chunk.output is not None:
             message = fold(deltas)

@@ -3,8 +3,8 @@
 A forced call is the whole answer. Else text is free, and only a call that is begun is held to the tools: those that are strict to
 their schemas, the others to any JSON object; with one call at most the answer ends behind it. Name and arguments are one grammar,
 so that neither can miss the other, written as the model's chat format writes calls. The brackets of Qwen2.5's are tokens where the
-vocabulary has them; then they are the only ones that open and close a call, and the same letters spelled out are refused in the
-text beside it, since a reader could not tell them apart.
+vocabulary has them, and forced calls have those. In free text the same letters spelled out open a call as well, and close it: a
+reader could not tell them apart, and models that were shown them in a question do spell them.
 
 Left out: a text after a call of Qwen2's format, which has no end of its own; a form for the text beside the calls.
 
@@ -104,21 +104,23 @@ def lark(asked: Mapping[str, Any], brackets: Mapping[str, str], options: Mapping
         more = f" ({_quoted(BETWEEN)} call){{0,{MOST_CALLS - 1}}}"
     if more:  # a model may think better of it, or go on to where the results would follow, which ends the answer
         more += f" ({' | '.join(_quoted(BETWEEN + stop) for stop in ('', *dialect.stops[:1]))})?"
-    rules = [*_body(asked["tools"], dialect, brackets, options), f"call: {_quoted(dialect.open) if opens is None else opens} body"]
+    close = None if dialect.close is None else brackets.get(dialect.close)
+    spelled = "" if dialect.close is None else _quoted(dialect.close)
+    opening = _quoted(dialect.open) if opens is None else opens
+    rules = [*_body(asked["tools"], dialect, options), f"call: {opening} body {spelled if close is None else close}"]
     if asked["forced"]:
         lead = f"({_quoted(asked['lead'])})? " if asked["lead"] else ""
         return "\n".join([*rules, f"start: {lead}call{more}", ""])
     rules.append(f"TEXT: /(?s:.+)/ & ~/(?s:.*){re.escape(dialect.open)}(?s:.*)/")  # opens no call
-    begun = "TEXT? call"
-    if opens is None:  # the text before a call and what opens it are one, the shortest that there is
-        rules.append(f"opened[lazy]: /(?s:.*)/ {_quoted(dialect.open)}")
-        begun = "opened body"
+    either = f"({close} | {spelled})" if close is not None else spelled
+    rules.append(f"opened[lazy]: /(?s:.*)/ {_quoted(dialect.open)}")  # the text before a call and what opens it, the shortest there is
+    begun = f"opened body {either}" if opens is None else f"(opened body {either} | TEXT? call)"
     again = asked["parallel"] and dialect.close is not None
     return "\n".join([*rules, f"start: ({begun})* TEXT?" if again else f"start: TEXT? | {begun}{more}", ""])
 
 
-def _body(tools: Mapping[str, Schema | None], dialect: Dialect, brackets: Mapping[str, str], options: Mapping[str, Any]) -> list[str]:
-    """Rules for what stands between the brackets, the closing one included."""
+def _body(tools: Mapping[str, Schema | None], dialect: Dialect, options: Mapping[str, Any]) -> list[str]:
+    """Rules for what stands between the brackets."""
     head, middle, tail = dialect.write
     rules, calls = [], []
     for i, (name, schema) in enumerate(tools.items()):
@@ -126,8 +128,7 @@ def _body(tools: Mapping[str, Schema | None], dialect: Dialect, brackets: Mappin
             raise ConstraintError(f"call: {name!r:.80} is not the name of a tool")
         rules.append(f"arguments_{i}: %json {_quoted({**(schema or {'type': 'object'}), 'x-guidance': options})}")
         calls.append(f"{_quoted(head + name + middle)} arguments_{i}")
-    close = "" if dialect.close is None else brackets.get(dialect.close, _quoted(dialect.close))
-    return [*rules, f"body: ({' | '.join(calls)}) {_quoted(tail) if tail else ''} {close}"]
+    return [*rules, f"body: ({' | '.join(calls)}) {_quoted(tail) if tail else ''}"]
 
 
 def _quoted(value: object) -> str:

@@ -75,7 +75,7 @@ class Engine:
         self.guessed = self.guessed_right = 0
         self.drafted = self.drafted_right = 0  # those of them that the draft guessed
         self.grammars = Grammars(tokenizer, self.vocab)
-        self.ids = count()
+        self.ids, self.turns = count(), count()
         self.horizon = 0  # requests with a smaller id are to end
         self.inbox: deque[Answer] = deque()  # asked for since the last step
         self.told: dict[int, Callable[[], None]] = {}  # whom to notify after this step
@@ -256,6 +256,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Run a request; what comes of it lies in its outbox, and `request.notify` is called on the engine's thread. From any thread."""
+        request.turn = next(self.turns)
         self.inbox.append(Answer(request, 0, self._voice))
         self.worker.wake()
 

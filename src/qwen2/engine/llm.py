@@ -133,7 +133,8 @@ class LLM:
     ) -> Asked:
         """The same, not yet begun: a request for the engine, and how its chunks are to be read. Raises ValueError for bad input.
 
-        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py). `go_on`: where
+        `in_pieces`: the deltas of calls that are forced or strict have their arguments as they are written (parse.py),
+        and forced ones no content beside them. `go_on`: where
         the last message is the assistant's it is the beginning of the answer, which goes on from it.
         """
         if not _is_conversation(prompt):
@@ -142,7 +143,8 @@ class LLM:
             return Asked(self._request(self._ids(cast("Prompt", prompt)), params))
         goes_on = len(prompt) > 0 and prompt[-1].get("role") == "tool"
         is_begun = go_on and len(prompt) > 0 and prompt[-1].get("role") == "assistant"
-        ids = self.render_open(prompt, tools).ids if is_begun else self.render(prompt, tools).ids
+        most = self.window
+        ids = self.render_open(prompt, tools, most).ids if is_begun else self.render(prompt, tools, most=most).ids
         params = _checked(params)
         choice = tool_choice if params.constraint is None else replace(tool_choice, parallel=True)  # a form has no second call
         held = calls.constraint(tools, choice, self.template.calls, goes_on)
@@ -153,15 +155,21 @@ class LLM:
         stop = self.generation.stop if params.stop is None else params.stop
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
-        return Asked(request, [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)])
+        parsers = [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)]
+        return Asked(request, parsers, only_calls=in_pieces and choice.forced)
 
-    def render(self, messages: Conversation, tools: Tools | None = None, add_generation_prompt: bool = True) -> Rendered:
-        """A conversation as the model reads it, with what the model itself has before it (its Modelfile's SYSTEM and MESSAGEs)."""
-        return self.template.render(self.model.made.conversation(messages), tools, add_generation_prompt)
+    def render(
+        self, messages: Conversation, tools: Tools | None = None, add_generation_prompt: bool = True, most: int | None = None
+    ) -> Rendered:
+        """A conversation as the model reads it, with what the model itself has before it (its Modelfile's SYSTEM and MESSAGEs).
 
-    def render_open(self, messages: Conversation, tools: Tools | None = None) -> Rendered:
+        `most` is how many tokens it may have: what is certain to have more is a ValueError before it is encoded.
+        """
+        return self.template.render(self.model.made.conversation(messages), tools, add_generation_prompt, most)
+
+    def render_open(self, messages: Conversation, tools: Tools | None = None, most: int | None = None) -> Rendered:
         """The same with the last message, an assistant's, left open, so that the model goes on with it."""
-        return self.template.render_open(self.model.made.conversation(messages), tools)
+        return self.template.render_open(self.model.made.conversation(messages), tools, most)
 
     def _stream(self, asked: Asked) -> Iterator[Chunk]:
         for _, chunk in self.engine.run([asked.request]):
@@ -279,6 +287,7 @@ class LLM:
             return prompt
         if not prompt:
             raise ValueError("prompt is empty: a model needs at least one token to go on from")
+        self.tokenizer.check_fits([prompt], self.window)
         ids = self.tokenizer.encode(prompt)
         return [cast("int", self.tokenizer.bos), *ids] if self.begins_texts else ids
 

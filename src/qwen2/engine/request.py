@@ -303,6 +303,7 @@ class Request:
     cached_tokens: int = 0
     error: Exception | None = None  # raised where the request is waited for
     priority: int = 0  # the smaller, the sooner
+    turn: int = 0  # of equal ones the smaller is served first: numbered as they are handed in, which may be long after they are made
     notify: Callable[[], None] | None = None  # called by the engine's thread when there is something in the outbox, or the end
     made: float = field(default_factory=time.perf_counter)  # clock readings, seconds
     admitted: float | None = None

@@ -277,7 +277,7 @@ def _whole_blocks(answer: Answer, count: int) -> int:
     return whole if whole > 0 and count < answer.unread else count
 
 
-def rank(answer: Answer) -> tuple[int, int, int]:
+def rank(answer: Answer) -> tuple[int, int, int, int]:
     """The order in which answers are served."""
     request = answer.request
-    return request.priority, request.id, answer.index
+    return request.priority, request.turn, request.id, answer.index

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi.responses import StreamingResponse
 
 from qwen2.server.errors import FAILURES, ApiError, Dialect, body, of_engine
+from qwen2.server.streams import check_whole, room
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -58,10 +59,12 @@ class Answering:
                 yield 0, chunk
             return
         queue: asyncio.Queue[tuple[int, Chunk] | asyncio.Future[None]] = asyncio.Queue()
+        places = room(self.llm, self.asked[0].request.params.n)
 
         async def feed(number: int, asked: Asked) -> None:
-            async for chunk in self._one(asked):
-                queue.put_nowait((number, chunk))
+            async with places:
+                async for chunk in self._one(asked):
+                    queue.put_nowait((number, chunk))
 
         tasks = [asyncio.ensure_future(feed(number, asked)) for number, asked in enumerate(self.asked)]
         for task in tasks:
@@ -85,6 +88,7 @@ class Answering:
         try:
             async for chunk in chunks:
                 self._metrics.saw(self.name, asked.request, chunk)
+                check_whole(asked.request, chunk)
                 yield chunk
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
@@ -134,9 +138,9 @@ async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: 
         async for one in objects:
             yield frame(one)
         yield end
-    except FAILURES as error:
+    except (*FAILURES, ApiError) as error:
         told = body(of_engine(error), dialect)
-        yield frame({"type": "error", **told["error"]} if dialect == "responses" else told)
+        yield frame({**told["error"], "type": "error"} if dialect == "responses" else told)
     finally:
         await objects.aclose()  # type: ignore[attr-defined]
 

@@ -1,19 +1,22 @@
 """Anthropic's dialect, as coding agents speak it: POST /v1/messages with text and tools, streamed or whole, and count_tokens.
 
 Spec: docs.anthropic.com/en/api/messages. Marks of what to cache are accepted and have no effect: every prompt's beginning is looked for
-in the cache here. Of `usage`, `input_tokens` are those that were read and `cache_read_input_tokens` those that were not.
+in the cache here. These models do not reason: what is said of thinking is accepted, and thoughts of others are left out of the prompt.
+Of `usage`, `input_tokens` are those that were read and `cache_read_input_tokens` those that were not.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
@@ -21,7 +24,7 @@ from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.errors import ApiError
 from qwen2.server.openai import server_of
-from qwen2.server.openai_schema import Body
+from qwen2.server.openai_schema import Body, offered
 from qwen2.tokenizer import Delta, closed
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/messages")
 Json = dict[str, Any]
-REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "abort": "end_turn"}
+REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Text(Body):
@@ -53,17 +56,28 @@ class ToolUse(Body):
 class ToolResult(Body):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[Text] = ""
+    content: Annotated[str | list[Text], BeforeValidator(partial(offered, kinds=("text",)))] = ""
     is_error: bool | None = None
     cache_control: Json | None = None
 
 
-Block = Annotated[Text | ToolUse | ToolResult, Field(discriminator="type")]
+class Thought(Body):
+    """What another model thought before it answered: left out of the prompt."""
+
+    type: Literal["thinking", "redacted_thinking"]
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    cache_control: Json | None = None
+
+
+Block = Annotated[Text | ToolUse | ToolResult | Thought, Field(discriminator="type")]
+KINDS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
 
 
 class Message(Body):
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: Annotated[str | list[Block], BeforeValidator(partial(offered, kinds=KINDS))]
 
 
 class Tool(Body):
@@ -73,6 +87,7 @@ class Tool(Body):
     strict: bool | None = None
     type: Literal["custom"] | None = None
     cache_control: Json | None = None
+    eager_input_streaming: bool | None = None  # calls of a certain form come in pieces anyway
 
 
 class AnyTool(Body):
@@ -87,7 +102,11 @@ class NamedTool(Body):
 
 
 class Thinking(Body):
-    type: Literal["disabled"]
+    """How much a model may reason, and what is shown of it: these do not."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = None
+    display: str | None = None
 
 
 class OutputFormat(Body):
@@ -96,20 +115,33 @@ class OutputFormat(Body):
 
 
 class OutputConfig(Body):
-    """The form of the answer; the schema always holds."""
+    """The form of the answer; the schema always holds. Effort is a matter of reasoning."""
 
     format: OutputFormat | None = None
+    effort: str | None = None
 
 
-class Prompt(Body):
+class Harmless(Body):
+    """Fields that coding agents send, and that cannot change these models' answers."""
+
+    thinking: Thinking | None = None
+    context_management: Json | None = None  # how a service shortens long prompts: here one is read whole, or refused with both counts
+    cache_control: Json | None = None
+    betas: list[str] | None = None  # which features of the service the client knows
+    metadata: Json | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    inference_geo: str | None = None  # where the service computes
+
+
+class Prompt(Harmless):
     """What both routes take."""
 
     model: str
     messages: list[Message]
     system: str | list[Text] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, BeforeValidator(partial(offered, kinds=("custom",), place="a tool"))] = None
     tool_choice: Annotated[AnyTool | NamedTool, Field(discriminator="type")] | None = None
-    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class Messages(Prompt):
@@ -121,9 +153,6 @@ class Messages(Prompt):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    output_config: OutputConfig | None = None
-    metadata: Json | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
@@ -205,6 +234,7 @@ async def messages(body: Messages, request: Request) -> Response:
     server = server_of(request)
     server.models.full_name(body.model)
     server.check_stops(body.stop_sequences or [])
+    server.check_messages(body.messages)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(conversation(body), body.params(), tools_of(body), choice_of(body), in_pieces=True, go_on=True)]
@@ -219,11 +249,16 @@ async def messages(body: Messages, request: Request) -> Response:
 @router.post("/count_tokens")
 async def count_tokens(body: Prompt, request: Request) -> Json:
     """How many tokens the prompt would have."""
-    async with server_of(request).models.use(body.model) as llm:
+    server = server_of(request)
+    server.check_messages(body.messages)
+
+    def count(llm: LLM) -> int:
         messages, tools = conversation(body), tools_of(body)
         begun = messages[-1:] and messages[-1]["role"] == "assistant"
-        rendered = llm.render_open(messages, tools) if begun else llm.render(messages, tools)
-        return {"input_tokens": len(rendered.ids)}
+        return len((llm.render_open(messages, tools) if begun else llm.render(messages, tools)).ids)
+
+    async with server.model(request, body.model) as llm:
+        return {"input_tokens": await asyncio.to_thread(count, llm)}
 
 
 # --- out
@@ -238,8 +273,8 @@ class Writer:
 
     def _message(self, content: list[Json], output: Output | None) -> Json:
         reason, stopped = (None, None) if output is None else _ending(output)
-        prompt = len(self.answering.asked[0].request.prompt)
-        usage = {"input_tokens": prompt, "output_tokens": 0} if output is None else usage_of(output)
+        request = self.answering.asked[0].request
+        usage = _usage(len(request.prompt), request.cached_tokens, 0) if output is None else usage_of(output)
         head = {"id": self.id, "type": "message", "role": "assistant", "model": self.answering.name, "content": content}
         return head | {"stop_reason": reason, "stop_sequence": stopped, "usage": usage}
 
@@ -257,9 +292,11 @@ class Writer:
 
     async def stream(self) -> AsyncIterator[Json]:
         """Blocks as they grow: one of text while the model says something, one for each call."""
-        yield {"type": "message_start", "message": self._message([], None)}
-        index, open_text, calls = -1, False, 0
+        index, open_text, calls, begun = -1, False, 0, False
         async for _, chunk in self.answering:
+            if not begun:  # only now it is known how much of the prompt was in the cache
+                begun = True
+                yield {"type": "message_start", "message": self._message([], None)}
             for delta in self._news(chunk):
                 if delta.content and not open_text:
                     index, open_text = index + 1, True
@@ -324,5 +361,9 @@ def _ending(output: Output) -> tuple[str, str | None]:
 def usage_of(output: Output) -> Json:
     """Counts as Anthropic splits them."""
     usage = output.usage
-    counts = {"input_tokens": usage.prompt_tokens - usage.cached_tokens, "output_tokens": usage.completion_tokens}
-    return counts | {"cache_read_input_tokens": usage.cached_tokens, "cache_creation_input_tokens": 0}
+    return _usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+
+
+def _usage(prompt: int, cached: int, written: int) -> Json:
+    counts = {"input_tokens": prompt - cached, "output_tokens": written}
+    return counts | {"cache_read_input_tokens": cached, "cache_creation_input_tokens": 0}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from qwen2 import __version__
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
@@ -30,13 +31,14 @@ from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
 from qwen2.server.page import add_page
 from qwen2.server.settings import Settings
-from qwen2.server.streams import Streams
+from qwen2.server.streams import Streams, check_whole, room
 from qwen2.weights.blobs import Blobs
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
     from qwen2.engine.llm import LLM
+    from qwen2.engine.request import Request as EngineRequest
     from qwen2.server.openai_schema import Sampling
 
 log = logging.getLogger("qwen2.server")
@@ -52,6 +54,7 @@ class Server:
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
         self.streams: Streams
+        self.answers = 0  # that are written or wait: a request may ask for many
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
 
     def check(self, asked: Sampling) -> None:
@@ -72,11 +75,41 @@ class Server:
         if len(stops) > limits.stops or any(len(stop) > limits.stop_characters for stop in stops):
             raise ApiError(400, f"stop: at most {limits.stops} texts of at most {limits.stop_characters} characters", field="stop")
 
-    async def answer(self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID) -> Answering:
-        """Load the model where it is not, check what is asked against it, and begin. Raises ApiError."""
+    def check_messages(self, messages: Sequence[object], field: str = "messages") -> None:
+        """Few enough to be read one by one."""
+        most = self.settings.limits.messages
+        if len(messages) > most:
+            raise ApiError(400, f"{field} has {len(messages):,} entries: this server reads at most {most:,} of one request", field=field)
+
+    @contextmanager
+    def queued(self, answers: int) -> Iterator[None]:
+        """Count a request's answers, its prompts times their samples, among all. ApiError where they are too many."""
+        most = self.settings.limits.queue
+        if answers > most:
+            raise ApiError(400, f"this asks for {answers:,} answers, prompts times n, and this server takes {most:,} at once: send fewer")
+        if self.answers + answers > most:
+            told = f"{self.answers:,} answers run or wait already, and with {answers:,} more they are over {most:,}: ask again"
+            raise ApiError(429, told, "queue_full", retry_after=2)
+        self.answers += answers
+        try:
+            yield
+        finally:
+            self.answers -= answers
+
+    @asynccontextmanager
+    async def model(self, request: Request, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
+        """A model, held; waited for as long as its client is there, so that none is loaded, and no other given up, for nobody."""
         async with AsyncExitStack() as held:
+            yield await unless_gone(request, held.enter_async_context(self.models.use(name, keep_alive)))
+
+    async def answer(
+        self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID, answers: int = 1
+    ) -> Answering:
+        """Load the model where it is not, check what is asked against it, and begin; so many `answers` are asked for. Raises ApiError."""
+        async with AsyncExitStack() as held:
+            held.enter_context(self.queued(answers))
             start = time.perf_counter()
-            llm = await held.enter_async_context(self.models.use(name, keep_alive))
+            llm = await held.enter_async_context(self.model(request, name, keep_alive))
             load_seconds = time.perf_counter() - start
             asked = await asyncio.to_thread(ask, llm)
             return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all(), load_seconds)
@@ -86,21 +119,32 @@ class Server:
         self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None, cut: bool = False
     ) -> tuple[torch.Tensor, int, str]:
         """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have; `cut`: of longer ones the first."""
-        async with self.models.use(name, keep_alive) as llm:
-            if cut:
-                limit = llm.window if most is None else min(most, llm.window)
-                texts = [llm.tokenizer.encode(text)[:limit] if text else text for text in texts]
-            reads, vectors = await asyncio.to_thread(llm.embedding_requests, texts)
+        async with self.model(request, name, keep_alive) as llm:
+            limit = llm.window if most is None else min(most, llm.window)
+
+            def asked() -> tuple[list[EngineRequest], Callable[[], torch.Tensor]]:
+                return llm.embedding_requests([llm.tokenizer.encode(text)[:limit] if cut and text else text for text in texts])
+
+            reads, vectors = await asyncio.to_thread(asked)
             longest = max(len(one.prompt) for one in reads)
             if most is not None and longest > most:
                 raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
 
-            async def read(one: Any) -> None:
-                async for _ in self.streams.requests(llm, one):
-                    pass
+            places = room(llm)
 
-            await unless_gone(request, asyncio.gather(*map(read, reads)))
-            return vectors(), sum(len(one.prompt) for one in reads), self.models.full_name(name)
+            async def read(one: EngineRequest) -> None:
+                async with places:
+                    async for chunk in self.streams.requests(llm, one):
+                        check_whole(one, chunk)
+
+            reading = [asyncio.ensure_future(read(one)) for one in reads]
+            try:
+                await unless_gone(request, asyncio.gather(*reading))
+            finally:  # where one failed the others are for nobody
+                for task in reading:
+                    task.cancel()
+                await asyncio.gather(*reading, return_exceptions=True)
+            return await asyncio.to_thread(vectors), sum(len(one.prompt) for one in reads), self.models.full_name(name)
 
 
 def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:
@@ -190,11 +234,21 @@ async def on_unreadable(request: Request, error: RequestValidationError) -> JSON
         return answer_error(
             request, ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", "invalid_json")
         )
+    if not place:
+        told = "the body is empty: send a JSON object" if first["type"] == "missing" else f"the body: {first['msg']}"
+        return answer_error(request, ApiError(400, told, "invalid_json"))
     return answer_error(request, ApiError(400, f"{place}: {first['msg']}", "invalid_field", place))
 
 
 async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
     """No such path, or not that way."""
     answered = answer_error(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
-    answered.headers.update(error.headers or {})  # which methods there are
+    if error.status_code == 405:
+        answered.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return answered
+
+
+def _methods(request: Request) -> set[str]:
+    """Those that a path has: a route of its own for each, of which the framework names the first."""
+    routes = (one for one in request.app.routes if one.matches(request.scope)[0] != Match.NONE)
+    return {method for one in routes for method in getattr(one, "methods", None) or ()}

@@ -16,7 +16,8 @@ from fastapi import APIRouter, Request, Response
 
 from qwen2.server.answering import Answering
 from qwen2.server.errors import ApiError
-from qwen2.server.openai import Json, finish_reason, listed, prompt_logprobs, respond, server_of, timings_of, usage_of
+from qwen2.server.ollama import fill_in
+from qwen2.server.openai import Json, first_come, listed, prompt_logprobs, respond, server_of, timings_of, usage_of
 from qwen2.server.openai_schema import Completion
 
 if TYPE_CHECKING:
@@ -36,15 +37,18 @@ async def completions(body: Completion, request: Request) -> Response:
     prompts = listed(body.prompt)
     if not prompts or len(prompts) > server.settings.limits.inputs:
         raise ApiError(400, f"prompt has {len(prompts)} texts: 1 to {server.settings.limits.inputs} at once", field="prompt")
+    if body.suffix and (body.echo or body.prompt_logprobs is not None):
+        raise ApiError(400, "suffix goes without echo and prompt_logprobs", field="suffix")
     most = OPENAIS_MOST if body.max_tokens is None else body.max_tokens
     echoed = (body.logprobs, 0 if most == 0 else None) if body.echo else ()
     wanted = [top for top in (body.prompt_logprobs, *echoed) if top is not None]
 
     def ask(llm: LLM) -> list[Asked]:
         params = body.params(most, body.logprobs, prompt_logprobs=max(wanted, default=None))
-        return [llm.ask(prompt, params) for prompt in prompts]
+        wholes = [fill_in(llm, prompt, body.suffix) for prompt in prompts] if body.suffix else prompts
+        return first_come([llm.ask(whole, params) for whole in wholes], body.priority)
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=len(prompts) * body.samples)
     return await respond(request, body, answering, CompletionWriter(answering, body, prompts))
 
 
@@ -73,7 +77,7 @@ class CompletionWriter:
             begun.add(index)
             if chunk.output is not None:
                 outputs[index] = chunk.output
-            reason = None if chunk.output is None else finish_reason(chunk.output)
+            reason = None if chunk.output is None else chunk.output.finish_reason
             if text or reason or logprobs:
                 told = self._logprobs(logprobs, prompt, index) if logprobs else None
                 choice = {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
@@ -95,7 +99,7 @@ class CompletionWriter:
         text = self._text(prompt) + output.text if self.body.echo else output.text
         before = self._echoed(output.prompt_logprobs) if self.body.echo else ()
         told = None if output.logprobs is None else self._logprobs([*before, *output.logprobs], prompt, index)
-        choice = {"index": index, "text": text, "logprobs": told, "finish_reason": finish_reason(output)}
+        choice = {"index": index, "text": text, "logprobs": told, "finish_reason": output.finish_reason}
         if self.body.prompt_logprobs is None:
             return choice
         return choice | {"prompt_logprobs": prompt_logprobs(self.llm, output.prompt_logprobs, self.body.prompt_logprobs)}

@@ -12,6 +12,7 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    405: "invalid_request_error",
     413: "invalid_request_error",
 }
 TYPES |= {429: "rate_limit_error", 499: "aborted"}

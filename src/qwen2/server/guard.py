@@ -8,19 +8,19 @@ Left out: TLS, which a proxy in front does.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import hmac
 import ipaddress
 import json
 import logging
+import re
 import secrets
-import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qwen2.server.errors import ApiError, Dialect, body
+from qwen2.server.memory import give_back
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,7 +66,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
         self.running: Counter[str] = Counter()  # requests by client
-        own = {settings.host.strip("[]"), *settings.hosts}
+        own = {host.lower() for host in (settings.host.strip("[]"), *settings.hosts)}
         self.hosts = own | {"localhost"} if is_loopback(settings.host) or settings.host in ("0.0.0.0", "::") else own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,13 +125,14 @@ class Guard:
             return
         if urlsplit(origin).netloc == headers.get("host"):
             return
-        raise ApiError(403, f"pages of {origin} may not ask this server: start it with --origin {origin} to allow it", "origin_not_allowed")
+        hint = "" if origin == "null" else f": start it with --origin {origin} to allow it"  # files and sandboxes of any page are null
+        raise ApiError(403, f"pages of {origin} may not ask this server{hint}", "origin_not_allowed")
 
     def _check_key(self, path: str, headers: dict[str, str]) -> str | None:
         wanted = self.settings.api_key
         if wanted is None or path in OPEN or path == "/" or path.startswith("/web/"):
             return None
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
+        given = re.sub(r"(?i)^bearer ", "", headers.get("authorization", "")).strip() or headers.get("x-api-key", "")
         if not given or not hmac.compare_digest(given.encode(), wanted.encode()):
             raise ApiError(401, "this server wants its key: send Authorization: Bearer KEY", "invalid_api_key")
         return None
@@ -223,13 +224,6 @@ class _Request:
         """One line for one request."""
         seconds = time.monotonic() - self.start
         log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
-
-
-def give_back() -> None:
-    """Memory that is free back to the system: texts of megabytes take a hundred times their size for a moment, and glibc keeps it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _read_as_json(scope: Scope) -> Scope:

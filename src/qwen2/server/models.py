@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -67,7 +67,8 @@ class Models:
         self.keep_alive, self.max_loaded = keep_alive, max_loaded
         self.loaded: dict[str, Loaded] = {}
         self._changed = asyncio.Condition()
-        self._loading: set[str] = set()
+        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._unwanted: set[asyncio.Task[None]] = set()
 
     def full_name(self, name: str) -> str:
         """The name of a model that is here. 404 where it is not; a path is not a name."""
@@ -79,22 +80,29 @@ class Models:
             known = by_repository(name) if "/" in name else None
             hint = f": run qwen2 pull {name}" if name in ENTRIES or known is not None else ", and there is none of that name to pull"
             raise ApiError(
-                404, f"model {name!r} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
+                404, f"model {name!r:.80} is not here{hint}; GET /v1/models lists those that are", "model_not_found", "model"
             ) from None
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
-        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good."""
+        """The model, loaded where it is not, and held while it is used. `keep_alive`: seconds that it stays then, None for good.
+
+        What one request said holds for those after it that do not say it.
+        """
         full = self.full_name(name)
         loaded = await self._get(full)
         try:
             yield loaded.llm
         finally:
-            loaded.users -= 1
-            loaded.last_used = time.monotonic()
-            loaded.keep_alive = self.keep_alive if keep_alive is UNSAID else cast("float | None", keep_alive)
-            async with self._changed:
-                self._changed.notify_all()
+            if keep_alive is not UNSAID:
+                loaded.keep_alive = cast("float | None", keep_alive)
+            await self._let_go(loaded)
+
+    async def _let_go(self, loaded: Loaded) -> None:
+        loaded.users -= 1
+        loaded.last_used = time.monotonic()
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _get(self, full: str) -> Loaded:
         async with self._changed:
@@ -103,12 +111,26 @@ class Models:
                 self.unload(full)
             while full not in self.loaded:
                 if full not in self._loading and self._has_place():
-                    self._loading.add(full)
+                    loading = self._loading[full] = asyncio.ensure_future(self._load_now(full))
                     break
                 await self._changed.wait()
             else:
                 self.loaded[full].users += 1
                 return self.loaded[full]
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:  # its thread cannot be stopped, and others may wait for the model: when it is there it is free
+            unwanted = asyncio.ensure_future(self._free_when_loaded(loading))
+            self._unwanted.add(unwanted)
+            unwanted.add_done_callback(self._unwanted.discard)
+            raise
+
+    async def _free_when_loaded(self, loading: asyncio.Task[Loaded]) -> None:
+        with suppress(ApiError):  # it is in the log
+            await self._let_go(await loading)
+
+    async def _load_now(self, full: str) -> Loaded:
+        """The model, for the one who asked first."""
         try:
             start = time.monotonic()
             stored = self.store.get(full)
@@ -123,7 +145,7 @@ class Models:
             return loaded
         finally:
             async with self._changed:
-                self._loading.discard(full)
+                del self._loading[full]
                 self._changed.notify_all()
 
     def _has_place(self) -> bool:
@@ -134,6 +156,14 @@ class Models:
                 return False
             self.unload(min(unused, key=lambda one: one.last_used).name)
         return True
+
+    def leave(self, full: str) -> None:
+        """Unload a model, if it is in memory, as soon as nobody uses it."""
+        loaded = self.loaded.get(full)
+        if loaded is not None and loaded.users:
+            loaded.keep_alive = 0.0
+        elif loaded is not None:
+            self.unload(full)
 
     def unload(self, full: str) -> None:
         """Give a model's memory back; what it writes is broken off, and its thread ends when whoever waits for that has heard."""

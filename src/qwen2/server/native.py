@@ -1,11 +1,13 @@
 """Our own dialect, for `qwen2 run`: the engine's own values as JSON, so that an answer through a server is told as one of this process.
 
-GET /qwen2 says whose server this is; the rest loads a model, counts, answers line by line, and ends an answer that is being written,
-whose last line then still comes with its counts. Left out: tools, which a conversation by hand has none of.
+GET /qwen2 says whose server this is; the rest loads a model, counts, answers line by line, ends an answer that is being written,
+whose last line then still comes with its counts, and unloads a model whoever uses it, for `qwen2 stop`. Left out: tools, which a
+conversation by hand has none of.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -27,12 +29,18 @@ if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import Chunk, Output
 
-router = APIRouter(prefix="/qwen2")
+router = APIRouter(prefix="/qwen2", include_in_schema=False)  # between programs of one version
 Json = dict[str, Any]
 
 
 class Open(Body):
     """POST /qwen2/open."""
+
+    model: str
+
+
+class Stop(Body):
+    """POST /qwen2/stop."""
 
     model: str
 
@@ -69,15 +77,32 @@ async def who(request: Request) -> Json:
 async def open_model(body: Open, request: Request) -> Json:
     """Load a model where it is not in memory."""
     start = time.perf_counter()
-    async with server_of(request).models.use(body.model) as llm:
+    async with server_of(request).model(request, body.model) as llm:
         return {"about": about(llm).to_json(), "seconds": time.perf_counter() - start}
+
+
+@router.post("/stop")
+async def stop_model(body: Stop, request: Request) -> Json:
+    """Unload a model; what it is writing is broken off. Whether it was in memory, and how many requests were using it."""
+    models = server_of(request).models
+    full = models.full_name(body.model)
+    loaded = models.loaded.get(full)
+    if loaded is None:
+        return {"unloaded": False, "broken_off": 0}
+    users = loaded.users
+    del loaded
+    models.unload(full)
+    return {"unloaded": True, "broken_off": users}
 
 
 @router.post("/count")
 async def count(body: Count, request: Request) -> Json:
     """Tokens of a conversation as the model reads it, without the opening of an answer."""
-    async with server_of(request).models.use(body.model) as llm:
-        return {"tokens": len(llm.render(body.messages, add_generation_prompt=False).ids)}
+    server = server_of(request)
+    server.check_messages(body.messages)
+    async with server.model(request, body.model) as llm:
+        rendered = await asyncio.to_thread(llm.render, body.messages, add_generation_prompt=False)
+        return {"tokens": len(rendered.ids)}
 
 
 @router.post("/chat")
@@ -89,6 +114,7 @@ async def chat(body: Ask, request: Request) -> Response:
         body.params["logit_bias"] = {int(token) if token.isdecimal() else token: bias for token, bias in biases.items()}
     params = SamplingParams.from_dict(body.params)
     server.check_stops(params.stop or ())
+    server.check_messages(body.messages)
     if params.n > server.settings.limits.samples:
         raise ApiError(400, f"n is {params.n}: this server writes at most {server.settings.limits.samples} samples of one request")
     if body.id in server.ended_by_id:
@@ -97,7 +123,7 @@ async def chat(body: Ask, request: Request) -> Response:
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(body.messages, params)]
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=params.n)
     server.ended_by_id[body.id] = lambda: answering.llm.engine.abort(answering.asked[0].request)
     answering.at_end(lambda: server.ended_by_id.pop(body.id))
     return EventsResponse(answering, events(_lines(answering), "ollama", b""), "ollama")

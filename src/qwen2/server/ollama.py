@@ -6,6 +6,7 @@ with use. A prompt is never cut: one that does not fit is refused with both coun
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +22,7 @@ from qwen2.server.models import UNSAID
 from qwen2.server.ollama_models import FIM
 from qwen2.server.ollama_schema import Asking, Chat, Embed, Embeddings, Generate
 from qwen2.server.openai import server_of
-from qwen2.server.settings import seconds
+from qwen2.server.settings import lasting, seconds
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/api")
 Json = dict[str, Any]
+ASIDE = ("tool_name", "images", "thinking")  # of messages: what is read apart, or not at all
 
 
 # --- answers
@@ -40,6 +42,7 @@ async def chat(body: Chat, request: Request) -> Response:
     """A conversation's next message."""
     if not body.messages:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
+    server_of(request).check_messages(body.messages)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools, go_on=True)]
@@ -63,7 +66,7 @@ async def generate(body: Generate, request: Request) -> Response:
 
 def _message(message: Json) -> Json:
     """Ollama's message as OpenAI shapes it: a tool's result has its name as `tool_name`, calls have arguments as objects."""
-    known = {key: value for key, value in message.items() if key not in ("tool_name", "images", "thinking")}
+    known = {key: value for key, value in message.items() if value is not None and key not in ASIDE}
     if message.get("images"):
         raise ApiError(400, "messages: images are given, and these models read text only")
     if message.get("tool_name") is not None:
@@ -74,33 +77,37 @@ def _message(message: Json) -> Json:
 def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     """The ids that the model goes on from."""
     if body.suffix:
-        return _fill_in(llm, body)
+        if body.raw or body.system is not None or body.context is not None:
+            raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
+        return fill_in(llm, body.prompt, body.suffix)
     if body.raw:
         if body.system is not None or body.context is not None:
             raise ApiError(400, "raw takes the prompt as it is: leave system and context out")
+        llm.tokenizer.check_fits([body.prompt], llm.window)
         return list(llm.tokenizer.encode_trusted(body.prompt))
     system = [] if body.system is None else [{"role": "system", "content": body.system}]
     question = {"role": "user", "content": body.prompt}
     if body.context is None:
-        return list(llm.render([*system, question]).ids)
+        return list(llm.render([*system, question], most=llm.window).ids)
     llm.engine.check_ids("context", body.context)
     before: list[Any] = [*system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     known = llm.template.render(before).ids
-    whole = llm.template.render([*before, question], add_generation_prompt=True).ids
+    whole = llm.template.render([*before, question], add_generation_prompt=True, most=llm.window).ids
     ends = [place for place, token in enumerate(known) if token in llm.engine.eos]
     end = ends[-1] + 1 if ends and body.context[-1] in llm.engine.eos else len(known)
     return [*body.context, *whole[end:]]
 
 
-def _fill_in(llm: LLM, body: Generate) -> list[int]:
-    """Qwen2.5-Coder technical report, section 3.2.1: prefix, suffix, and then the middle is the model's."""
+def fill_in(llm: LLM, prompt: object, suffix: str) -> list[int]:
+    """Qwen2.5-Coder technical report, section 3.2.1: prefix, suffix, and then the middle is the model's. ApiError where it cannot be."""
     control, encode = llm.tokenizer.control, llm.tokenizer.encode
     if any(name not in control for name in FIM):
-        raise ApiError(400, "suffix: this model has no tokens for filling in the middle")
-    if body.raw or body.system is not None or body.context is not None:
-        raise ApiError(400, "suffix goes with a prompt alone: leave raw, system and context out")
+        raise ApiError(400, "suffix: this model has no tokens for filling in the middle", field="suffix")
+    if not isinstance(prompt, str):
+        raise ApiError(400, "suffix goes with prompts that are texts, not ids", field="suffix")
     first, second, third = (control[name] for name in FIM)
-    return [first, *encode(body.prompt), second, *encode(body.suffix), third]
+    llm.tokenizer.check_fits([prompt, suffix], llm.window)
+    return [first, *encode(prompt), second, *encode(suffix), third]
 
 
 def stays(keep_alive: float | str | None) -> object:
@@ -109,19 +116,18 @@ def stays(keep_alive: float | str | None) -> object:
         return UNSAID
     if isinstance(keep_alive, str):
         return seconds(keep_alive)
-    return None if keep_alive < 0 else float(keep_alive)
+    return lasting(keep_alive)
 
 
 async def only_load(body: Asking, request: Request, empty: Json) -> Response:
-    """Without anything to answer a model is loaded, or, where it shall stay no longer, unloaded."""
+    """Without anything to answer a model is loaded, or, where it shall stay no longer, unloaded when others need it no longer."""
     server = server_of(request)
     full = server.models.full_name(body.model)
     if stays(body.keep_alive) == 0:
-        if full in server.models.loaded:
-            server.models.unload(full)
+        server.models.leave(full)
         reason = "unload"
     else:
-        async with server.models.use(full, stays(body.keep_alive)):
+        async with server.model(request, full, stays(body.keep_alive)):
             reason = "load"
     return JSONResponse({"model": body.model, "created_at": now(), **empty, "done": True, "done_reason": reason})
 
@@ -254,15 +260,19 @@ def now() -> str:
 
 
 @router.post("/embed")
-async def embed(body: Embed, request: Request) -> Json:
-    """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
+async def embed(body: Embed, request: Request) -> Response:
+    """Vectors of several texts. Of one that does not fit that of its beginning, or with `truncate` false a refusal."""
     server, most, keep = server_of(request), body.options.num_ctx, stays(body.keep_alive)
     server.models.full_name(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
-        return {"model": body.model, "embeddings": []}
+        return JSONResponse({"model": body.model, "embeddings": []})
     vectors, tokens, _ = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
-    return {"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens}
+
+    def written() -> Response:  # millions of numbers
+        return JSONResponse({"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens})
+
+    return await asyncio.to_thread(written)
 
 
 @router.post("/embeddings")

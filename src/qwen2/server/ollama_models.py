@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from qwen2.weights.pull import Progress
 
 router = APIRouter(prefix="/api")
+log = logging.getLogger("qwen2.server")
 Json = dict[str, Any]
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
@@ -40,15 +44,43 @@ async def version() -> Json:
 @router.get("/tags")
 async def tags(request: Request) -> Json:
     """The models that are here."""
-    stored = await asyncio.to_thread(server_of(request).models.store.list)
-    return {"models": [_listed(one) for one in stored if one.path.exists()]}
+    store = server_of(request).models.store
+    return {"models": await asyncio.to_thread(lambda: [_listed(one) for one in store.list() if one.path.exists()])}
+
+
+@router.head("/tags", include_in_schema=False)
+async def has_tags() -> Response:
+    """Clients look whether somebody is there."""
+    return Response()
 
 
 def _listed(stored: StoredModel) -> Json:
-    return {"name": stored.name, "model": stored.name, "modified_at": stored.pulled, "size": stored.size, "digest": stored.digest} | {
-        "details": {"format": "gguf" if stored.path.suffix == ".gguf" else "safetensors", "family": stored.name.split(":")[0]}
-        | {"parameter_size": "", "quantization_level": stored.format, "parent_model": stored.made.source}
-    }
+    family, size, form = _outlined(stored.path, stored.digest)
+    details = {"format": "gguf" if stored.path.suffix == ".gguf" else "safetensors", "family": family, "families": [family]}
+    details |= {"parameter_size": size, "quantization_level": form, "parent_model": stored.made.source}
+    head = {"name": stored.name, "model": stored.name, "modified_at": stored.pulled, "size": stored.size, "digest": stored.digest}
+    return head | {"details": details}
+
+
+@lru_cache(maxsize=1024)
+def _outlined(path: Path, digest: str) -> tuple[str, str, str]:
+    """Architecture, number of weights and their types; of files that cannot be read nothing. `digest`: of what lies there."""
+    from qwen2.weights.describe import outline
+
+    try:
+        found = outline(path)
+    except (ValueError, OSError) as error:  # one of them shall not hide the others
+        log.warning("%s cannot be read: %s", path, error)
+        return "", "", ""
+    return found.architecture, counted(found.config.parameters()), found.form
+
+
+def counted(weights: int) -> str:
+    """494.03M, 1.5B, 7B."""
+    for unit, one, digits in (("B", 10**9, 1), ("M", 10**6, 2), ("K", 10**3, 0)):
+        if weights >= one:
+            return f"{weights / one:.{0 if weights % one == 0 else digits}f}{unit}"
+    return str(weights)
 
 
 @router.get("/ps")
@@ -56,14 +88,14 @@ async def running(request: Request) -> Json:
     """Those in memory: where, how large, how long they stay."""
     server = server_of(request)
     found = []
-    for one in server.models.loaded.values():
+    for one in list(server.models.loaded.values()):
         llm = one.llm
         cache = llm.engine.cache
         size = llm.model.network.weight_bytes() + cache.nbytes
         on_gpu = llm.model.device.type != "cpu"
         expires = None if one.expires is None else datetime.fromtimestamp(one.expires_at(), timezone.utc).isoformat()
         found.append(
-            _listed(one.stored)
+            await asyncio.to_thread(_listed, one.stored)
             | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": about(llm).window}
             | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
         )
@@ -74,7 +106,7 @@ async def running(request: Request) -> Json:
 async def show(body: Show, request: Request) -> Json:
     """What a model is."""
     models = server_of(request).models
-    full = models.full_name(body.model)
+    full = models.full_name(body.target)
     return await asyncio.to_thread(_shown, models.store.get(full))
 
 
@@ -87,7 +119,8 @@ def _shown(stored: StoredModel) -> Json:
     template = ChatTemplate.of(described.tokenizer, source=made.template)
     parameters = shown_parameters(made.defaults(described.generation))
     ends = tuple(text for text, token in described.tokenizer.control.items() if token in described.generation.eos)
-    capabilities = ["completion", "embedding", "tools"] + (["insert"] if all(name in described.tokenizer.control for name in FIM) else [])
+    capabilities = ["completion", "embedding"] + (["tools"] if template.takes_tools else [])
+    capabilities += ["insert"] if all(name in described.tokenizer.control for name in FIM) else []
     return {
         "license": "\n".join(made.licence) or stored.licence,
         "modelfile": made.text(stored.name),
@@ -95,7 +128,7 @@ def _shown(stored: StoredModel) -> Json:
         "template": template.jinja,
         "system": template.default_system if made.system is None else made.system,
         "messages": [{"role": role, "content": content} for role, content in made.messages],
-        "details": _listed(stored)["details"] | {"parameter_size": f"{config.parameters() / 1e9:.1f}B", "families": [arch]},
+        "details": _listed(stored)["details"],
         "model_info": {
             "general.architecture": arch,
             "general.parameter_count": config.parameters(),
@@ -129,7 +162,7 @@ async def copy(body: Copy, request: Request) -> Response:
 async def delete(body: Delete, request: Request) -> Response:
     """A model goes from the disk; one that answers somebody stays."""
     models = server_of(request).models
-    full = models.full_name(body.model)
+    full = models.full_name(body.target)
     loaded = models.loaded.get(full)
     if loaded is not None and loaded.users:
         raise ApiError(409, f"{full} is answering somebody: try again when it has ended")
@@ -146,8 +179,9 @@ async def delete(body: Delete, request: Request) -> Response:
 @router.post("/pull")
 async def pull(body: Pull, request: Request) -> Response:
     """Fetch a model, with progress."""
-    known = body.model in ENTRIES or ("/" in body.model and by_repository(body.model) is not None)
-    return await respond(pulling(server_of(request), body.model), body.stream, 503 if known else 404)
+    name = body.target
+    known = name in ENTRIES or ("/" in name and by_repository(name) is not None)
+    return await respond(pulling(server_of(request), name), body.stream, 503 if known else 404)
 
 
 async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:

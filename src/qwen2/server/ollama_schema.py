@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
@@ -15,7 +15,7 @@ from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Body, Off
 from qwen2.weights.parameters import OFF
 
-TIME = {"type": "string", "pattern": r"^-?[0-9]{1,9}(ms|s|m|h)?$"}
+TIME = {"type": "string", "pattern": r"^-?([0-9]{1,9}|([0-9]{1,9}(ns|us|ms|s|m|h))+)$"}
 KeepAlive = Annotated[float | str, WithJsonSchema({"anyOf": [{"type": "number"}, TIME]})]
 
 
@@ -43,13 +43,13 @@ class Options(Body):
     f16_kv: bool | None = None
     use_mmap: bool | None = None
     use_mlock: bool | None = None
+    num_keep: int | None = None  # of a prompt that is cut; here none is
     # transforms that there are not here: only switched off
     tfs_z: float | None = None
     typical_p: float | None = None
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
-    num_keep: int | None = None
     repeat_last_n: int | None = None
     penalize_newline: bool | None = None
 
@@ -130,7 +130,7 @@ class Embed(Body):
 
     model: str
     input: str | list[str]
-    truncate: bool = False
+    truncate: bool = True  # as Ollama has it: of a text that does not fit the beginning's vector is given
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
@@ -144,17 +144,36 @@ class Embeddings(Body):
     keep_alive: KeepAlive | None = None
 
 
-class Show(Body):
+NEEDS_A_NAME: dict[str, Any] = {"oneOf": [{"required": [key], "properties": {key: {"type": "string"}}} for key in ("model", "name")]}
+
+
+class Named(Body):
+    """Which model is meant: `model`, or `name`, which it was called before and Ollama's own JavaScript client still says."""
+
+    model_config = ConfigDict(json_schema_extra={**NEEDS_A_NAME})
+    model: str | None = None
+    name: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The model's name."""
+        given = {name for name in (self.model, self.name) if name is not None}
+        if len(given) > 1:
+            raise ApiError(400, "model and name differ: send one of them", field="model")
+        if not given:
+            raise ApiError(400, "say the model's name as model", field="model")
+        return given.pop()
+
+
+class Show(Named):
     """POST /api/show."""
 
-    model: str
-    verbose: Off = False
+    verbose: bool = False  # nothing more is told
 
 
-class Pull(Body):
+class Pull(Named):
     """POST /api/pull."""
 
-    model: str
     stream: bool = True
     insecure: Off = False
 
@@ -166,7 +185,5 @@ class Copy(Body):
     destination: str
 
 
-class Delete(Body):
+class Delete(Named):
     """DELETE /api/delete."""
-
-    model: str

@@ -6,6 +6,7 @@ is the stream, folded.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 import time
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -74,6 +76,7 @@ async def chat(body: Chat, request: Request) -> Response:
     """A conversation's next message."""
     server = server_of(request)
     server.check(body)
+    server.check_messages(body.messages)
     if body.max_tokens is not None and body.max_completion_tokens is not None and body.max_tokens != body.max_completion_tokens:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: send one of them", field="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
@@ -94,11 +97,18 @@ async def chat(body: Chat, request: Request) -> Response:
     def ask(llm: LLM) -> list[Asked]:
         form = None if body.response_format is None else body.response_format.constraint()
         params = body.params(most, logprobs, form, body.prompt_logprobs)
-        return [llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)]
+        return first_come([llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)], body.priority)
 
-    answering = await server.answer(request, body.model, ask)
+    answering = await server.answer(request, body.model, ask, answers=body.samples)
     writer = ChatWriter(answering, body.choice.parallel, body.prompt_logprobs)
     return await respond(request, body, answering, writer)
+
+
+def first_come(asked: list[Asked], priority: int) -> list[Asked]:
+    """The same, to be served before those of a larger priority."""
+    for one in asked:
+        one.request.priority = priority
+    return asked
 
 
 async def respond(request: Request, body: Sampling, answering: Answering, writer: Writer) -> Response:
@@ -145,7 +155,7 @@ class ChatWriter:
                 logprobs = None  # once, however many deltas the tokens make
             if chunk.output is not None:
                 last.append(chunk)
-                yield self._chunk(chunk.index, {}, finish_reason(chunk.output), include_usage)
+                yield self._chunk(chunk.index, {}, chunk.output.finish_reason, include_usage)
         if include_usage:
             outputs = [chunk.output for chunk in last if chunk.output is not None]
             yield self.head("chat.completion.chunk") | {"choices": [], "usage": usage_of(outputs), "timings": timings_of(outputs)}
@@ -195,16 +205,12 @@ class ChatWriter:
                 for i, call in enumerate(calls)
             ]
         logprobs = None if output.logprobs is None else _chat_logprobs(self.llm, output.logprobs)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(output)}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
 
 
 def call_id(answer: str, sample: int, index: int) -> str:
     """The same in the stream and in the whole."""
     return f"call_{answer.removeprefix('chatcmpl-')}_{sample}_{index}"
-
-
-def finish_reason(output: Output) -> str:
-    return "stop" if output.finish_reason == "abort" else output.finish_reason
 
 
 def usage_of(outputs: Sequence[Output], prompts: int = 1) -> Json:
@@ -260,7 +266,7 @@ def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: Embedding, request: Request) -> Json:
+async def embeddings(body: Embedding, request: Request) -> Response:
     """Mean-pooled last hidden states, of length one."""
     server = server_of(request)
     server.models.full_name(body.model)
@@ -268,38 +274,57 @@ async def embeddings(body: Embedding, request: Request) -> Json:
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
     vectors, tokens, name = await server.embed(request, body.model, texts)
-    data = []
-    for index, vector in enumerate(vectors):
-        values: Any = vector.tolist()
-        if body.encoding_format == "base64":
-            values = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
-        data.append({"object": "embedding", "index": index, "embedding": values})
-    return {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    if body.dimensions is not None:
+        if body.dimensions > vectors.shape[1]:
+            raise ApiError(400, f"dimensions is {body.dimensions}: this model's vectors have {vectors.shape[1]}", field="dimensions")
+        vectors = torch.nn.functional.normalize(vectors[:, : body.dimensions], dim=1)
+
+    def written() -> Response:  # millions of numbers
+        data = []
+        for index, vector in enumerate(vectors):
+            values: Any = vector.tolist()
+            if body.encoding_format == "base64":
+                values = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+            data.append({"object": "embedding", "index": index, "embedding": values})
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
+
+    return await asyncio.to_thread(written)
 
 
 @router.post("/tokenize")
-async def tokenize(body: Tokenize, request: Request) -> Json:
+async def tokenize(body: Tokenize, request: Request) -> Response:
     """A text's or a conversation's ids, and how many there may be."""
-    models = server_of(request).models
-    models.full_name(body.model)
+    server = server_of(request)
+    server.models.full_name(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "tokenize takes a prompt or messages, one of them", field="prompt")
-    async with models.use(body.model) as llm:
-        if body.messages is None:
-            assert body.prompt is not None, "one of them is there"
-            ids = llm.tokenizer.encode(body.prompt)
-        else:
-            ids = llm.render(conversation(body.messages), body.tools, body.add_generation_prompt).ids
-        found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": list(ids)}
-        if body.return_token_strs:
-            found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]
-        return found
+    server.check_messages(body.messages or ())
+    async with server.model(request, body.model) as llm:
+        return await asyncio.to_thread(tokenized, llm, body)
+
+
+def tokenized(llm: LLM, body: Tokenize) -> Response:
+    """The answer, written out: there may be millions of ids."""
+    if body.messages is None:
+        assert body.prompt is not None, "one of them is there"
+        ids = llm.tokenizer.encode(body.prompt)
+    else:
+        ids = llm.render(conversation(body.messages), body.tools, body.add_generation_prompt).ids
+    found: Json = {"count": len(ids), "max_model_len": llm.window, "tokens": ids}
+    if body.return_token_strs:
+        found["token_strs"] = [llm.tokenizer.token_bytes(token).decode("utf-8", errors="replace") for token in ids]
+    return JSONResponse(found)
 
 
 @router.post("/detokenize")
 async def detokenize(body: Detokenize, request: Request) -> Json:
     """Text of ids."""
-    async with server_of(request).models.use(body.model) as llm:
-        if body.tokens:
-            llm.engine.check_ids("tokens", body.tokens)
-        return {"prompt": llm.tokenizer.decode(body.tokens)}
+    async with server_of(request).model(request, body.model) as llm:
+
+        def decoded() -> str:
+            if body.tokens:
+                llm.engine.check_ids("tokens", body.tokens)
+            return llm.tokenizer.decode(body.tokens)
+
+        return {"prompt": await asyncio.to_thread(decoded)}

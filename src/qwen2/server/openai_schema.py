@@ -1,32 +1,62 @@
 """The bodies of OpenAI's requests, as pydantic reads them: every field is used, named as harmless, or refused.
 
-Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos` and
-`prompt_logprobs` are taken as other servers take them.
+Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p`, `repetition_penalty` (also as `repeat_penalty`), `stop_token_ids`,
+`ignore_eos`, `prompt_logprobs`, `priority`, `cache_prompt`, and -1 for off or no limit are taken as other servers take them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
+from qwen2.server.errors import ApiError
+
+IMAGES = ("image", "image_url", "input_image")
 
 
 class Body(BaseModel):
-    """Nothing unknown passes, and no text or truth value for a number."""
+    """Nothing unknown passes, and no text or truth value for a number. A field that is null says nothing, whatever its name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def whole(cls, value: Any) -> Any:
-        """JSON has one kind of number: 1.0 is whole."""
+        """JSON has one kind of number: 1.0 is whole. Many clients write the fields that were not set, as null."""
         if not isinstance(value, dict):
             return value
-        return {key: int(one) if isinstance(one, float) and one.is_integer() else one for key, one in value.items()}
+        said = {key: one for key, one in value.items() if one is not None}
+        return {key: int(one) if isinstance(one, float) and one.is_integer() else one for key, one in said.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The same for the server's specification."""
+        found = handler(core)
+        schema = handler.resolve_ref_schema(found)
+        for name, one in schema.get("properties", {}).items():
+            if name not in schema.get("required", ()) and {"type": "null"} not in one.get("anyOf", ()):
+                shown = {key: one.pop(key) for key in ("title", "default", "description") if key in one}
+                schema["properties"][name] = {"anyOf": [one, {"type": "null"}], **shown}
+        schema["additionalProperties"] = {"type": "null"}
+        return found
+
+
+def offered(value: Any, kinds: Collection[str], place: str = "content") -> Any:
+    """A list of parts as it came, if all are of these kinds; else plain words instead of a list of what each kind wants."""
+    for one in value if isinstance(value, list) else ():
+        kind = one.get("type") if isinstance(one, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            if kind in IMAGES:
+                raise PydanticCustomError("not_offered", "images are not offered: these models read text only")
+            told = {"place": place, "kind": f"{kind!r:.80}", "kinds": ", ".join(kinds)}
+            raise PydanticCustomError("not_offered", "{place} of type {kind} is not offered: there is {kinds}", told)
+    return value
 
 
 def _off(value: bool) -> bool:
@@ -35,6 +65,13 @@ def _off(value: bool) -> bool:
     return value
 
 
+def _on(value: bool) -> bool:
+    if not value:
+        raise ValueError("only true is offered")
+    return value
+
+
+On = Annotated[bool, AfterValidator(_on), WithJsonSchema({"type": "boolean", "const": True})]
 Off = Annotated[bool, AfterValidator(_off), WithJsonSchema({"type": "boolean", "const": False})]
 BIASES = {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,9}$"}, "additionalProperties": {"type": "number"}}
 Biases = Annotated[dict[Annotated[int, Strict(False)], float], WithJsonSchema(BIASES)]  # JSON's keys are texts
@@ -65,6 +102,7 @@ class Sampling(Harmless):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    repeat_penalty: float | None = None  # llama.cpp's name of the same
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Biases | None = None
@@ -77,17 +115,21 @@ class Sampling(Harmless):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20)  # vLLM's
+    priority: int = Field(default=0, ge=-(1 << 31), lt=1 << 31)  # vLLM's: the smaller, the sooner
+    cache_prompt: On | None = None  # llama.cpp's: every prompt's beginning is looked for in the cache
 
     def params(
         self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None, prompt_logprobs: int | None = None
     ) -> SamplingParams:
         """As the engine takes them; None is the model's own default, ValueError names what is out of range."""
+        if len({self.repetition_penalty, self.repeat_penalty} - {None}) > 1:
+            raise ApiError(400, "repetition_penalty and repeat_penalty differ: send one of them", field="repeat_penalty")
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=0 if self.top_k == -1 else self.top_k,
             min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            repetition_penalty=self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias={} if self.logit_bias is None else self.logit_bias,
@@ -95,12 +137,17 @@ class Sampling(Harmless):
             stop=self.stop,
             stop_token_ids=() if self.stop_token_ids is None else self.stop_token_ids,
             ignore_eos=bool(self.ignore_eos),
-            max_tokens=max_tokens,
+            max_tokens=None if max_tokens == -1 else max_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            n=1 if self.n is None else self.n,
+            n=self.samples,
             constraint=constraint,
         )
+
+    @property
+    def samples(self) -> int:
+        """Answers to each prompt."""
+        return 1 if self.n is None else self.n
 
 
 class NamedFunction(Body):
@@ -201,6 +248,7 @@ class Completion(Sampling):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    suffix: str | None = None  # what is written stands between prompt and suffix
     echo: bool | None = None
     best_of: int | None = Field(default=None, ge=1, le=1)
 
@@ -211,6 +259,7 @@ class Embedding(Harmless):
     model: str
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)  # of longer vectors the first, made one of length one again
 
 
 class Tokenize(Body):

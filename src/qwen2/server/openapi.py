@@ -22,7 +22,7 @@ ERRORS = {
     413: "The body is too large.",
     429: "Too many requests run or wait.",
     500: "The model failed, or cannot be loaded.",
-    503: "Not enough memory just now.",
+    503: "Not enough memory just now, or the answer was broken off.",
 }
 OF_PATHS = {"/v1/models": (401, 403), "/v1/models/{name}": (400, 401, 403, 404), "/metrics": (401, 403), "/health": (403, 503)}
 OF_PATHS |= dict.fromkeys(("/api/version", "/api/tags", "/api/ps"), (401, 403))

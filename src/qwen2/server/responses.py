@@ -8,18 +8,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.openai import server_of
-from qwen2.server.openai_schema import Body, Harmless, Off, PlainFormat
+from qwen2.server.openai_schema import Body, Harmless, Off, PlainFormat, offered
 from qwen2.tokenizer import Delta
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ class Part(Body):
     logprobs: list[Any] | None = None
 
 
+Parts = Annotated[str | list[Part], BeforeValidator(partial(offered, kinds=("input_text", "output_text", "text")))]
+
+
 class Said(Body):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: Parts
     id: str | None = None
     status: str | None = None
 
@@ -58,7 +62,18 @@ class Call(Body):
 class Result(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Part]
+    output: Parts
+    id: str | None = None
+    status: str | None = None
+
+
+class Thought(Body):
+    """What another model thought before it answered: left out of the prompt."""
+
+    type: Literal["reasoning"]
+    summary: list[Any] | None = None
+    content: list[Any] | None = None
+    encrypted_content: str | None = None
     id: str | None = None
     status: str | None = None
 
@@ -92,24 +107,36 @@ class TextFormat(Body):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
 
 
+class Reasoning(Body):
+    """How much a model may reason, and what is shown of it: these do not."""
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+KINDS = ("message", "function_call", "function_call_output", "reasoning")
+
+
 class Ask(Harmless):
     """What the route takes."""
 
     model: str
-    input: str | list[Annotated[Said | Call | Result, Field()]]
+    input: Annotated[str | list[Said | Call | Result | Thought], BeforeValidator(partial(offered, kinds=KINDS, place="an item"))]
     instructions: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     stream: bool = False
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, BeforeValidator(partial(offered, kinds=("function",), place="a tool"))] = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextFormat | None = None
     truncation: Literal["disabled"] | None = None
     background: Off | None = None
-    include: list[str] | None = Field(default=None, max_length=0)
+    include: list[Literal["reasoning.encrypted_content"]] | None = None  # of which there is none
+    reasoning: Reasoning | None = None  # no effect
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
@@ -126,7 +153,7 @@ class Ask(Harmless):
                 found.append({"role": {"developer": "system"}.get(item.role, item.role), "content": _text(item.content)})
             elif isinstance(item, Result):
                 found.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
-            else:
+            elif isinstance(item, Call):
                 if not found or found[-1]["role"] != "assistant":
                     found.append({"role": "assistant", "content": ""})
                 call = {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
@@ -166,6 +193,7 @@ def _text(content: str | list[Part]) -> str:
 async def respond(body: Ask, request: Request) -> Response:
     """An answer."""
     server = server_of(request)
+    server.check_messages([] if isinstance(body.input, str) else body.input, "input")
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(body.messages(), body.params(), body.functions(), body.choice, in_pieces=True)]

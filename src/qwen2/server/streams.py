@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from qwen2.server.errors import FAILURES
+from qwen2.server.errors import FAILURES, ApiError
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -26,6 +26,17 @@ def told(error: Exception) -> Exception:
         return error
     log.error("a step broke off", exc_info=error)
     return RuntimeError("the step broke off")
+
+
+def check_whole(request: Request, chunk: Chunk) -> None:
+    """ApiError where an answer was broken off by others than its client: it is half of one, and nobody may take it for a whole."""
+    if chunk.finish_reason == "abort" and not request.aborted:
+        raise ApiError(503, "the answer was broken off: its model was unloaded, or the server ends; ask again", "broken_off", retry_after=1)
+
+
+def room(llm: LLM, samples: int = 1) -> asyncio.Semaphore:
+    """For the requests that one client hands in together: three quarters of a batch, so that others find a place beside them."""
+    return asyncio.Semaphore(max(1, llm.engine.scheduler.max_batch * 3 // 4 // samples))
 
 
 class Streams:

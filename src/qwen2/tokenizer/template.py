@@ -96,25 +96,33 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        most: int | None = None,
     ) -> Rendered:
-        """Ids of a conversation, with the opening of the assistant's next turn if `add_generation_prompt`."""
+        """Ids of a conversation, with the opening of the assistant's next turn if `add_generation_prompt`.
+
+        `most`: what cannot have so few tokens is a ValueError before anything is encoded.
+        """
         turns, functions = read_messages(messages), read_tools(tools)
         if self.style == "jinja":
-            return self._render_jinja(turns, functions, add_generation_prompt)
+            return self._render_jinja(turns, functions, add_generation_prompt, most)
         missing = [token for token in CHAT_CONTROL if token not in self.tokenizer.control]
         if missing:
             raise ValueError(f"the chat style {self.style!r} needs the control token {missing[0]!r}, which this vocabulary lacks")
         write = styles.qwen2 if self.style == "qwen2" else styles.qwen2_5
         spans = write(turns, functions, self.default_system or "", add_generation_prompt)
+        if most is not None:
+            self.tokenizer.check_fits((span.text for span in spans if not span.ours), most)
         ids, mask = _encode(self.tokenizer, spans)
         return Rendered(ids, "".join(span.text for span in spans), mask)
 
-    def render_open(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Rendered:
+    def render_open(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, most: int | None = None
+    ) -> Rendered:
         """Ids of a conversation whose last message, an assistant's, is the beginning of an answer: its turn is not ended."""
         turns = read_messages(messages)
         if turns[-1].role != "assistant" or turns[-1].calls:
             raise ValueError("only a last message of the assistant's, without calls, can be gone on from")
-        whole = self.render(messages, tools, add_generation_prompt=False)
+        whole = self.render(messages, tools, add_generation_prompt=False, most=most)
         ids, mask = list(whole.ids), list(whole.mask)
         while mask and not mask[-1]:  # what stands between turns
             mask.pop()
@@ -124,17 +132,24 @@ class ChatTemplate:
             ids.pop()
         return Rendered(ids, self.tokenizer.decode(ids), mask)
 
-    def _render_jinja(self, turns: list[Turn], functions: list[dict[str, Any]], prompt: bool) -> Rendered:
+    def _render_jinja(self, turns: list[Turn], functions: list[dict[str, Any]], prompt: bool, most: int | None) -> Rendered:
         assert self.source is not None
-        if functions and not re.search(r"\btools\b", self.source):
+        if functions and not self.takes_tools:
             raise ValueError("this model's chat template has no place for tools")
         messages = [_as_reference(turn) for turn in turns]
         conversation = Conversation.of(self.tokenizer, self._sandbox, self.source, messages, functions)
         whole, pieces = conversation.pieces(prompt)
+        if most is not None:
+            self.tokenizer.check_fits((text for text, id in pieces if id is None), most)
         ids: list[int] = []
         for text, id in pieces:
             ids += self.tokenizer.encode(text) if id is None else [id]
         return Rendered(ids, conversation.shown(whole), lambda: conversation.mask(whole, pieces))
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether there is a place for tools in it."""
+        return self.style != "jinja" or re.search(r"\btools\b", self.source or "") is not None
 
     # --- model text to message
 

@@ -7,6 +7,7 @@ What is left out: torch, so that `qwen2 show` answers at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,31 @@ def describe(path: Path) -> Description:
     return described
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What lists show of a model. `form`: the mix of types that its weights are stored in."""
+
+    architecture: str
+    config: ModelConfig
+    form: str
+
+
+def outline(path: Path) -> Outline:
+    """The same without the tokenizer: a tenth of the time. Errors as `describe` has them."""
+    if path.is_file():
+        from qwen2.weights.gguf import GGUFFile
+        from qwen2.weights.mixes import mix_of
+
+        with GGUFFile.open(path) as file:
+            config = ModelConfig.from_gguf(file.metadata, {name: info.shape for name, info in file.tensors.items()})
+            return Outline(str(file.metadata.get("general.architecture")), config, mix_of(file))
+    values = read_json(path / "config.json")
+    types = Counter[str]()
+    for tensor in _folder_tensors(path):
+        types[tensor.type] += tensor.size
+    return Outline(str(values.get("model_type")), ModelConfig.from_hf(values), types.most_common(1)[0][0])
+
+
 def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig, generation: GenerationDefaults) -> None:
     """Every id that can come up must have a row in the embedding: the loader refuses a model without it, and so does `describe`."""
     if tokenizer.vocab_size > config.vocab:
@@ -101,23 +127,24 @@ def _describe_gguf(path: Path) -> Description:
 
 
 def _describe_folder(path: Path) -> Description:
-    from qwen2.weights.safetensors_header import read_safetensors_header
-
     values = read_json(path / "config.json")
     config = ModelConfig.from_hf(values)
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{path}: holds no *.safetensors; give a folder with weights, or a .gguf file")
-    tensors = []
-    for file in files:
-        for name, extent in read_safetensors_header(file).items():
-            tensors.append(Tensor(name, extent.dtype, extent.shape, extent.stop - extent.start))
     defaults = path / "generation_config.json"
     generation = GenerationDefaults.from_hf(read_json(defaults)) if defaults.exists() else GenerationDefaults(eos=config.eos)
     size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
     tokenizer = Tokenizer.from_folder(path)
     kind = str(values.get("model_type"))
-    return Description(path, kind, "safetensors", config, generation, tokenizer, tuple(tensors), size, _licence(path))
+    return Description(path, kind, "safetensors", config, generation, tokenizer, _folder_tensors(path), size, _licence(path))
+
+
+def _folder_tensors(path: Path) -> tuple[Tensor, ...]:
+    from qwen2.weights.safetensors_header import read_safetensors_header
+
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{path}: holds no *.safetensors; give a folder with weights, or a .gguf file")
+    headers = [read_safetensors_header(file) for file in files]
+    return tuple(Tensor(name, one.dtype, one.shape, one.stop - one.start) for header in headers for name, one in header.items())
 
 
 def _licence(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from qwen2.model import PackedEmbedding
 from qwen2.quant import FORMATS, dequantize, format_id, quantize
 from qwen2.weights.gguf_names import gguf_names, hf_name, unpermute
-from qwen2.weights.mixes import FILE_TYPES
+from qwen2.weights.mixes import mix_of
 from qwen2.weights.pack import POSITIONED, Rows
 
 if TYPE_CHECKING:
@@ -142,8 +142,4 @@ class GGUFSource:
 
     def format(self) -> str:
         """The mix of types as people name it: the most frequent one among the matrices' weights."""
-        weights: Counter[str] = Counter()
-        for info in self.file.tensors.values():
-            if len(info.shape) > 1:
-                weights[info.type_name] += info.nbytes
-        return FILE_TYPES.get(self.file.metadata.get("general.file_type"), weights.most_common(1)[0][0])  # type: ignore[arg-type]
+        return mix_of(self.file)

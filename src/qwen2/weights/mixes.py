@@ -9,6 +9,7 @@ quality that its name promises. What is left out: the blocks themselves (quant/)
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qwen2.config import ModelConfig
+    from qwen2.weights.gguf import GGUFFile
 
 FILE_TYPES = {  # general.file_type, llama.cpp's numbers
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -28,6 +30,15 @@ TYPES = {layout.name: (number, layout.block) for number, layout in LAYOUTS.items
 PLAIN = ("F32", "F16", "BF16")
 NARROWER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows are not whole blocks of 256
 MATRIX = re.compile(r"blk\.(\d+)\.(attn_[vqk]|attn_output|ffn_(?:down|gate|up))(?:_exps|_shexp)?\.weight")
+
+
+def mix_of(file: GGUFFile) -> str:
+    """A file's mix of types as people name it: what the file says of it, else the type with most of the matrices' bytes."""
+    weights: Counter[str] = Counter()
+    for info in file.tensors.values():
+        if len(info.shape) > 1:
+            weights[info.type_name] += info.nbytes
+    return FILE_TYPES.get(file.metadata.get("general.file_type"), weights.most_common(1)[0][0])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

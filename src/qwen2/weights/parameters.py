@@ -37,11 +37,10 @@ OFF: dict[str, float | int | bool] = {  # transforms that there are not here, an
     "tfs_z": 1.0,
     "typical_p": 1.0,
     "mirostat": 0,
-    "num_keep": 0,
     "repeat_last_n": -1,
 }
-MACHINE = {  # where and how it is computed, and the numbers of what is off: no effect on an answer
-    **dict.fromkeys(("num_batch", "num_gpu", "main_gpu", "num_thread"), int),
+MACHINE = {  # where and how it is computed, what is kept of a prompt that is cut, and the numbers of what is off: no effect on an answer
+    **dict.fromkeys(("num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep"), int),
     **dict.fromkeys(("numa", "low_vram", "f16_kv", "use_mmap", "use_mlock"), bool),
     **dict.fromkeys(("mirostat_tau", "mirostat_eta"), float),
 }
