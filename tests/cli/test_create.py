@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen2.cli.app import main
+from qwen2.weights.modelfile import parse
 from qwen2.weights.store import Store
 
 Out = pytest.CaptureFixture[str]
@@ -39,7 +40,7 @@ def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out, mon
     assert "max_tokens 6" in shown
     assert main(["show", "mario", "--modelfile"]) == 0
     modelfile = capsys.readouterr().out
-    assert modelfile.splitlines()[:2] == ["# Made from tiny:one.", "FROM mario:latest"]
+    assert modelfile.splitlines()[:2] == ["# Made from tiny:one.", "FROM tiny:one"]
     (tmp_path / "again").write_text(modelfile)
     assert main(["create", "luigi", "-f", "again", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
@@ -54,6 +55,59 @@ def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out, mon
         assert main(["run", *words, "--local"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
+
+
+def remade(store: Store, tmp_path: Path, capsys: Out, *flags: str) -> str:
+    """Removes mario, makes it again of what was shown of it, and says what that is made from."""
+    before = store.get("mario")
+    capsys.readouterr()
+    assert main(["show", "mario", "--modelfile"]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "shown").write_text(shown)
+    assert main(["rm", "mario"]) == 0
+    assert not store.has("mario")
+    assert main(["create", "mario", "-f", "shown", "--quiet", *flags]) == 0
+    after = store.get("mario")
+    assert after.digest == before.digest
+    assert (after.made, after.source, after.location) == (before.made, before.source, before.location)
+    return next(line for line in shown.splitlines() if line.startswith("FROM ")).removeprefix("FROM ")
+
+
+SAID = "SYSTEM You are Mario.\nPARAMETER top_k 3\nPARAMETER stop a\nPARAMETER stop b\nMESSAGE user Hi\nMESSAGE assistant Ho\nLICENSE mine\n"
+
+
+def test_what_is_shown_makes_it_again_after_rm(store: Store, tmp_path: Path, tiny_folder: Path, capsys: Out) -> None:
+    for source in ("tiny:one", str(tiny_folder)):
+        store.create("mario", parse(f"FROM {source}\n{SAID}"))
+        assert remade(store, tmp_path, capsys) == source
+    store.create("luigi", parse("FROM tiny:one\nSYSTEM Luigi\nPARAMETER top_p 0.5"))
+    store.create("mario", parse("FROM luigi\nPARAMETER top_k 3"))
+    assert remade(store, tmp_path, capsys) == "luigi:latest"
+    store.create("mario", parse(f"FROM {tiny_folder}\n{SAID}"), mix="q8_0")
+    assert remade(store, tmp_path, capsys, "--quantize", "q8_0") == str(tiny_folder)
+    assert "# Its weights were made smaller on the way: qwen2 create NAME --quantize q8_0 makes" in (tmp_path / "shown").read_text()
+
+
+def test_what_is_shown_names_another_where_its_base_has_changed(store: Store, tmp_path: Path, tiny_folder: Path, capsys: Out) -> None:
+    """Or is gone: what stands for the same weights, or the weights."""
+
+    def source() -> str:
+        capsys.readouterr()
+        assert main(["show", "mario", "--modelfile"]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("FROM "))
+
+    store.create("luigi", parse("FROM tiny:one"))
+    store.create("mario", parse("FROM luigi\nSYSTEM Mario"))
+    assert source() == "FROM luigi:latest"
+    store.create("luigi", parse("FROM tiny:one\nPARAMETER top_k 3"))  # which mario does not say
+    assert source() == f"FROM {tiny_folder}"
+    store.create("small", parse("FROM tiny:one"), mix="q8_0")
+    store.create("mario", parse("FROM small\nSYSTEM Mario"))
+    store.copy("small", "other:name")
+    store.remove("small")
+    assert source() == "FROM other:name"
+    store.remove("other:name")
+    assert source() == f"FROM {store.find('mario')}"
 
 
 def test_quantized_and_by_a_path_seen_from_the_file(

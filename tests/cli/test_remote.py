@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from qwen2 import LLM, SamplingParams
+from qwen2.cli.app import main
 from qwen2.cli.chat import TOPICS, Chat
+from qwen2.cli.client import address_of
 from qwen2.cli.conversation import Conversation
 from qwen2.cli.partner import Local
 from qwen2.cli.remote import Remote, Server, find
@@ -29,7 +31,7 @@ from qwen2.weights.export import to_hf_folder
 from qwen2.weights.modelfile import parse
 from qwen2.weights.store import Store
 from tests.cli.test_chat import Pieces
-from tests.cli.test_run import environment
+from tests.cli.test_run import Stdin, environment
 from tests.cli.test_serve import free_port, served
 from tests.conftest import tiny_model
 
@@ -228,10 +230,10 @@ def answering(who: Any) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("who", "why"),
     [
-        (None, "no server of ours answers at "),
+        (None, "is no server of ours (status 404)"),
         ({"version": "0.30.1"}, "is no server of ours"),
         ({"program": "qwen2", "version": "0.0.0"}, "is qwen2 0.0.0, and this is "),
-        ([1], "no server of ours answers at "),
+        ([1], "is no server of ours"),
     ],
 )
 def test_others_are_not_asked(home: Path, who: Any, why: str) -> None:
@@ -251,10 +253,55 @@ def test_another_store_at_the_default_address_is_not_asked(home: Path, url: str,
 
 def test_without_a_server_nothing_is_said_unless_one_was_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = f"127.0.0.1:{free_port()}"
-    assert find(place, Store(home))[1].startswith(f"no server of ours answers at {place} (")
+    assert find(place, Store(home))[1] == f"the server at {place} does not answer (Connection refused)"
     monkeypatch.setattr("qwen2.cli.remote.DEFAULT", place)
     monkeypatch.setenv("QWEN2_SERVER", place)
     assert find(None, Store(home)) == (None, "")
-    done = run(home, "tiny:one", "Hello", "--max-tokens", "3", at=place)
-    assert done.returncode == 0
-    assert ": running it here\n" in done.stderr
+    monkeypatch.setenv("QWEN2_SERVER", "")
+    assert address_of(None) == "127.0.0.1:11434"
+
+
+def test_a_named_server_that_does_not_answer_is_an_error(home: Path) -> None:
+    """And no reason to download what it may have."""
+    place = f"127.0.0.1:{free_port()}"
+    refused = f"qwen2: the server at {place} does not answer (Connection refused); --local loads the model here\n"
+    for done in (run(home, "tiny:one", "Hello", at=place), run(home, "qwen2:7b", "Hello", "--at", place)):
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", refused)
+    both = run(home, ".", "Hello", "--at", place)
+    assert both.stderr == f"qwen2: --at {place}: . is a file or folder here, and a server is asked by name; leave one of them out\n"
+
+
+def test_a_model_that_only_the_server_has(home: Path, url: str, tmp_path: Path) -> None:
+    there = run(tmp_path / "none", "tiny:made", "Hello", "--max-tokens", "3", "--temperature", "0", at=url)
+    here = run(home, "tiny:made", "Hello", "--max-tokens", "3", "--temperature", "0", "--local")
+    assert (there.returncode, there.stdout) == (0, here.stdout), there.stderr
+    assert not (tmp_path / "none" / "models").exists()
+    unknown = run(tmp_path / "none", "hello", "there", at=url)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith(f"qwen2: the server at {url} says: model 'hello' is not here")
+    assert unknown.stderr.endswith("; if it is a question: qwen2 run qwen2.5-coder:0.5b 'hello there'\n")
+
+
+def test_a_server_that_has_the_store_here_is_asked_for_what_was_just_pulled(
+    home: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is there only after the first question."""
+    monkeypatch.setenv("QWEN2_HOME", str(home))
+    monkeypatch.setattr("qwen2.cli.run.check_model", lambda model, words: None)
+    monkeypatch.setattr("qwen2.cli.run.ensure", lambda name: Store(home).copy("tiny:one", name))
+    monkeypatch.setattr("qwen2.cli.run.load_model", None)  # it is not loaded here
+    monkeypatch.setattr(sys, "stdin", Stdin(b"", False))
+    assert main(["run", "tiny:late", "Hello", "--max-tokens", "3", "--at", url]) == 0
+    assert "running it here" not in capsys.readouterr().err
+
+
+def test_the_key_is_sent_and_asked_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(home, "--api-key", "secret") as (_, url):
+        place = url.removeprefix("http://")
+        words = ("tiny:one", "Hello", "--max-tokens", "3", "--at", place)
+        said = f"qwen2: the server at {place} wants its key: set QWEN2_API_KEY; --local loads the model here\n"
+        assert run(tmp_path, *words).stderr == said
+        monkeypatch.setenv("QWEN2_API_KEY", "wrong")
+        assert f"the server at {place} does not take the key in QWEN2_API_KEY; " in run(tmp_path, *words).stderr
+        monkeypatch.setenv("QWEN2_API_KEY", "secret")
+        assert run(tmp_path, *words).returncode == 0

@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from qwen2.cli.app import main
-from qwen2.server.settings import seconds
+from qwen2.cli.client import headers_of
+from qwen2.cli.serve import Flags, check_device, settings_of
+from qwen2.server.settings import Limits, seconds
 from qwen2.weights.store import Store
 
 Out = pytest.CaptureFixture[str]
@@ -28,6 +30,15 @@ Out = pytest.CaptureFixture[str]
         (["--host", "0.0.0.0"], "--host 0.0.0.0: others could use this server; give it --api-key KEY, or say --open if that is meant"),
         (["--port", "70000"], "--port 70000: must be from 0 (any free one) to 65,535"),
         (["--max-batch", "0"], "--max-batch 0: must be at least 1"),
+        (["--threads", "0"], "--threads 0: must be at least 1"),
+        (["--context", "0"], "--context 0: must be at least 1"),
+        (["--max-queue", "0"], "--max-queue 0: must be at least 1"),
+        (["--max-per-client", "-1"], "--max-per-client -1: must be at least 1"),
+        (["--max-body-mb", "0"], "--max-body-mb 0: must be at least 1"),
+        (["--cache-gb", "-1"], "--cache-gb -1: must be above 0"),
+        (["--cache-gb", "nan"], "--cache-gb nan: must be above 0"),
+        (["--device", "tpu"], "--device tpu: must be cpu, cuda or cuda:N"),
+        (["--device", "cpu:1"], "--device cpu:1: must be cpu, cuda or cuda:N"),
         (["--load", "a:b", "--load", "c:d", "--max-loaded", "1"], "--load is given 2 times and --max-loaded is 1: raise it"),
         (["--load", "qwen2:7b"], "qwen2:7b is not pulled yet: run qwen2 pull qwen2:7b"),
         (
@@ -44,6 +55,38 @@ def test_refusals(flags: list[str], message: str, capsys: Out, monkeypatch: pyte
     monkeypatch.setenv("QWEN2_HOME", "nowhere")
     assert main(["serve", *flags]) == 1
     assert capsys.readouterr().err.startswith(f"qwen2: {message}")
+
+
+@pytest.mark.parametrize("variable", ["", " "])
+def test_an_empty_key_is_none(variable: str, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would let everybody in who sends none."""
+    monkeypatch.setenv("QWEN2_API_KEY", variable)
+    with pytest.raises(ValueError, match=r"^--host 0\.0\.0\.0: others could use this server"):
+        settings_of(Flags(host="0.0.0.0"))
+    assert settings_of(Flags()).api_key is None
+    assert headers_of() == {}
+    monkeypatch.setenv("QWEN2_API_KEY", "secret")
+    assert settings_of(Flags(host="0.0.0.0")).api_key == "secret"
+    assert main(["serve", "--host", "0.0.0.0", "--api-key", variable]) == 1
+    assert capsys.readouterr().err == "qwen2: --api-key is empty, which everybody knows: give it a key, or leave it out\n"
+
+
+def test_a_device_that_torch_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check_device("cpu")
+    with pytest.raises(ValueError, match=r"^--device cuda: torch finds no such device here"):
+        check_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(ValueError, match=r"^--device cuda:2: there are 2, the last is cuda:1$"):
+        check_device("cuda:2")
+
+
+def test_limits_are_flags() -> None:
+    assert settings_of(Flags()).limits == Limits()
+    limits = settings_of(Flags(max_queue=2, max_per_client=1, max_body_mb=3)).limits
+    assert limits == Limits(queue=2, per_client=1, body_bytes=3 * 1024 * 1024)
 
 
 def test_a_port_that_is_taken_is_named(capsys: Out) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.resources import files
 
+import httpx
 from playwright.sync_api import expect
 
 from qwen2.weights.registry import ENTRIES
@@ -39,6 +40,20 @@ def test_choose_a_model(tab: Callable[..., Chat], serve: Callable[..., Served]) 
     expect(chat.messages.nth(3).locator("h2")).to_have_text("tiny:two")
     chat.page.get_by_role("button", name="New chat").click()
     expect(chat.page.locator("#model-name")).to_have_text("tiny:two")
+
+
+def test_which_model_a_page_begins_with(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
+    """The one chosen last in this browser, else one in memory, else the first."""
+    served = serve(models=("tiny:one", "tiny:three", "tiny:two"))
+    expect(tab(served).page.locator("#model-name")).to_have_text("tiny:one")
+    httpx.post(f"{served.url}/api/generate", json={"model": "tiny:two", "keep_alive": -1, "stream": False}).raise_for_status()
+    chat = tab(served)
+    expect(chat.page.locator("#model-name")).to_have_text("tiny:two")
+    chat.page.locator("#open-picker").click()
+    chat.dialog("Models").get_by_role("button", name="tiny:three").click()
+    expect(tab(served, chat.page.context).page.locator("#model-name")).to_have_text("tiny:three")
+    served.store.remove("tiny:three")
+    expect(tab(served, chat.page.context).page.locator("#model-name")).to_have_text("tiny:two")
 
 
 def test_the_first_model_is_downloaded(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:

@@ -74,6 +74,12 @@ def test_the_key(serve: Callable[..., Running]) -> None:
     assert running.client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("headers", [{}, {"Authorization": ""}, {"x-api-key": ""}])
+def test_no_key_never_passes(serve: Callable[..., Running], headers: dict[str, str]) -> None:
+    """Also where a server was started in Python with a key that is empty."""
+    assert serve(api_key="").client.get("/v1/models", headers=headers).status_code == 401
+
+
 def test_bodies_are_bounded_also_without_a_length(serve: Callable[..., Running]) -> None:
     running = serve(limits=Limits(body_bytes=1000))
     large = json.dumps({"model": NAME, "prompt": "x" * 2000}).encode()

@@ -215,13 +215,26 @@ def test_remove_of_a_model_in_use(store: Store, spawn: Spawn) -> None:
     assert store.list() == ()
 
 
-def test_a_hold_in_this_process(store: Store) -> None:
+def test_a_model_that_a_server_holds_is_stopped_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.pull(NAME)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/qwen2", "serve", "--port", "1"])
+    with store.hold(NAME), pytest.raises(OSError, match=rf"\(qwen2 serve\): run qwen2 stop {NAME} first$"):
+        store.remove(NAME)
+    store.remove(NAME)
+
+
+def test_a_hold_in_this_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.pull(NAME)
     path, name, hold = store.open(NAME)
     assert (path, name) == (store.find(NAME), NAME)
     assert hold is not None
     second = store.hold(NAME)
     hold.release()
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/qwen2", "serve", "--port", "1"])
+    third = store.hold(NAME)
+    with pytest.raises(OSError, match=rf"\(qwen2 serve\).*: run qwen2 stop {NAME} first and end it first$"):
+        store.remove(NAME)
+    third.release()
     with pytest.raises(OSError, match=f"in use by process {os.getpid()}"):
         store.remove(NAME)
     second.release()

@@ -12,14 +12,14 @@ DEFAULT = "127.0.0.1:11434"
 
 
 def address_of(given: str | None) -> str:
-    """The address that is given, or the environment's QWEN2_SERVER, or the default one."""
-    return os.environ.get("QWEN2_SERVER", DEFAULT) if given is None else given
+    """The address that is given, or the environment's QWEN2_SERVER if it has one, or the default one."""
+    return (os.environ.get("QWEN2_SERVER") or DEFAULT) if given is None else given
 
 
 def headers_of() -> dict[str, str]:
-    """The environment's QWEN2_API_KEY, for servers that want one."""
-    key = os.environ.get("QWEN2_API_KEY")
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
+    """The environment's QWEN2_API_KEY, for servers that want one; an empty one is none."""
+    key = os.environ.get("QWEN2_API_KEY", "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def ask(address: str | None, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

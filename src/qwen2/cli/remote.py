@@ -32,16 +32,17 @@ if TYPE_CHECKING:
     Messages = Sequence[Mapping[str, str]]
     Json = dict[str, Any]
 
-OK, NOT_FOUND, SERVERS_FAULT = 200, 404, 500
+OK, NO_KEY, NOT_FOUND, SERVERS_FAULT = 200, 401, 404, 500
 LOOK_SECONDS = 2.0  # for an answer to who it is
 LONGEST_LINE = 1 << 26
 
 
 class Server:
-    """One of ours, at an address."""
+    """One of ours, at an address; `store` is the identity of its models' folder, as far as it was told."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self.address, self.store = address, ""
+        self._met = False  # it has answered
         parts = urlsplit(address if "://" in address else f"http://{address}")
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path.rstrip("/")
@@ -50,7 +51,11 @@ class Server:
     def request(
         self, method: str, path: str, body: Json | None = None, seconds: float | None = None, opened: Callable[[socket], None] | None = None
     ) -> Iterator[HTTPResponse]:
-        """An answer that is no error. ValueError in the server's words where it refuses, OSError where it fails or is gone."""
+        """An answer that is no error.
+
+        Raises ValueError in the server's words where it refuses, PermissionError where it wants another key, OSError where it fails
+        or is not there.
+        """
         connection = self._kind(self._host, self._port, timeout=seconds)
         try:
             content = None if body is None else json.dumps(body).encode()
@@ -58,6 +63,7 @@ class Server:
             if opened is not None:
                 opened(connection.sock)
             answer = connection.getresponse()
+            self._met = True
             if answer.status != OK:
                 self._refuse(answer)
             yield answer
@@ -66,7 +72,8 @@ class Server:
         except OSError as error:
             if error.errno is None:
                 raise
-            raise OSError(f"the server at {self.address} does not answer any more ({error.strerror})") from None
+            gone = "does not answer any more" if self._met else "does not answer"
+            raise OSError(f"the server at {self.address} {gone} ({error.strerror})") from None
         finally:
             connection.close()
 
@@ -84,6 +91,9 @@ class Server:
             text = str(said["message"] if isinstance(said, dict) else said)
         except (ValueError, TypeError, KeyError):
             raise OSError(f"what answers at {self.address} is no server of ours (status {answer.status})") from None
+        if answer.status == NO_KEY:
+            sent = "does not take the key in QWEN2_API_KEY" if headers_of() else "wants its key: set QWEN2_API_KEY"
+            raise PermissionError(f"the server at {self.address} {sent}")
         if answer.status == NOT_FOUND:
             raise FileNotFoundError(text)
         raise OSError(text) if answer.status >= SERVERS_FAULT else ValueError(text)
@@ -94,20 +104,30 @@ class Server:
         return Remote(self, About.from_json(found["about"]), float(found["seconds"]))
 
 
+def is_named(address: str | None) -> bool:
+    """Whether a certain server is meant, and not whatever may be at the default address."""
+    return address is not None or address_of(address) != DEFAULT
+
+
 def find(address: str | None, store: Store) -> tuple[Server | None, str]:
     """The server to talk to, and where there is none, why not, in a few words; empty where nothing answers and none was named."""
-    place = address_of(address)
-    named = address is not None or place != DEFAULT
+    place, named = address_of(address), is_named(address)
     server = Server(place)
     try:
         who = server.ask("GET", "/qwen2", seconds=LOOK_SECONDS)
-    except (OSError, ValueError) as error:
-        return None, f"no server of ours answers at {place} ({' '.join(str(error).split())})" if named else ""
+    except PermissionError as error:
+        return None, str(error)
+    except (ValueError, FileNotFoundError) as error:
+        return None, f"the server at {place} says: {' '.join(str(error).split())}" if named else ""
+    except OSError as error:
+        said = " ".join(str(error).split())
+        return None, (said if place in said else f"the server at {place} does not answer ({said})") if named else ""
     if who.get("program") != "qwen2":
         return None, f"what answers at {place} is no server of ours" if named else ""
     if who.get("version") != __version__:
         return None, f"the server at {place} is qwen2 {str(who.get('version'))[:20]}, and this is {__version__}"
-    if not named and who.get("store") != store.identity:
+    server.store = str(who.get("store"))
+    if not named and server.store != store.identity:
         return None, f"the server at {place} has another store of models"
     return server, ""
 

@@ -22,10 +22,11 @@ from qwen2.cli.sampling import Flags, params_of
 from qwen2.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from qwen2.cli.partner import Partner
     from qwen2.cli.plain import Renderer
+    from qwen2.cli.remote import Server
     from qwen2.engine.request import SamplingParams
 
 NAME_OR_PATH = re.compile(r"[\w.:@~/\\+-]+", re.ASCII)
@@ -88,7 +89,7 @@ def run(
     local
         Load the model here, also where a server of ours is running. So do all flags that say how to compute.
     at
-        The server to ask, as host:port or a URL; left out, QWEN2_SERVER or 127.0.0.1:11434. Without one the model is loaded here.
+        The server to ask, as host:port or a URL; left out, QWEN2_SERVER, or 127.0.0.1:11434 if ours is there; else it is loaded here.
     plain
         Show the text as the model wrote it, not as rendered Markdown.
     verbose
@@ -100,13 +101,18 @@ def run(
     """
     params = replace(params_of(sampling), context=how.context)  # which goes before a num_ctx of the model's own
     model, given = split_words(words)
-    check_model(model, words)
+    server = None if local else find_server(model, at, how)
+    partner = None if server is None else opened(server, model, words)
+    if partner is None:
+        check_model(model, words)
+        if how.draft is not None:
+            check_model(how.draft, ())
     prompt = join_prompt(given)
-    if how.draft is not None:
-        check_model(how.draft, ())
-        ensure(how.draft)
-    ensure(model)
-    partner = partner_of(model, at, local, {name: value for name, value in asdict(how).items() if value is not None})
+    if partner is None:
+        for name in (how.draft, model):
+            if name is not None:
+                ensure(name)
+        partner = load_model(model, **_said(how)) if server is None else server.open(model)  # which has it now: its store is this one
     if prompt is not None:
         return answer_once(partner, prompt, system, params, plain, verbose)
     talk(partner, system, params, plain, verbose)
@@ -154,38 +160,57 @@ def check_model(model: str, words: Sequence[str]) -> None:
         if store.is_path(model) or store.has(model):
             raise
     except ValueError as error:
-        if words and re.fullmatch(r"[A-Za-z]+", model):
-            raise ValueError(f"{error}; if it is a question: qwen2 run {DEFAULT_MODEL} {shlex.quote(' '.join(words))}") from None
-        raise
+        raise ValueError(f"{error}{_question(model, words)}") from None
 
 
-def partner_of(model: str, at: str | None, local: bool, how: Mapping[str, Any]) -> Partner:
-    """The model in a server, or in this process."""
-    found = None if local else find_partner(model, at, how)
-    return load_model(model, **how) if found is None else found
+def _question(model: str, words: Sequence[str]) -> str:
+    """How to ask what was taken for a model's name."""
+    asked = bool(words) and re.fullmatch(r"[A-Za-z]+", model) is not None
+    return f"; if it is a question: qwen2 run {DEFAULT_MODEL} {shlex.quote(' '.join(words))}" if asked else ""
 
 
-def find_partner(model: str, at: str | None, given: Mapping[str, object]) -> Partner | None:
-    """The model in a running server of ours; None where it is to be loaded here, with a word on stderr where that may surprise."""
-    from qwen2.cli.answer import working
-    from qwen2.cli.remote import find
+def find_server(model: str, at: str | None, how: How) -> Server | None:
+    """The server that is to be asked; None where the model is to be loaded here, with a word on stderr where that may surprise.
+
+    Raises OSError where a server was named, by `at` or QWEN2_SERVER, and cannot be asked.
+    """
+    from qwen2.cli.remote import find, is_named
 
     store = make_store()
     if store.is_path(model):  # a server knows names
+        if at is not None:
+            raise ValueError(f"--at {at}: {model} is a file or folder here, and a server is asked by name; leave one of them out")
         return None
     server, why = find(at, store)
-    if server is not None and given:
+    if server is None and is_named(at):
+        raise OSError(f"{why}; --local loads the model here")
+    if server is not None and (given := _said(how)):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         why = f"{flags}: the server at {server.address} cannot be asked for that"
-    elif server is not None:
-        try:
-            with working(f"loading {model}"):
-                return server.open(model)
-        except FileNotFoundError:
-            why = f"the server at {server.address} does not have {model}"
+        server = None
     if why:
         print(f"qwen2: {why}: running it here", file=sys.stderr)
-    return None
+    return server
+
+
+def opened(server: Server, model: str, words: Sequence[str]) -> Partner | None:
+    """The model, loaded in the server; None where its store is the one here, and does not have the model yet.
+
+    Raises FileNotFoundError where only the server was to be asked, and does not have it.
+    """
+    from qwen2.cli.answer import working
+
+    try:
+        with working(f"loading {model}"):
+            return server.open(model)
+    except FileNotFoundError as error:
+        if server.store == make_store().identity:
+            return None
+        raise FileNotFoundError(f"the server at {server.address} says: {error}{_question(model, words)}") from None
+
+
+def _said(how: How) -> dict[str, Any]:
+    return {name: value for name, value in asdict(how).items() if value is not None}
 
 
 def load_model(model: str, **given: Any) -> Partner:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from qwen2.server.settings import Settings
 
 PORTS = 65_536
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 STOP_SECONDS = 30  # for answers that are being written when the server is told to end; then they are broken off
 LAST_SECONDS = 10  # for what is left then
 
@@ -50,7 +53,10 @@ class Flags:
         _flag("Memory for keys and values of one model; left out, a window for each answer as they grow, 1 GiB of ended ones."),
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
-    device: Annotated[str, _flag("cpu, or cuda.")] = "cpu"
+    device: Annotated[str, _flag("cpu, cuda or cuda:N.")] = "cpu"
+    max_queue: Annotated[int, _flag("Requests that run or wait, and answers, of all clients together; more are refused (429).")] = 256
+    max_per_client: Annotated[int, _flag("Those of one client, by its address.")] = 64
+    max_body_mb: Annotated[int, _flag("Megabytes (MiB) of a request; uploaded files may be larger.")] = 16
     draft: Annotated[str | None, _flag("A smaller model that guesses for those of the same tokens: no text changes, most come sooner.")] = (
         None
     )
@@ -72,6 +78,7 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     from qwen2.server.ending import Ending
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    check_device(settings.device)
     sys.setswitchinterval(0.001)  # the engine's thread comes back from its kernels and has to wait for Python no longer than that
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"qwen2: serving at http://{host}:{settings.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -88,24 +95,20 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
 def settings_of(flags: Flags) -> Settings:
     """The flags, checked. ValueError names the one that is wrong."""
     from qwen2.server.guard import is_loopback
-    from qwen2.server.settings import Settings, seconds
+    from qwen2.server.settings import Limits, Settings, seconds
 
-    key = os.environ.get("QWEN2_API_KEY") if flags.api_key is None else flags.api_key
+    key = _key(flags.api_key)
     if not is_loopback(flags.host) and key is None and not flags.open:
         raise ValueError(f"--host {flags.host}: others could use this server; give it --api-key KEY, or say --open if that is meant")
-    for name, value in (("max-loaded", flags.max_loaded), ("max-batch", flags.max_batch)):
-        if value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
+    _check_numbers(flags)
+    if DEVICE.fullmatch(flags.device) is None:
+        raise ValueError(f"--device {flags.device}: must be cpu, cuda or cuda:N")
     if len(flags.load or ()) > flags.max_loaded:
         raise ValueError(f"--load is given {len(flags.load or ())} times and --max-loaded is {flags.max_loaded}: raise it")
     if flags.draft is not None:
-        from qwen2.weights.store import Store
-
-        if flags.device.partition(":")[0] != "cpu":
+        if flags.device != "cpu":
             raise ValueError(f"--draft with --device {flags.device}: guesses are checked by the CPU's kernels; leave one of them out")
         Store().find(flags.draft)
-    if not 0 <= flags.port < PORTS:
-        raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
     return Settings(
         host=flags.host,
         port=flags.port,
@@ -122,7 +125,41 @@ def settings_of(flags: Flags) -> Settings:
         threads=flags.threads,
         device=flags.device,
         draft=flags.draft,
+        limits=Limits(body_bytes=flags.max_body_mb << 20, queue=flags.max_queue, per_client=flags.max_per_client),
     )
+
+
+def _check_numbers(flags: Flags) -> None:
+    for name in ("max_loaded", "max_batch", "context", "threads", "max_queue", "max_per_client", "max_body_mb"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if flags.cache_gb is not None and not 0 < flags.cache_gb < math.inf:
+        raise ValueError(f"--cache-gb {flags.cache_gb:g}: must be above 0")
+    if not 0 <= flags.port < PORTS:
+        raise ValueError(f"--port {flags.port}: must be from 0 (any free one) to {PORTS - 1:,}")
+
+
+def check_device(device: str) -> None:
+    """ValueError where torch does not have it."""
+    if device == "cpu":
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ValueError(f"--device {device}: torch finds no such device here; leave it out to compute on the CPU")
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ValueError(f"--device {device}: there are {count}, the last is cuda:{count - 1}")
+
+
+def _key(given: str | None) -> str | None:
+    """What requests have to carry. An empty variable is no key, as where it is not set; an empty flag is a mistake."""
+    if given is None:
+        return os.environ.get("QWEN2_API_KEY", "").strip() or None
+    if not given.strip():
+        raise ValueError("--api-key is empty, which everybody knows: give it a key, or leave it out")
+    return given.strip()
 
 
 def check_free(host: str, port: int) -> None:

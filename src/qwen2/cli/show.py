@@ -187,8 +187,10 @@ def _licence(described: Description, stored: StoredModel | None) -> str:
 def _print_modelfile(store: Store, model: str, as_json: bool) -> None:
     if store.is_path(model):
         raise ValueError(f"{model}: a file has no Modelfile; qwen2 create NAME makes a model of it, from one that says FROM {model}")
+    from qwen2.weights.create import again
+
     stored = store.get(model)
-    text = stored.made.text(stored.name)
+    text = again(store, stored)
     print(json.dumps({"modelfile": text, **stored.made.to_json()}, indent=2, ensure_ascii=False) if as_json else text.rstrip())
 
 

@@ -133,7 +133,7 @@ class Guard:
         if wanted is None or path in OPEN or path == "/" or path.startswith("/web/"):
             return None
         given = re.sub(r"(?i)^bearer ", "", headers.get("authorization", "")).strip() or headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode(), wanted.encode()):
+        if not given or not hmac.compare_digest(given.encode(), wanted.encode()):
             raise ApiError(401, "this server wants its key: send Authorization: Bearer KEY", "invalid_api_key")
         return None
 

@@ -19,9 +19,10 @@ from qwen2.weights.folders import link, now, register
 from qwen2.weights.manifest import StoredFile, StoredModel
 from qwen2.weights.modelfile import Modelfile
 from qwen2.weights.names import ONLY_LISTED, is_hub_like
+from qwen2.weights.names import parse as parse_name
 from qwen2.weights.partial import file_digest
 from qwen2.weights.pull import Progress
-from qwen2.weights.registry import SAFETENSORS
+from qwen2.weights.registry import ENTRIES, SAFETENSORS, by_repository, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 PROBE = "Is anybody there?"
+QUANTIZED = "quantized from "
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,40 @@ def _quantized(model: StoredModel, path: Path, mix: str, work: Path, watch: Watc
 
         plan.write(file, lambda tensor: packed(tensor.nbytes))
     watch(Progress(0, 0, "writing manifest"))
-    stored = StoredFile(file.name, file.stat().st_size, file_digest(file).hexdigest(), f"quantized from {model.source}")
+    stored = StoredFile(file.name, file.stat().st_size, file_digest(file).hexdigest(), f"{QUANTIZED}{model.source}")
     return replace(model, format=f"GGUF {mix.upper()}", files=(stored,), location=None)
+
+
+def again(store: Store, stored: StoredModel) -> str:
+    """The Modelfile that makes a model of the store again, also where it has been removed, as far as its weights are elsewhere."""
+    made_smaller = any(file.source == f"{QUANTIZED}{stored.source}" for file in stored.files)
+    mix = stored.format.removeprefix("GGUF ").lower() if made_smaller else None
+    if stored.name in ENTRIES:
+        return stored.made.text(stored.name)
+    named = _makes(store, stored.source, stored, mix is not None)
+    if named or (mix is not None and Path(stored.source).is_absolute() and Path(stored.source).exists()):
+        notes = [] if mix is None else [f"Its weights were made smaller on the way: qwen2 create NAME --quantize {mix} makes it again."]
+        return stored.made.text(stored.source, *notes)
+    if stored.location is not None:
+        return stored.made.text(str(stored.path))
+    others = [one.name for one in store.list() if one.name != stored.name]
+    published = [entry.name for entry in ENTRIES.values() if entry.known is not None]
+    same = next((name for name in (*others, *published) if _makes(store, name, stored, False)), None)
+    if same is not None:
+        return stored.made.text(same)
+    return stored.made.text(str(stored.path), "No other model has these weights, so they go with this one: qwen2 cp keeps them.")
+
+
+def _makes(store: Store, name: str, stored: StoredModel, quantized: bool) -> bool:
+    """Whether that name, with what the model says of itself, gives the model: the same weights, and nothing that it does not say."""
+    try:
+        base = store.get(name)
+    except FileNotFoundError:  # published, and not here
+        known = ENTRIES[str(by_repository(name) or canonical(parse_name(name)))].known
+        return quantized or known is None or known.sha256 == stored.digest
+    except ValueError:
+        return False
+    return (quantized or base.digest == stored.digest) and stored.made.over(base.made) == stored.made
 
 
 def _is_published(store: Store, name: str) -> bool:

@@ -113,9 +113,10 @@ class Modelfile:
         lists = {"messages": messages, "licence": (licence,) if isinstance(licence, str) else tuple(licence)}
         return cls(**{**values, **lists, "parameters": read_parameters(values.get("parameters", {}))})
 
-    def text(self, name: str) -> str:
-        """A Modelfile that makes the same model out of the one of that name."""
-        lines = [f"# Made from {self.source}." if self.source else "# As published.", f"FROM {name}"]
+    def text(self, source: str, *notes: str) -> str:
+        """A Modelfile that makes the same model out of that one, a name or a path. `notes` are comments."""
+        said = [f"# {note}" for note in notes]
+        lines = [f"# Made from {self.source}." if self.source else "# As published.", *said, f"FROM {source}"]
         parts = [("TEMPLATE", self.template), ("SYSTEM", self.system)]
         lines += [f"{keyword} {_quoted(text)}" for keyword, text in parts if text is not None]
         for parameter, value in self.parameters.items():
@@ -126,7 +127,7 @@ class Modelfile:
         lines += [f"REQUIRES {self.requires}"] if self.requires is not None else []
         texts = [self.system, self.template, *(content for _, content in self.messages), *self.licence]
         if any(text is not None and _breaks(text) for text in texts):
-            lines.insert(1, "# A text below has a line that ends with three quotes, where a Modelfile ends it: FROM alone keeps all of it.")
+            lines.insert(1, "# A text below has a line that ends with three quotes, where a Modelfile ends it: qwen2 cp keeps all of it.")
         return "\n".join(lines) + "\n"
 
 

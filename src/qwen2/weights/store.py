@@ -240,7 +240,7 @@ class Store:
             with self._lock(asked, wait=False):
                 users = holders(self._folder("holds", asked))
                 if users:
-                    raise OSError(f"{asked} is in use by {' and '.join(users)}: end it first")
+                    raise OSError(f"{asked} is in use by {' and '.join(users)}: {_way_out(asked, users)}")
                 freed = freed_bytes(folder) + freed_bytes(work)
                 if folder.exists():
                     doomed = self.home / "partial" / asked.family / f"{asked.tag}.removed"
@@ -355,6 +355,13 @@ def _check_wanted(name: Name, there: StoredModel | None, local: Path) -> None:
         raise ValueError(f"{name} is there already: run qwen2 rm {name} first")
     if entry is None:
         raise ValueError(f"{name} is no published model's name: run qwen2 cp {local} {name} to give a file or folder a name of its own")
+
+
+def _way_out(name: Name, users: Sequence[str]) -> str:
+    """How to end the use of a model: a server has others too, and need not go for it."""
+    serving = [user for user in users if user.endswith(" serve)")]
+    ways = [f"run qwen2 stop {name} first"] if serving else []
+    return " and ".join(ways if len(serving) == len(users) else [*ways, "end it first"])
 
 
 def silent(_: Progress) -> None:

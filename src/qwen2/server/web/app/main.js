@@ -97,10 +97,10 @@ function address(chat, drawer) {
   return open();
 }
 
-/** The model that answers; a new conversation whose model is not here takes the first that is. */
+/** The model that answers; a new conversation whose model, which is the one chosen last, is not here takes one that is. */
 function showModel(chat, models, picker) {
   const { conversation } = chat;
-  if (chat.isNew && !models.isHere(conversation.model)) conversation.model = models.here[0]?.name ?? null;
+  if (chat.isNew && !models.isHere(conversation.model)) conversation.model = models.nearest;
   const { model } = conversation;
   $("model-name").textContent = model ?? "Choose a model";
   $("open-picker").setAttribute("aria-label", model ? `Model: ${model}. Change it` : "Choose a model");

@@ -35,6 +35,11 @@ export class Models extends EventTarget {
     return this.memory.has(name);
   }
 
+  /** The one to begin with where none was chosen: one in memory answers at once, and is what somebody has asked before. */
+  get nearest() {
+    return (this.here.find((model) => this.isLoaded(model.name)) ?? this.here[0])?.name ?? null;
+  }
+
   /** The window in tokens, where it is known already. */
   limit(name) {
     return this.memory.get(name)?.context_length ?? this.shown.get(name)?.context;
