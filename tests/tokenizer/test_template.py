@@ -373,19 +373,6 @@ def test_tools_need_a_place_in_the_template(qwen_tokenizer):
         template.render([{"role": "user", "content": "x"}], TOOLS)
 
 
-@pytest.mark.parametrize("style", ["qwen25", "jinja25", "qwen2"])
-@pytest.mark.parametrize("begun", ["Once upon", "", "a<|im_end|>", "line\n"])
-def test_an_answer_that_is_begun_is_left_open(request, qwen_tokenizer, style, begun):
-    template = request.getfixturevalue(style)
-    messages = [{"role": "user", "content": "Tell me"}, {"role": "assistant", "content": begun}]
-    opened, prompt = template.render_open(messages), template.render(messages[:-1])
-    assert opened.ids == prompt.ids + qwen_tokenizer.encode(begun)
-    assert opened.mask == [False] * len(prompt.ids) + [True] * (len(opened.ids) - len(prompt.ids))
-    assert opened.text == qwen_tokenizer.decode(opened.ids)
-    with pytest.raises(ValueError, match="only a last message of the assistant's, without calls"):
-        template.render_open(messages[:-1])
-
-
 @pytest.mark.parametrize("style", ["qwen2", "qwen2.5"])
 def test_what_is_rendered_is_parsed_back(qwen_tokenizer, style):
     template = ChatTemplate.of(qwen_tokenizer, style)
