@@ -171,6 +171,7 @@ def test_refusals_in_plain_words(running: Running) -> None:
         answer = running.client.post(path, json={"model": "x" * 5000, **body})
         assert (answer.status_code, len(answer.text) < 400) == (404, True), path
     for method, path in (("POST", "show"), ("POST", "pull"), ("DELETE", "delete")):
-        answer = running.client.request(method, f"/api/{path}", json={"model": "x" * 5000})
-        assert "x" * 20 in answer.text
-        assert all(len(line) < 400 for line in answer.text.splitlines()), path
+        for name in ("x" * 5000, "a/" + "x" * 5000):
+            answer = running.client.request(method, f"/api/{path}", json={"model": name})
+            assert "x" * 20 in answer.text
+            assert all(len(line) < 400 for line in answer.text.splitlines()), path

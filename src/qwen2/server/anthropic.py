@@ -315,6 +315,9 @@ class Writer:
                 for event in self._call_events(index, calls - 1, delta):
                     yield event
             if chunk.output is not None:
+                if index < 0:  # a message has a block, also where nothing was said
+                    index, open_text = 0, True
+                    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
                 if open_text:
                     yield {"type": "content_block_stop", "index": index}
                 reason, stopped = _ending(chunk.output)

@@ -226,6 +226,7 @@ async def on_api_error(request: Request, error: Exception) -> JSONResponse:
 async def on_unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
     """A body that is not what the route takes: the first thing that is wrong with it."""
     first = error.errors()[0]
+    told = first["msg"].removeprefix("Value error, ")  # pydantic's word for what is ours
     place = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "extra_forbidden":
         names = ", ".join(".".join(str(part) for part in one["loc"][1:]) for one in error.errors() if one["type"] == "extra_forbidden")
@@ -235,9 +236,9 @@ async def on_unreadable(request: Request, error: RequestValidationError) -> JSON
             request, ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", "invalid_json")
         )
     if not place:
-        told = "the body is empty: send a JSON object" if first["type"] == "missing" else f"the body: {first['msg']}"
+        told = "the body is empty: send a JSON object" if first["type"] == "missing" else f"the body: {told}"
         return answer_error(request, ApiError(400, told, "invalid_json"))
-    return answer_error(request, ApiError(400, f"{place}: {first['msg']}", "invalid_field", place))
+    return answer_error(request, ApiError(400, f"{place}: {told}", "invalid_field", place))
 
 
 async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
@@ -35,7 +34,7 @@ class Body(BaseModel):
         return {key: int(one) if isinstance(one, float) and one.is_integer() else one for key, one in said.items()}
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """The same for the server's specification."""
         found = handler(core)
         schema = handler.resolve_ref_schema(found)
@@ -53,9 +52,8 @@ def offered(value: Any, kinds: Collection[str], place: str = "content") -> Any:
         kind = one.get("type") if isinstance(one, dict) else None
         if isinstance(kind, str) and kind not in kinds:
             if kind in IMAGES:
-                raise PydanticCustomError("not_offered", "images are not offered: these models read text only")
-            told = {"place": place, "kind": f"{kind!r:.80}", "kinds": ", ".join(kinds)}
-            raise PydanticCustomError("not_offered", "{place} of type {kind} is not offered: there is {kinds}", told)
+                raise ValueError("images are not offered: these models read text only")
+            raise ValueError(f"{place} of type {kind!r:.80} is not offered: there is {', '.join(kinds)}")
     return value
 
 

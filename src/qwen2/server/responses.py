@@ -39,13 +39,10 @@ class Part(Body):
     logprobs: list[Any] | None = None
 
 
-Parts = Annotated[str | list[Part], BeforeValidator(partial(offered, kinds=("input_text", "output_text", "text")))]
-
-
 class Said(Body):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Parts
+    content: str | list[Part]
     id: str | None = None
     status: str | None = None
 
@@ -62,7 +59,7 @@ class Call(Body):
 class Result(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: Parts
+    output: str | list[Part]
     id: str | None = None
     status: str | None = None
 
@@ -115,14 +112,24 @@ class Reasoning(Body):
     generate_summary: str | None = None
 
 
-KINDS = ("message", "function_call", "function_call_output", "reasoning")
+PARTS = ("input_text", "output_text", "text")
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def _readable(items: Any) -> Any:
+    """The input as it came, where all is of kinds that there are."""
+    for item in offered(items, ITEMS, "an item") if isinstance(items, list) else ():
+        if isinstance(item, dict) and item.get("type") != "reasoning":
+            offered(item.get("content"), PARTS)
+            offered(item.get("output"), PARTS)
+    return items
 
 
 class Ask(Harmless):
     """What the route takes."""
 
     model: str
-    input: Annotated[str | list[Said | Call | Result | Thought], BeforeValidator(partial(offered, kinds=KINDS, place="an item"))]
+    input: Annotated[str | list[Said | Call | Result | Thought], BeforeValidator(_readable)]
     instructions: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None

@@ -39,7 +39,7 @@ def parse(text: str) -> Name:
     if not text.strip():
         raise ValueError("the model's name is empty")
     if is_hub_like(text):
-        raise ValueError(f"{text}: {ONLY_LISTED}")
+        raise ValueError(f"{text:.80}: {ONLY_LISTED}")
     family, colon, tag = text.lower().partition(":")
     if not text.isascii() or not _is_word(family) or (colon and not _is_word(tag)):  # some letters become ASCII by lower()
         quoted = text if len(text) <= 80 else f"{text[:80]}..."
