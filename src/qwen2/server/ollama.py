@@ -261,7 +261,7 @@ def now() -> str:
 
 @router.post("/embed")
 async def embed(body: Embed, request: Request) -> Response:
-    """Vectors of several texts. Of one that does not fit that of its beginning, or with `truncate` false a refusal."""
+    """Vectors of several texts. One that does not fit is refused, unless `truncate` asks for the vector of its beginning."""
     server, most, keep = server_of(request), body.options.num_ctx, stays(body.keep_alive)
     server.models.full_name(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input

@@ -130,7 +130,7 @@ class Embed(Body):
 
     model: str
     input: str | list[str]
-    truncate: bool = True  # as Ollama has it: of a text that does not fit the beginning's vector is given
+    truncate: bool = False  # Ollama cuts unless it is told not to; here only who asks for it loses the end of a text
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 
