@@ -12,7 +12,8 @@ HEAPS = """
 import ctypes, threading, uvicorn
 from qwen2.cli.serve import Flags, serve
 
-def run(*_, **__):
+def run(server, *_, **__):
+    server.started = True
     libc, both = ctypes.CDLL(None), threading.Barrier(4)
     libc.fdopen.restype = ctypes.c_void_p
 
@@ -28,12 +29,12 @@ def run(*_, **__):
     libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
     libc.fflush(None)
 
-uvicorn.run = run
+uvicorn.Server.run = run
 serve(Flags(port=0))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' allocators are left as they are")
 def test_threads_share_one_heap() -> None:
-    done = subprocess.run([sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.count("<heap nr=") == 1
