@@ -70,7 +70,9 @@ def test_the_first_model_is_downloaded(tab: Callable[..., Chat], serve: Callable
     chat.picture("download")
     served.store.gate.open()
     expect(dialog.get_by_role("button", name=f"Download {name}")).to_have_count(0)
+    expect(dialog.get_by_role("button", name=name).first).to_contain_text("tokens of context")  # its row is written for the last time
     dialog.get_by_role("button", name=name).first.click()
+    expect(dialog).to_be_hidden()
     expect(chat.page.locator("#model-name")).to_have_text(name)
     chat.ask("Hello")
 

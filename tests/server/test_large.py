@@ -15,7 +15,7 @@ import pytest
 from qwen2.server.settings import Limits
 from tests.server.conftest import NAME, Running
 
-HUGE = "x" * 20_000  # the longest of the vocabulary's tokens has 10 bytes and the window is 1,024
+HUGE = "x" * 300_000  # the longest of the vocabulary's tokens has 10 bytes and the window is 1,024
 ASKED = [{"role": "user", "content": HUGE}]
 
 
@@ -52,7 +52,7 @@ def test_what_cannot_fit_is_refused_before_it_is_encoded(
     monkeypatch.setattr(tokenizer, "encode", encoded)
     answer = running.post(path, model=NAME, **body)
     assert answer.status_code == 400
-    assert re.fullmatch(r"prompt has at least 2,00\d tokens, the window is 1,024: shorten the prompt", message_of(answer))
+    assert re.fullmatch(r"prompt has at least 30,0\d\d tokens, the window is 1,024: shorten the prompt", message_of(answer))
 
 
 @pytest.mark.parametrize(

@@ -149,10 +149,14 @@ def test_other_threads_run_while_a_long_text_is_encoded(tiny):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(alphabet=st.characters()) | st.sampled_from(["\u1112\u1161\u11ab" * 9, " " * 300, "\u03b1\u0313\u0300\u0345"])))
 def test_no_text_that_fits_is_said_not_to(qwen_tokenizer, texts):
-    qwen_tokenizer.check_fits(texts, sum(len(qwen_tokenizer.encode(text)) for text in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qwen2.tokenizer.tokenizer.COUNTED", 0)
+        qwen_tokenizer.check_fits(texts, sum(len(qwen_tokenizer.encode(text)) for text in texts))
 
 
-def test_what_cannot_fit_is_told_unencoded(tiny):
+def test_what_cannot_fit_is_told_unencoded(tiny, monkeypatch):
+    tiny.check_fits(["x" * 18, "y" * 18], 11)  # so few are counted
+    monkeypatch.setattr("qwen2.tokenizer.tokenizer.COUNTED", 36)
     tiny.check_fits(["x" * 15, "y" * 18], 11)  # its longest token, "the", has three bytes
     with pytest.raises(ValueError, match="at least 12 tokens, the window is 11: "):
         tiny.check_fits(["x" * 18, "y" * 18], 11)

@@ -27,6 +27,7 @@ from qwen2.tokenizer.alphabet import CHAR_OF_BYTE, to_bytes
 from qwen2.tokenizer.parts import Parts
 from qwen2.tokenizer.splits import GGUF_SPLITS
 
+COUNTED = 2**18  # bytes of texts that are counted exactly, in some hundredths of a second
 LONG = 4096  # characters from which on a text is encoded without holding Python's lock, which costs a change of threads
 JOINED = 3  # times shorter than before a text can become by NFC: three parts of a Korean syllable, of three bytes each, are one
 
@@ -63,11 +64,15 @@ class Tokenizer:
         return ids
 
     def check_fits(self, texts: Iterable[str], most: int) -> None:
-        """ValueError where the texts have more than `most` tokens however they are cut, which is found without encoding them."""
+        """ValueError where the texts have more than `most` tokens however they are cut, which is found without encoding them.
+
+        Those of less than COUNTED bytes are encoded and counted in no time: let them pass, and say how many too many there are.
+        """
         if self._longest is None:
             return
-        least = sum(map(self._fewest_bytes, texts)) // self._longest
-        if least > most:
+        fewest = sum(map(self._fewest_bytes, texts))
+        least = fewest // self._longest
+        if fewest >= COUNTED and least > most:
             raise ValueError(f"prompt has at least {least:,} tokens, the window is {most:,}: shorten the prompt")
 
     def _fewest_bytes(self, text: str) -> int:
