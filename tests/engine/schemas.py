@@ -66,3 +66,10 @@ def choices(inner):
 
 TREES = st.recursive(LEAVES, lambda inner: st.one_of(objects(inner), arrays(inner), choices(inner)), max_leaves=8)
 SCHEMAS = st.builds(lambda tree: {"$defs": {"leaf": {"type": "string", "maxLength": 6}}, "anyOf": [tree]}, TREES)
+
+PLACES = {
+    "type": "object",
+    "properties": {"place": {"enum": ["Rome", "Troms\u00f8"]}, "days": {"type": "integer", "minimum": 1, "maximum": 14}},
+    "required": ["place", "days"],
+    "additionalProperties": False,
+}  # arguments of a tool

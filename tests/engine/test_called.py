@@ -17,14 +17,9 @@ from qwen2.tokenizer import ChatTemplate, fold
 from qwen2.weights.export import to_gguf
 from tests.conftest import tiny_model
 from tests.engine.conftest import byte_model
+from tests.engine.schemas import PLACES
 
 MESSAGES = [{"role": "user", "content": "Weather?"}]
-PLACES = {
-    "type": "object",
-    "properties": {"place": {"enum": ["Rome", "Troms\u00f8"]}, "days": {"type": "integer", "minimum": 1, "maximum": 14}},
-    "required": ["place", "days"],
-    "additionalProperties": False,
-}
 SUMS = {
     "type": "object",
     "properties": {"of": {"type": "array", "items": {"type": "number"}, "maxItems": 3}},

@@ -11,14 +11,9 @@ import ollama
 import openai
 import pytest
 
+from tests.engine.schemas import PLACES
 from tests.server.conftest import NAME, Running
 
-PLACES = {
-    "type": "object",
-    "properties": {"place": {"enum": ["Rome", "Troms\u00f8"]}, "days": {"type": "integer", "minimum": 1, "maximum": 14}},
-    "required": ["place", "days"],
-    "additionalProperties": False,
-}
 SUMS = {
     "type": "object",
     "properties": {"of": {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 3}},

@@ -61,16 +61,22 @@ def test_nothing_is_loaded_for_who_has_gone(serve: Callable[..., Running]) -> No
     assert (loads, list(server.models.loaded)) == ([], [NAME])
 
 
-def test_a_load_goes_on_for_others_when_the_first_has_gone(running: Running) -> None:
-    server, begun, go = running.server, threading.Event(), threading.Event()
-    loads, watched = loads_of(running), running.server.models._load
+def held_load(running: Running) -> tuple[threading.Event, threading.Event]:
+    """Loads wait from now on: an event that one has begun, and one that lets it go on."""
+    begun, go, watched = threading.Event(), threading.Event(), running.server.models._load
 
     def slow(name: str) -> Any:
         begun.set()
         assert go.wait(20)
         return watched(name)
 
-    server.models._load = slow
+    running.server.models._load = slow
+    return begun, go
+
+
+def test_a_load_goes_on_for_others_when_the_first_has_gone(running: Running) -> None:
+    server, loads = running.server, loads_of(running)
+    begun, go = held_load(running)
     with ThreadPoolExecutor(1) as pool:
         with asking(running, NAME):
             assert begun.wait(20)
@@ -85,15 +91,8 @@ def test_a_load_goes_on_for_others_when_the_first_has_gone(running: Running) -> 
 
 def test_a_model_that_nobody_waited_for_is_free(serve: Callable[..., Running]) -> None:
     running = serve(max_loaded=1)
-    server, begun, go = running.server, threading.Event(), threading.Event()
-    loads, watched = loads_of(running), running.server.models._load
-
-    def slow(name: str) -> Any:
-        begun.set()
-        assert go.wait(20)
-        return watched(name)
-
-    server.models._load = slow
+    server, loads = running.server, loads_of(running)
+    begun, go = held_load(running)
     with ThreadPoolExecutor(1) as pool:
         with asking(running, NAME):
             assert begun.wait(20)

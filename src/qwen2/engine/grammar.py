@@ -106,7 +106,7 @@ class Grammars:
         self._lock = threading.Lock()  # not held while a grammar is compiled
 
     def vocabulary(self) -> Vocabulary:
-        """The first call takes a second, in which no other thread of Python runs: servers call it at their start."""
+        """The first call takes a second, in which no other thread of Python runs: servers call it while nobody asks them."""
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self.tokenizer, self.vocab)
