@@ -21,9 +21,7 @@ from qwen2.weights.pull import human_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-tokenizer = App(
-    "tokenizer", help_format="plaintext", help_epilogue="Example: qwen2 tokenizer train documents/ --vocab 8192 --out tokenizer"
-)
+tokenizer = App("tokenizer", help_format="plaintext", help_epilogue="Example: qwen2 tokenizer train documents/ --out tokenizer")
 
 
 @tokenizer.command(help_epilogue="Example: qwen2 tokenizer train documents/ de=grimm.txt --vocab 8192 --out tokenizer")
