@@ -1,1 +1,1 @@
-"""Training: the loop, what goes into it and what is reported of it."""
+"""Training: one loop for every job; a job is the batches and the loss that it hands in."""
