@@ -103,7 +103,7 @@ def test_half_of_each_expert_is_drawn_anew(dense: Model):
         gate = expert.chunk(2)[0]
         equal = (gate[:, None, :] == dense_rows[None]).sum(-1).max(1).values.sum()
         assert int(equal) == gate.numel() // 2
-    assert 0.5 < float(half.experts.gate_up_proj.std() / kept.experts.gate_up_proj.std()) < 1.5
+    assert 0.5 < half.experts.gate_up_proj.detach().std() / kept.experts.gate_up_proj.detach().std() < 1.5
     assert torch.equal(half.shared_expert.gate_proj.weight.sort(0).values, kept.shared_expert.gate_proj.weight.sort(0).values)
 
 
