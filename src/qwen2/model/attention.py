@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from qwen2.model.rope import Rope, rotate
+from qwen2.model.training import RotatedAttention, attended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,14 @@ def packed_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int]
     rope = Rope(config, positions.device)
     tables: dict[object, tuple[Tensor, Tensor]] = {}  # by dtype: the first layer's call decides, the others reuse
 
+    counts = torch.tensor([length for length in lengths if length], dtype=torch.int32)
+
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if attended(q):
+            if counts not in tables:
+                tables[counts] = tuple(table[:, 0].contiguous() for table in rope.tables(positions, torch.float32))  # type: ignore[assignment]
+            out: Tensor = RotatedAttention.apply(q, k, v, *tables[counts], counts)
+            return out
         if q.dtype not in tables:
             tables[q.dtype] = rope.tables(positions, q.dtype)
         q, k = rotate(q, *tables[q.dtype]), rotate(k, *tables[q.dtype])
