@@ -41,20 +41,19 @@ def packed_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int]
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, but there are {len(positions)} positions")
     rope = Rope(config, positions.device)
     buckets = Buckets(lengths, positions.device)
-    tables: dict[object, tuple[Tensor, Tensor]] = {}  # by dtype: the first layer's call decides, the others reuse
-
     counts = torch.tensor([length for length in lengths if length], dtype=torch.int32)
+    tables: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # the first layer's call decides, the others reuse
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if attended(q):
-            if counts not in tables:
-                tables[counts] = tuple(table[:, 0].contiguous() for table in rope.tables(positions, torch.float32))  # type: ignore[assignment]
-            out: Tensor = RotatedAttention.apply(q, k, v, *tables[counts], counts)
+        by_kernels = attended(q, k, v)
+        dtype = torch.float32 if by_kernels else q.dtype
+        if dtype not in tables:
+            tables[dtype] = rope.tables(positions, dtype)
+        cos, sin = tables[dtype]
+        if by_kernels:
+            out: Tensor = RotatedAttention.apply(q, k, v, cos, sin, counts)
             return out
-        if q.dtype not in tables:
-            tables[q.dtype] = rope.tables(positions, q.dtype)
-        q, k = rotate(q, *tables[q.dtype]), rotate(k, *tables[q.dtype])
-        return buckets(q, k, v)
+        return buckets(rotate(q, cos, sin), rotate(k, cos, sin), v)
 
     return attend
 

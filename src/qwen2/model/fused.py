@@ -50,7 +50,7 @@ def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> 
 
 def added_product(x: Tensor, values: Tensor, layer: nn.Module) -> Tensor:
     """x (N, D) + layer(values)."""
-    if layer.bias is None and training.computed(x, None, layer):
+    if training.computed(x, None, layer):
         out: Tensor = training.AddedProduct.apply(x, values, layer.weight)
         return out
     if not packed(layer):

@@ -6,10 +6,12 @@ oneDNN, which torch carries too, does none of this; and for up to four rows of n
 output rows is faster still. Measured with two threads on a Zen 5, weights (4864, 896): 512 rows 447 GFLOP/s instead of 194;
 16 rows 22 GB/s instead of 11; one row 39 GB/s instead of 17. With both libraries held to AVX2 the order is the same.
 
-oneDNN's product knows no gradient; `Product` adds it: dX = dY W by the same routine, dW = dY' X by torch's, which takes the transposed
-factor without a copy (on a Zen 4, 4,096 rows, width 384, 214 GFLOP/s forward and to the input instead of 185, 190 to the weights). Where there are no kernels for this processor, weights
-that a file holds in blocks are widened, and `as_int8` rounds their input as the kernels do, so that each product is the same to 1e-4;
-a whole model's logits drift apart further, as two roundings of one number do wherever it lies between two integers.
+oneDNN's product knows no gradient; `Product` adds it: dX = dY W by the same routine, dW = dY' X by torch's, which takes a transposed
+factor without a copy. (Zen 4, 4,096 rows, width 384 to 1,024: forward and to the input 214 GFLOP/s instead of 185, to the weights 190.)
+
+Where there are no kernels for this processor, weights that a file holds in blocks are widened, and `as_int8` rounds their input as the
+kernels do, so that each product is the same to 1e-4; a whole model's logits drift apart further, as two roundings of one number do
+wherever it lies between two integers.
 """
 
 # N rows, I input width, O output width, S bands

@@ -44,9 +44,10 @@ def computed(x: Tensor, norm: nn.Module | None, *layers: nn.Module) -> bool:
     return all(type(layer) is Linear and _unheard(layer) and _plain(layer.weight) for layer in layers)
 
 
-def attended(q: Tensor) -> bool:
-    """Whether attention of these queries (N, H, d) is computed here."""
-    return torch.is_grad_enabled() and q.is_cpu and q.dtype in KINDS and len(q) > 0 and q.shape[2] % 2 == 0 and kernels.isa() is not None
+def attended(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether attention of q (N, H, d), k and v (N, K, d) is computed here."""
+    plain = all(type(x) is Tensor and x.is_cpu and x.dtype == q.dtype for x in (q, k, v)) and q.dtype in KINDS
+    return plain and torch.is_grad_enabled() and len(q) > 0 and q.shape[2] % 2 == 0 and kernels.isa() is not None
 
 
 def _unheard(module: nn.Module) -> bool:
@@ -124,7 +125,7 @@ def norm_gradients(x: Tensor, weight: Tensor, inverse: Tensor, dy: Tensor, resid
 def sum_of_rows(x: Tensor) -> Tensor:
     """(N, O) -> (O,) float32; rows may lie apart."""
     sums = torch.empty(x.shape[1])
-    training.sum_rows(kind_of(x.dtype), x.data_ptr(), *x.shape, x.stride(0), sums.data_ptr())
+    training.sum_rows(kind_of(x.dtype), x.data_ptr(), len(x), x.shape[1], x.stride(0), sums.data_ptr())
     return sums
 
 
@@ -206,7 +207,7 @@ class AddedFeedForward(Function):
         y, inverse = normed(x, norm, eps, dtype)
         gate_up = product(y, stacked((gate, up), dtype), None)  # (N, 2F)
         gated = y.new_empty(len(x), len(gate))
-        training.gated_forward(kind_of(dtype), gate_up.data_ptr(), *gated.shape, gated.data_ptr())
+        training.gated_forward(kind_of(dtype), gate_up.data_ptr(), len(x), len(gate), gated.data_ptr())
         ctx.save_for_backward(x, norm, inverse, gate_up, gate, up, down)
         return plus(x, product(gated, down.to(dtype), None))
 
@@ -218,7 +219,7 @@ class AddedFeedForward(Function):
         dout = dx.to(dtype)
         gated = gradient_to_input(dout, down.to(dtype))  # its gradient (N, F), until the next line but one
         into = torch.empty_like(gate_up)
-        training.gated_backward(kind_of(dtype), gate_up.data_ptr(), *gated.shape, gated.data_ptr(), into.data_ptr())
+        training.gated_backward(kind_of(dtype), gate_up.data_ptr(), len(x), len(gate), gated.data_ptr(), into.data_ptr())
         ddown = gradient_to_weight(dout, gated).float()
         dy = gradient_to_input(into, stacked((gate, up), dtype))
         dx, dnorm = norm_gradients(x, norm, inverse, dy, dx)
@@ -227,7 +228,7 @@ class AddedFeedForward(Function):
 
 
 class RotatedAttention(Function):
-    """Causal attention inside sequences of `lengths` (S,) int32, q and k rotated by the tables (N, d/2) float32 first."""
+    """Causal attention inside sequences of `lengths` (S,) int32, q and k rotated by the tables (N, 1, d/2) float32 first."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor) -> Tensor:
@@ -243,8 +244,8 @@ class RotatedAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *_ = ctx.saved_tensors
-        step, dout = _attention_step(*ctx.saved_tensors), dout.contiguous()
+        q, k, v, *others = ctx.saved_tensors
+        step, dout = _attention_step(q, k, v, *others), dout.contiguous()
         widths = [x.shape[1] * x.shape[2] for x in (q, k, v)]
         into = q.new_empty(len(q), sum(widths))
         dq, dk, dv = (part.unflatten(1, (-1, q.shape[2])) for part in into.split(widths, dim=1))
@@ -260,8 +261,10 @@ def _heads_together(x: Tensor) -> Tensor:
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-def _attention_step(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor, out: Tensor, log_sums: Tensor) -> TrainAttentionStruct:
-    at = [tensor.data_ptr() for tensor in (q, k, v, cos, sin, lengths, out, log_sums)]
+def _attention_step(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> TrainAttentionStruct:
+    """The call; the others: cos, sin, lengths, out, log_sums."""
+    lengths = others[2]
+    at = [tensor.data_ptr() for tensor in (q, k, v, *others)]
     strides = [tensor.stride(0) for tensor in (q, k, v)]
     d = q.shape[2]
     shape = (len(lengths), q.shape[1], k.shape[1], d, kind_of(q.dtype))
