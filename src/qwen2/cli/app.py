@@ -47,6 +47,7 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
         "qwen2 tokenizer train documents/ --out tokenizer",
     ),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
+    "plan": ("Plan a training run on many GPUs: memory, traffic and time.", "qwen2 plan qwen2:72b --gpus 64 --memory 80GiB"),
 }
 GROUPS = {"data", "tokenizer"}  # verbs that have verbs of their own: an App under the module's name
 
