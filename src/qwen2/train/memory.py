@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of malloc.h
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of malloc.h
 MOST = 2**31 - 1
 
 
@@ -20,4 +20,4 @@ def keep_freed() -> bool:
         mallopt = library.mallopt
     except (AttributeError, TypeError, OSError):  # no such function; no C library to ask, as on Windows
         return False
-    return all(mallopt(option, value) == 1 for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, MOST), (TOP_PAD, 64 << 20)))
+    return all(mallopt(option, value) == 1 for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, MOST)))
