@@ -163,10 +163,12 @@ class LLM:
             return Asked(self._request(ids, params))
         if held is not None and params.constraint is not None:
             raise ValueError("an answer cannot be held to a form and to calls: leave the form out, or strict and tool_choice")
+        is_free = params.constraint is None and not choice.forced and not is_begun
         stop = self.generation.stop if params.stop is None else params.stop
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
-        parsers = [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)]
+        plain = [function["name"] for tool in tools if not (function := tool["function"]).get("strict")] if is_free else []
+        parsers = [self.template.parser(in_pieces and held is not None, plain, not choice.parallel) for _ in range(request.params.n)]
         return Asked(request, parsers, only_calls=in_pieces and choice.forced)
 
     def render(
