@@ -128,7 +128,7 @@ def test_weights_are_loaded_once_however_many_names_are_asked_for_at_once(runnin
     assert luigi == text(running, NAME, [{"role": "system", "content": "You are Luigi."}, *HELLO], max_tokens=7)
     assert len(loads) == 1, "made again of the same weights, which stay"
     Store(home).create(MADE, parse("FROM tiny:two"))
-    text(running, MADE, max_tokens=7) == text(running, "tiny:two", max_tokens=7)
+    assert text(running, MADE, max_tokens=7) == text(running, "tiny:two", max_tokens=7)
     assert len(loads) == 2
 
 

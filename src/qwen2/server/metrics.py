@@ -6,7 +6,7 @@ curl http://127.0.0.1:11434/metrics
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -55,6 +55,14 @@ class Metrics:
                 self.first.labels(model).observe(request.first_token - request.made)
         if output.usage.completion_tokens > 1:
             self.next.labels(model).observe(output.timings.decode_seconds / (output.usage.completion_tokens - 1))
+
+    def left(self, model: str, answers: int, requests: Iterable[Request] = (), reason: str = "gone") -> None:
+        """Count answers that came to no end, "gone" with their client or by an "error", and what was read of their prompts."""
+        self.requests.labels(model, reason).inc(answers)
+        for request in requests:
+            if request.first_token is not None:
+                self.prompt.labels(model).inc(len(request.prompt))
+                self.cached.labels(model).inc(request.cached_tokens)
 
     def text(self) -> bytes:
         """In Prometheus' format."""
