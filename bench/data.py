@@ -3,7 +3,8 @@
 Ours is the whole chain up to clean text. Theirs is datatrove's JSON-lines reader, language filter (lid.176 put in, which its own
 would download), Gopher repetition and quality filters, exact and sentence de-duplication, MinHash, n-gram decontamination,
 personal data formatter and writer. Its words come from a regular expression, many times faster than the spaCy models that it
-takes by default; a quality classifier it has none of, so that step is ours alone. Both are fed the same documents, in turns.
+takes by default; a quality classifier it has none of, so that step is ours alone. The thresholds of its Gopher filters, made for English,
+are so wide that as many documents as in ours reach the later steps. Both are fed the same documents, in turns.
 
     python bench/data.py CORPUS [--rounds 3] [--megabytes 4]        # CORPUS: what `qwen2 data fetch quick` wrote
 """
@@ -81,7 +82,7 @@ def whole(document: Document) -> str:
 
 def index_items(items: list[str], folder: Path, config: NGramsDecontConfig) -> None:
     """The hashes that datatrove's indexer writes, without lighteval, which it reads tasks with."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     hashed, words = create_hash_func(HASH), Words()
     found = {
         hashed(" ".join(run))
@@ -107,12 +108,14 @@ def theirs(folder: Path, items: list[str], out: Path) -> int:
     decontamination = NGramsDecontConfig(n_grams=13, hash_config=HASH)
     NGramsDecontFilter._requires_dependencies = []
     index_items(items, out / "items", decontamination)
-    quality = GopherQualityFilter(min_doc_words=10, min_stop_words=0, min_avg_word_length=1, max_avg_word_length=40, language=words)
+    quality = GopherQualityFilter(10, None, 0, 100, 1.0, None, None, 0.0, 0, language=words)
+    runs = tuple((n, 10.0) for n in range(2, 5)), tuple((n, 10.0) for n in range(5, 11))
+    repetition = GopherRepetitionFilter(top_n_grams=runs[0], dup_n_grams=runs[1], language=words)
     run(
         "one",
         JsonlReader(str(folder), glob_pattern="train.jsonl"),
         Language(),
-        GopherRepetitionFilter(language=words),
+        repetition,
         quality,
         JsonlWriter(at("a"), compression=None),
     )

@@ -127,7 +127,7 @@ def write_tokenizer(folder: Path) -> None:
 
 def kept(folder: Path) -> dict[str, str]:
     found = {}
-    for path in sorted((folder / "text").glob("*.jsonl")):
+    for path in sorted([*folder.glob("text/*.jsonl"), *folder.glob("held-out/*.jsonl")]):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             found[row["id"].partition(":")[2]] = row["text"]
@@ -164,9 +164,9 @@ def test_twice_and_by_two_workers_the_same_bytes(prepared: tuple[Recipe, Path]) 
     recipe, root = prepared
     manifest = prepare_text(recipe, root / "corpus", None, root / "two", workers=2, say=quiet)
     prepare_shards(recipe, manifest, root / "two", root / "tok", 2, quiet)
-    for folder in ("text", "shards"):
-        names = sorted(path.name for path in (root / "one" / folder).iterdir())
-        assert names == sorted(path.name for path in (root / "two" / folder).iterdir())
+    for folder in ("text", "held-out", "shards", "shards/tokenizer"):
+        names = sorted(path.name for path in (root / "one" / folder).iterdir() if path.is_file())
+        assert names == sorted(path.name for path in (root / "two" / folder).iterdir() if path.is_file())
         for name in names:
             assert (root / "one" / folder / name).read_bytes() == (root / "two" / folder / name).read_bytes(), name
     assert gather(root / "one") == gather(root / "two")
@@ -200,6 +200,8 @@ def test_shards_hold_the_text(prepared: tuple[Recipe, Path], capsys: pytest.Capt
     }  # fmt: skip
     held = shards.select("held-out")[0]
     assert held.bytes == len(prose(90_000).encode()) == held.tokens - 1
+    assert (root / "one" / "shards" / "tokenizer" / "tokenizer.json").read_bytes() == (root / "tok" / "tokenizer.json").read_bytes()
+    assert [text for *_, text in clean_texts(root / "one", "held-out")] == [prose(90_000)]
     assert sum(r.documents for r in shards.select("train")) == len(kept(root / "one")) - 1
     assert dict.fromkeys(source for _, source, _ in clean_texts(root / "one")).keys() == {"web", "more"}
     assert (

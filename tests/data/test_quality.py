@@ -18,7 +18,7 @@ def documents(articles: dict[str, list[str]]) -> list[tuple[str, str]]:
 def test_it_tells_damage_from_text(documents: list[tuple[str, str]], tmp_path: Path) -> None:
     classifier, measured = learn(documents, seed=0)
     assert measured["held_out"] > 40
-    assert measured["auc"] > 0.85
+    assert measured["auc"] > 0.8
     classifier.save(tmp_path / "quality.npz")
     again, same = learn(documents, seed=0)
     assert same == measured

@@ -114,6 +114,15 @@ def test_a_source_s_share(tmp_path: Path) -> None:
     assert outcomes == {"kept": 4, "over the source's share": 2}
 
 
+def test_a_share_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "id": n}) + "\n" for n in range(400)))
+    documents, _ = read(path, tmp_path, held_out=0.1)
+    chosen = [d.id for d in documents if d.metadata["role"] == "held-out"]
+    assert 20 < len(chosen) < 70
+    assert chosen == [d.id for d in read(path, tmp_path, held_out=0.1)[0] if d.metadata["role"] == "held-out"]
+
+
 def test_clean() -> None:
     assert clean("\n a \r\nb\rc\x00\x1f\t\n\n\n\nd\n") == " a\nb\nc\n\nd"
 

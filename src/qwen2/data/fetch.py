@@ -215,7 +215,7 @@ def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                 for info in archive.infolist():
                     yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
         elif path.suffix == ".deb":
-            with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as process:
+            with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
                 yield from _tar_members(process.stdout, "r|")
         else:
             with open(path, "rb") as file:

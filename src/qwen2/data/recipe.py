@@ -41,6 +41,7 @@ class Source:
     language: str = ""  # a code, or "detect"; by default the document's own field, else detected
     licence: str = "unknown"
     role: Role = "train"
+    held_out: float = 0.0  # share of the documents that become held-out text, chosen by their ids
     reference: bool = False  # text that the quality classifier learns from as good
     most_bytes: int = 0  # of each language and file; 0: all
 
@@ -55,6 +56,8 @@ class Source:
             raise ValueError(f"source {self.label}: format {self.format!r}: there are {', '.join(sorted(set(FORMATS.values())))}")
         if self.role not in get_args(Role):
             raise ValueError(f"source {self.label}: role {self.role!r}: there are {', '.join(get_args(Role))}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"source {self.label}: held_out {self.held_out}: must be a share from 0 to below 1")
         if self.most_bytes < 0:
             raise ValueError(f"source {self.label}: most_bytes {self.most_bytes}: must be 0 (all) or more")
 

@@ -13,13 +13,16 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from qwen2.data.prepare import TEXT, RankReader, Say, run_pipeline
+from qwen2.data.prepare import HELD_OUT, TEXT, RankReader, Say, run_pipeline
 from qwen2.data.recipe import Recipe
 from qwen2.data.shards import MANIFEST, Shards, ShardWriter, TokenizerInfo, merge, sha256_of
 from qwen2.tokenizer.parts import END_OF_TEXT
 from qwen2.tokenizer.tokenizer import Tokenizer
 
 SHARDS = "shards"
+TOKENIZER_FILES = (  # copied beside the shards, so that they can be read without knowing where they came from
+    "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def tokenizer_info(folder: Path) -> TokenizerInfo:
@@ -56,7 +59,10 @@ class Tokenize(PipelineStep):
 
 
 def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, workers: int, say: Say = print) -> Shards:
-    """OUT/text to OUT/shards. Shards that are there and of the same text and tokenizer are checked and used."""
+    """OUT/text and OUT/held-out to OUT/shards, with a copy of the tokenizer.
+
+    Shards that are there and of the same text and tokenizer are checked and used; others there are a FileExistsError.
+    """
     info = tokenizer_info(tokenizer)
     place, parts = folder / SHARDS, folder / "tokens"
     made_of = {key: manifest[key] for key in ("inputs", "libraries", "text")}
@@ -68,7 +74,17 @@ def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, token
         raise FileExistsError(f"{place}: holds shards of another text or tokenizer; remove them or name another folder")
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     shutil.rmtree(parts, ignore_errors=True)
-    run_pipeline([RankReader(str(folder / TEXT)), Tokenize(str(path), str(parts))], recipe.tasks, workers, str(parts / "logs"))
+    run_pipeline(
+        [RankReader(str(folder / TEXT), str(folder / HELD_OUT)), Tokenize(str(path), str(parts))],
+        recipe.tasks,
+        workers,
+        str(parts / "logs"),
+    )
+    (place / "tokenizer").mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES if tokenizer.is_dir() else ():
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, place / "tokenizer" / name)
+    shutil.copyfile(path, place / "tokenizer" / "tokenizer.json")
     shards = merge([parts / f"{rank:05d}" for rank in range(recipe.tasks)], place, recipe.to_json(), made_of)
     shutil.rmtree(parts)
     tokens = sum(record.tokens for record in shards.shards)
