@@ -63,7 +63,9 @@ class RunFolder:
         for section in config:
             found = differences(asked[section], written.get(section, {}))
             if found:
-                raise ValueError(f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it with --from")
+                raise ValueError(
+                    f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it with --from"
+                )
 
     def close(self) -> None:
         """Let others train here."""

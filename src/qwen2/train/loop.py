@@ -177,7 +177,11 @@ class Loop(Generic[B]):
         last = state.skipped_in_a_row > settings.most_skips
         if settings.on_nonfinite == "stop" or last:
             self._event("stopped", text)
-            more = f"; {settings.most_skips} batches were left out before it" if last else ", or leave such batches out with --on-nonfinite skip"
+            more = (
+                f"; {settings.most_skips} batches were left out before it"
+                if last
+                else ", or leave such batches out with --on-nonfinite skip"
+            )
             raise TrainingError(f"{text}; lower the learning rate{more}")
         self._event("left out", f"{text}; its batches are left out, {state.skipped} so far")
 
@@ -228,8 +232,11 @@ class Loop(Generic[B]):
             if self.metrics is not None:
                 self.metrics.write({"step": self.state.step, "eval": dict(values)})
             mean = sum(values.values()) / len(values)
-            self.progress.say(f"step {self.state.step:,}: {mean:.4f} bits per byte, the mean of {len(values)}" if len(values) > 1 else
-                              f"step {self.state.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            self.progress.say(
+                f"step {self.state.step:,}: {mean:.4f} bits per byte, the mean of {len(values)}"
+                if len(values) > 1
+                else f"step {self.state.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            )
         return values
 
     @contextmanager
@@ -291,4 +298,4 @@ class Loop(Generic[B]):
 def recompute_layers(network: Qwen2) -> None:
     """Keep only each layer's input for the backward pass, which computes the layer again. Names of parameters stay."""
     for layer in network.model.layers:
-        layer.forward = partial(recomputed, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = partial(recomputed, layer.forward, use_reentrant=False)

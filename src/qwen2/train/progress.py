@@ -31,7 +31,9 @@ class Progress:
             self.bar.update(self.bar.task_ids[0], rate=text)
         elif self.wanted:
             left = (time.perf_counter() - self.start) / max(line["step"] - self.first, 1) * (self.steps - line["step"])
-            print(f"step {line['step']:,} of {self.steps:,}  loss {line['loss']:.4f}  {text}  {clock(left)} left", file=sys.stderr, flush=True)
+            print(
+                f"step {line['step']:,} of {self.steps:,}  loss {line['loss']:.4f}  {text}  {clock(left)} left", file=sys.stderr, flush=True
+            )
 
     def say(self, text: str) -> None:
         """A line above the bar."""
