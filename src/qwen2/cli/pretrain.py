@@ -25,15 +25,10 @@ HINTS = get_type_hints(PretrainSettings)
 
 
 def _flag(name: str, default: Any, text: str) -> tuple[str, Any, Any]:
-    hint = list[str] if HINTS[name] == tuple[str, ...] else HINTS[name]
-    shown = (
-        False
-        if (default in (0, ()) and HINTS[name] is not bool) or name == "steps"
-        else str(default).lower()
-        if HINTS[name] is bool
-        else str(default)
-    )
-    parameter = Parameter(help=text, show_default=shown, negative=None if HINTS[name] is bool else ())
+    hint, switch = list[str] if HINTS[name] == tuple[str, ...] else HINTS[name], HINTS[name] is bool
+    shown = str(default).lower() if switch else str(default)
+    known = switch or (default not in (0, ()) and name != "steps")
+    parameter = Parameter(help=text, show_default=shown if known else False, negative=None if switch else ())
     return name, Annotated[Optional[hint], parameter], new_field(default=None)  # noqa: UP045
 
 
