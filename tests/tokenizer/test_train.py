@@ -195,6 +195,14 @@ def test_texts_of_files_and_folders(tmp_path: Path):
     assert len(texts) == 3 + 3 + 1  # two pieces of 64 KiB, and the rest
 
 
+def test_documents_of_a_split(tmp_path: Path):
+    documents = [{"text": "a", "split": "train"}, {"text": "b", "metadata": {"role": "held-out"}}, {"text": "c"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    assert [text for _, text in read_texts([tmp_path])] == ["a", "b", "c"]
+    assert [text for _, text in read_texts([tmp_path], "train")] == ["a", "c"]
+    assert [text for _, text in read_texts([tmp_path], "held-out")] == ["b", "c"]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

@@ -42,13 +42,15 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
     "pretrain": ("Train a model on token shards.", "qwen2 pretrain corpus/shards --out run --size nano --steps 500"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
+    "budget": ("Choose a model and its steps by how fast this machine trains.", "qwen2 budget shards --out budget --seconds 600"),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
+    "report": ("Show what became of a recipe's stages: report.json and one HTML page.", "qwen2 report page runs/out/base"),
     "tokenizer": (
         "Learn a vocabulary from texts, or see how well vocabularies fit texts.",
         "qwen2 tokenizer train documents/ --out tokenizer",
     ),
 }
-NESTED = {"tokenizer"}  # verbs that have verbs: the module holds an App, which has its own example
+NESTED = {"report", "tokenizer"}  # verbs that have verbs: the module holds an App, which has its own example
 
 
 def make_app() -> App:

@@ -60,6 +60,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x: str, y: str, marks: Seq
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.xaxis.set_major_formatter(_short())
+        axes.set_xlim(left=min(0.0, *(point[0] for points in lines.values() for point in points)))
         axes.margins(x=0.01)
 
     return _svg(draw, (7.2, 3.2), names=len(lines))
@@ -86,6 +87,7 @@ def dot_chart(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="x")
         axes.set_xlabel(x)
+        axes.xaxis.set_major_formatter(_short())
         axes.set_xlim(left=min(0.0, *(value for row in shown.values() for value in row.values())))
 
     return _svg(draw, (7.2, 1.1 + 0.19 * len(shown)), names=len(names))
