@@ -94,11 +94,13 @@ def test_plans_that_cannot_be(change: dict[str, object], message: str, shards: S
 def test_stages_that_cannot_be():
     with pytest.raises(ValueError, match="stage x: 0 rows of 8 tokens"):
         Stage("x", 8, 0, 1.0, 1e4)
-    with pytest.raises(ValueError, match="stage x: share 1.5"):
+    with pytest.raises(ValueError, match=r"stage x: share 1\.5"):
         Stage("x", 8, 1, 1.5, 1e4)
 
 
-def test_the_verb_writes_flags_that_pretrain_takes(shards: Shards, tmp_path: Path, rates: dict[str, float], capsys: pytest.CaptureFixture[str]):
+def test_the_verb_writes_flags_that_pretrain_takes(
+    shards: Shards, tmp_path: Path, rates: dict[str, float], capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "budget"
     words = ["budget", str(shards.folder), "--out", str(out), "--seconds", "0.5", "--size", "tiny"]
     assert main([*words, "--stage", "short=32x4:0.5", "--stage", "long=64x2:0.5@1000000"]) == 0

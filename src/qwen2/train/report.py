@@ -1,7 +1,7 @@
 """What became of a recipe: the stages of a run in one folder, as the figures of report.json.
 
-A recipe (runs/*.sh) does its stages one after the other, each in RUN/NAME, and writes down each that is finished: RUN/stages.json
-holds {name, kind, seconds} in their order, and is all that a recipe has to know. What a stage's folder holds is read by its kind;
+A recipe (runs/*.sh) does its stages one after the other, each in a folder of RUN, and writes down each that is finished: RUN/stages.json
+holds {name, kind, folder, seconds} in their order, and is all that a recipe has to know. What a stage's folder holds is read by its kind;
 a later job (fine-tuning, preference training, evaluation) is one more line there, and one more reader here where its kind is new.
 
 What is left out: how it looks (page.py), and stages that are not finished.
@@ -20,6 +20,7 @@ from statistics import fmean, median
 from typing import Any
 
 from qwen2.data.shards import Shards
+from qwen2.data.steps import KEPT
 from qwen2.train.metrics import read_lines
 from qwen2.weights.json_object import read_json
 
@@ -27,6 +28,7 @@ Figures = dict[str, Any]
 
 JOURNAL, REPORT = "stages.json", "report.json"
 VERSION = 1
+ENTRY = {"name", "kind", "folder", "seconds"}
 LAST = 10  # logged steps at the end whose mean is the loss of a stage
 
 
@@ -39,21 +41,22 @@ def stages(run: Path) -> list[Figures]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(one, dict) and {"name", "kind", "seconds"} <= one.keys() for one in found):
-        raise ValueError(f"{path}: not a list of stages with name, kind and seconds")
+    if not isinstance(found, list) or not all(isinstance(one, dict) and one.keys() == ENTRY for one in found):
+        raise ValueError(f"{path}: not a list of stages with {', '.join(sorted(ENTRY))}")
     return found
 
 
-def add(run: Path, name: str, kind: str, seconds: float) -> None:
-    """Write down that a stage is finished; one of that name that is there already is replaced, in its place.
+def add(run: Path, name: str, kind: str, seconds: float, folder: str | None = None) -> None:
+    """Write down that a stage is finished, in `folder` (by default its name); one of that name is replaced, in its place.
 
     Raises ValueError for a kind that is unknown and for a stage without its folder.
     """
     if kind not in READERS:
         raise ValueError(f"kind {kind!r} of stage {name}: must be one of {', '.join(READERS)}")
-    if not (run / name).exists():
-        raise ValueError(f"{run / name}: not there; a stage is finished when its folder is")
-    entry = {"name": name, "kind": kind, "seconds": round(seconds, 1)}
+    folder = name if folder is None else folder
+    if not (run / folder).exists():
+        raise ValueError(f"{run / folder}: not there; a stage is finished when its folder is")
+    entry = {"name": name, "kind": kind, "folder": folder, "seconds": round(seconds, 1)}
     known = stages(run)
     places = [i for i, one in enumerate(known) if one["name"] == name]
     if places:
@@ -68,7 +71,7 @@ def report(run: Path) -> Figures:
     entries = stages(run)
     if not entries:
         raise ValueError(f"{run}: no finished stages here ({JOURNAL} is missing or empty)")
-    read = [{**one, **READERS[one["kind"]](run / one["name"])} for one in entries]
+    read = [{**one, **READERS[one["kind"]](run / one["folder"])} for one in entries]
     return {"version": VERSION, "machine": machine(), "seconds": round(sum(one["seconds"] for one in read), 1), "stages": read}
 
 
@@ -77,6 +80,33 @@ def write_report(run: Path) -> Figures:
     found = report(run)
     _write(run / REPORT, found)
     return found
+
+
+def begins(found: Figures, run: Path) -> dict[str, int]:
+    """For each training stage the tokens that were read before it, by the stages that it started from, one from the other."""
+    ends: dict[Path, int] = {}
+    starts: dict[str, int] = {}
+    for stage in found["stages"]:
+        folder = (run / stage["folder"]).resolve()
+        start = ends.get(Path(stage["from"]).resolve(), 0) if stage.get("from") else 0
+        if stage["kind"] == "training":
+            starts[stage["name"]] = start
+            ends[folder] = ends[folder / "model"] = start + stage["tokens"]
+        elif stage["kind"] == "upcycling":
+            ends[folder] = start
+    return starts
+
+
+def summary(found: Figures) -> list[dict[str, str]]:
+    """A row for each stage: what took how long, and what came of it."""
+    rows = []
+    for stage in found["stages"]:
+        means = stage.get("bits_per_byte_mean") or {}
+        bits = f"{means['before']:.3f} -> {means['after']:.3f}" if None not in means.values() and means else ""
+        loss = f"{stage['loss']:.4f}" if "loss" in stage else ""
+        tokens = f"{stage['tokens']:,}" if "tokens" in stage else ""
+        rows.append({"stage": stage["name"], "seconds": f"{stage['seconds']:.0f}", "tokens": tokens, "loss": loss, "bits per byte": bits})
+    return rows
 
 
 def machine() -> Figures:
@@ -109,6 +139,7 @@ def read_training(folder: Path) -> Figures:
         "tokens_per_s": median(line["tokens_per_s"] for line in logged),
         "mfu": _median_of(logged, "mfu"),
         "events": [line["text"] for line in lines if "event" in line],
+        "from": written.get("from", {}).get("model"),
     }
     evaluations = [line["eval"] for line in lines if "eval" in line]
     if evaluations:
@@ -155,10 +186,27 @@ def read_budget(folder: Path) -> Figures:
     return found
 
 
+def read_corpus(folder: Path) -> Figures:
+    """Packages that were fetched, with version and licence, and those that could not be had."""
+    found = read_json(folder / "corpus.json")
+    kept = {name: {key: one[key] for key in ("version", "licence", "documents", "bytes")} for name, one in found["packages"].items()}
+    return {"packages": kept, "gone": found["gone"], "bytes": sum(one["bytes"] for one in kept.values())}
+
+
 def read_texts(folder: Path) -> Figures:
-    """Prepared documents: counts by step and language as `qwen2 data` left them."""
-    found = folder / "report.json"
-    return {"report": read_json(found)} if found.exists() else {}
+    """Prepared documents: what each step kept, and dropped for which reason."""
+    steps = []
+    for step in read_json(folder / "report.json")["steps"]:
+        kept = step["outcomes"].get(KEPT, {"documents": 0, "bytes": 0})
+        reasons = {reason: counts["documents"] for reason, counts in step["outcomes"].items() if reason != KEPT}
+        steps.append({"step": step["step"], "documents": kept["documents"], "bytes": kept["bytes"], "dropped": reasons})
+    return {"steps": steps}
+
+
+def read_upcycling(folder: Path) -> Figures:
+    """A mixture made from a dense model: which, with which settings, and how large it is."""
+    found = read_json(folder / "upcycling.json")
+    return {"from": found["model"], "parameters": found["parameters"], "settings": found["settings"]}
 
 
 def read_export(folder: Path) -> Figures:
@@ -183,11 +231,12 @@ def read_samples(folder: Path) -> Figures:
 
 
 READERS: dict[str, Callable[[Path], Figures]] = {
-    "corpus": read_export,
+    "corpus": read_corpus,
     "texts": read_texts,
     "tokenizer": read_tokenizer,
     "shards": read_shards,
     "budget": read_budget,
+    "upcycling": read_upcycling,
     "training": read_training,
     "export": read_export,
     "samples": read_samples,
