@@ -104,7 +104,6 @@ TOOL_NAMES = ["get", "get_all", "a-b.c", "\u5929\u6c14", "x" * 64]
 TOOLS = st.lists(st.tuples(st.sampled_from(TOOL_NAMES), PARAMETERS), min_size=1, max_size=3, unique_by=lambda pair: pair[0]).map(dict)
 MANY = settings(  # random rows may write lists and objects of any names for longer than any bound: those answers are not counted
     max_examples=500,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
