@@ -46,8 +46,12 @@ def computed(x: Tensor, norm: nn.Module | None, *layers: nn.Module) -> bool:
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether attention of q (N, H, d), k and v (N, K, d) is computed here."""
-    plain = all(type(x) is Tensor and x.is_cpu and x.dtype == q.dtype for x in (q, k, v)) and q.dtype in KINDS
-    return plain and torch.is_grad_enabled() and len(q) > 0 and q.shape[2] % 2 == 0 and kernels.isa() is not None
+    return torch.is_grad_enabled() and q.dtype == k.dtype == v.dtype and computes(q, k, v) and len(q) > 0 and q.shape[2] % 2 == 0
+
+
+def computes(first: Tensor, *others: Tensor) -> bool:
+    """Whether kernels can take these: plain tensors in the CPU's memory, the first of a type that they compute with."""
+    return all(type(x) is Tensor and x.is_cpu for x in (first, *others)) and first.dtype in KINDS and kernels.isa() is not None
 
 
 def _unheard(module: nn.Module) -> bool:
