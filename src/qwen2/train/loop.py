@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from qwen2.train import checkpoint
 from qwen2.train.faults import Spikes, TrainingError, first_bad, trace
+from qwen2.train.memory import keep_freed
 from qwen2.train.metrics import Metrics, draw
 from qwen2.train.optim import Average, clip, make_adamw, rate_share, set_rate
 from qwen2.train.precision import chosen, computing, product_rate
@@ -71,6 +72,8 @@ class Loop(Generic[B]):
         self.dtype = chosen(settings.precision, world.device)
         world.prepare(network)
         network.requires_grad_(True).train()
+        if world.device.type == "cpu":
+            keep_freed()
         if settings.recompute == "layers":
             recompute_layers(network)
         self.optimizer = make_adamw(network, settings.beta1, settings.beta2, settings.eps, settings.weight_decay)
