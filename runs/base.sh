@@ -29,7 +29,8 @@ else
 fi
 bin=$(dirname "$0")/../.venv/bin/qwen2
 [ -x "$bin" ] || bin=qwen2
-qwen2() { command "$bin" "$@"; }
+read -ra program <<< "${QWEN2:-$bin}"   # QWEN2='nice qwen2' runs it in another way
+qwen2() { command "${program[@]}" "$@"; }
 released=qwen2.5-coder:0.5b   # whose vocabulary ours is compared with, where it is here already
 mkdir -p "$out"
 

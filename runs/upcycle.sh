@@ -21,7 +21,8 @@ done
 shards=${places[0]:-runs/out/base/data/shards} out=${places[1]:-runs/out/upcycle}
 bin=$(dirname "$0")/../.venv/bin/qwen2
 [ -x "$bin" ] || bin=qwen2
-qwen2() { command "$bin" "$@"; }
+read -ra program <<< "${QWEN2:-$bin}"   # QWEN2='nice qwen2' runs it in another way
+qwen2() { command "${program[@]}" "$@"; }
 mkdir -p "$out"
 
 # stage NAME KIND COMMAND...: run it unless it is finished, and write down how long it took
