@@ -64,7 +64,7 @@ train() {
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
   # shellcheck disable=SC2046  # a file of flags
   qwen2 pretrain "$out/data/shards" --tokenizer "$out/tokenizer" --out "$out/$name" $(cat "$out/budget/$name.flags") \
-    --temperature 2 --eval-tokens $evaluated "$@" "${resume[@]}"
+    --temperature 2 --log-every 5 --eval-tokens $evaluated "$@" "${resume[@]}"
 }
 stage_short() { train short --config "$out/budget/config.json" --lr 4e-3; }
 stage_long() { train long --from "$out/short" --lr 1e-3; }
@@ -92,13 +92,16 @@ id|Anda dapat
 PROMPTS
 }
 
-stage corpus corpus corpus
-stage texts texts data
-stage tokenizer tokenizer tokenizer
-stage shards shards data/shards
-stage budget budget budget
-stage short training short
-stage long training long
-stage model export model
-stage samples samples samples
-qwen2 report page "$out" --title "A base model in 29 languages${quick:+ (quick)}"
+main() {  # read whole before it runs: the file may be changed meanwhile
+  stage corpus corpus corpus
+  stage texts texts data
+  stage tokenizer tokenizer tokenizer
+  stage shards shards data/shards
+  stage budget budget budget
+  stage short training short
+  stage long training long
+  stage model export model
+  stage samples samples samples
+  qwen2 report page "$out" --title "A base model in 29 languages${quick:+ (quick)}"
+}
+main; exit

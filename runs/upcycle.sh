@@ -44,9 +44,12 @@ mixture() {
   qwen2 upcycle "$out/parent/model" "$out/start" --experts 16 --active 4
 }
 
-# The parent's rate stays high to its end, so that what goes on from it is not made to climb a hill that only one of them knows.
-stage parent training train parent --size nano --steps "$steps" --lr 1e-3 --schedule constant
-stage start upcycling mixture
-stage dense training train dense --from "$out/parent" --steps "$more" --lr 1e-3 --seed 1
-stage mixture training train mixture --from "$out/start" --steps "$more" --lr 1e-3 --seed 1
-qwen2 report page "$out" --title 'Upcycling: a mixture of 16 experts and its dense parent'
+main() {
+  # The parent's rate stays high to its end, so that what goes on from it is not made to climb a hill that only one of them knows.
+  stage parent training train parent --size nano --steps "$steps" --lr 1e-3 --schedule constant
+  stage start upcycling mixture
+  stage dense training train dense --from "$out/parent" --steps "$more" --lr 1e-3 --seed 1
+  stage mixture training train mixture --from "$out/start" --steps "$more" --lr 1e-3 --seed 1
+  qwen2 report page "$out" --title 'Upcycling: a mixture of 16 experts and its dense parent'
+}
+main; exit

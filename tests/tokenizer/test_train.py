@@ -188,6 +188,7 @@ def test_texts_of_files_and_folders(tmp_path: Path):
     (tmp_path / "in" / "a.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n\n")
     (tmp_path / "in" / "b.txt").write_text("plain\n" * 30_000)
     (tmp_path / "uno.txt").write_text("uno")
+    (tmp_path / "in" / "manifest.json").write_text("{}")
     texts = list(read_texts([tmp_path / "in", f"es={tmp_path / 'uno.txt'}"]))
     assert texts[:3] == [("de", "eins"), ("en", "one"), ("und", "?")]
     assert texts[-1] == ("es", "uno")
@@ -222,7 +223,7 @@ def test_broken_files_are_named(name: str, data: bytes, message: str, tmp_path: 
 
 
 def test_places_without_texts(tmp_path: Path):
-    with pytest.raises(ValueError, match="the folder has no files"):
+    with pytest.raises(ValueError, match="the folder has no files that end in .jsonl, .txt"):
         list(read_texts([tmp_path]))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         list(read_texts([tmp_path / "gone"]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qwen2.cli.app import main
-from qwen2.train.page import duration, short, write_page
+from qwen2.train.page import duration, short, smoothed, write_page
 from qwen2.train.report import READERS, add, begins, report, stages, write_report
 from tests.train.conftest import write_shards
 
@@ -220,6 +220,12 @@ def test_the_verbs(run: Path, capsys: pytest.CaptureFixture[str]):
     assert lines[6].split() == ["short", "600", "800,000", "3.9000", "4.500", "->", "2.500"]
     assert lines[-1] == f"{run}/report.html: written, and report.json beside it"
     assert stages(run)[5]["seconds"] == 9.0
+
+
+def test_losses_are_averaged_over_neighbours():
+    assert smoothed([(i, float(i)) for i in range(1, 7)], 3) == [(2, 1.5), (4, 3.5), (6, 5.5)]
+    assert smoothed([(1, 2.0), (2, 3.0)]) == [(1, 2.0), (2, 3.0)]
+    assert smoothed([]) == []
 
 
 def test_durations_and_counts_as_people_say_them():

@@ -31,7 +31,8 @@ def train(*texts: str, out: Path, split: str = "train", settings: Annotated[Sett
     Parameters
     ----------
     texts
-        Files of JSON lines with text and language, plain text files (de=FILE says their language), or folders of such files.
+        Files of JSON lines with text and language, plain text files (de=FILE says their language), or folders, of which .jsonl and
+        .txt files are read.
     out
         The folder to write: tokenizer.json and what else transformers reads, and training.json with what was done.
     split

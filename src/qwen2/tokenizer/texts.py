@@ -2,8 +2,8 @@
 
 Files of JSON lines (`.jsonl`, also `.gz`) are documents with a `text` and, under `language` or `metadata.language`, a language; any
 other file is plain UTF-8 text, handed out in pieces that end where a line does. `de=FILE` names the language of a file; else it is
-"und", undetermined. A folder stands for all files in it. Documents that are marked with a split (`split`, or `metadata.role` as
-`qwen2 data` writes it) can be chosen by it; those without a mark belong to every split.
+"und", undetermined. A folder stands for all files in it that end in .jsonl or .txt. Documents that are marked with a split (`split`,
+or `metadata.role` as `qwen2 data` writes it) can be chosen by it; those without a mark belong to every split.
 
 What is left out: HTML, parquet and whatever else `data/` reads.
 
@@ -21,6 +21,7 @@ from typing import BinaryIO, cast
 
 Text = tuple[str, str]  # language, text
 UNDETERMINED = "und"
+OF_FOLDERS = (".jsonl", ".txt")  # the files that a folder stands for; what else lies there is no text to learn from
 PIECE = 2**16  # bytes of a plain file that are handed out together, and the rest of their line
 LANGUAGE = re.compile(r"([a-z]{2,3}(?:[-_][A-Za-z]{2,8})?)=(.+)", re.DOTALL)
 
@@ -49,9 +50,9 @@ def _named(source: str | Path) -> tuple[str | None, Path]:
 
 def _files(place: Path) -> list[Path]:
     if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = sorted(path for path in place.rglob("*") if path.is_file() and path.name.removesuffix(".gz").endswith(OF_FOLDERS))
         if not found:
-            raise ValueError(f"{place}: the folder has no files; name one with texts in it")
+            raise ValueError(f"{place}: the folder has no files that end in {', '.join(OF_FOLDERS)}, or in these and .gz")
         return found
     if not place.exists():
         raise FileNotFoundError(f"{place}: no such file or folder")

@@ -79,7 +79,8 @@ def dot_chart(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
     def draw(axes: Axes) -> None:
         for place, row in enumerate(shown.values()):
             if row:
-                axes.plot([min(row.values()), max(row.values())], [place, place], color="#cbd5e1", linewidth=1.6, zorder=1)
+                first = 0.0 if len(names) == 1 else min(row.values())
+                axes.plot([first, max(row.values())], [place, place], color="#cbd5e1", linewidth=1.6, zorder=1)
         for name, colour in zip(names, COLOURS * len(names), strict=False):
             across, down = zip(*[(row[name], place) for place, row in enumerate(shown.values()) if name in row], strict=True)
             axes.scatter(across, down, color=colour, s=24, label=name, zorder=2, gid=name)

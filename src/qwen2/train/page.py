@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from qwen2.train.charts import dot_chart, line_chart
@@ -37,6 +38,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { text-align: right; padding: .12rem .7rem; border-bottom: 1px solid #eef0f3; }
 th { color: #6b7280; font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.words th:last-child, .words td:last-child { text-align: left; }
 svg, img { width: 100%; height: auto; display: block; margin: .6rem 0; }
 blockquote { margin: .5rem 0; padding: .5rem .9rem; background: #f8fafc; border-left: 3px solid #cbd5e1; white-space: pre-wrap;
   overflow-wrap: anywhere; }
@@ -105,7 +107,7 @@ def _curves(found: Figures, run: Path) -> list[str]:
     for stage in _trainings(found):
         before = starts[stage["name"]]
         lines = [line for line in read_lines(run / stage["folder"] / "metrics.jsonl") if line.get("loss") is not None]
-        series[stage["name"]] = [(before + line["tokens"], line["loss"]) for line in lines]
+        series[stage["name"]] = smoothed([(before + line["tokens"], line["loss"]) for line in lines])
     marks = [(float(start), "") for start in sorted(set(starts.values())) if start]
     return [line_chart(series, "tokens", "loss, nats a token", marks)] if series else []
 
@@ -142,7 +144,7 @@ def _training(stage: Figures, folder: Path) -> list[str]:
     means = stage.get("bits_per_byte_mean")
     if means and means["before"] is not None and means["after"] is not None:
         cards.append((f"{means['before']:.3f} \u2192 {means['after']:.3f}", "bits per byte, mean of languages"))
-    out = [_cards(cards), line_chart({"loss": [(line["step"], line["loss"]) for line in lines]}, "step", "loss, nats a token")]
+    out = [_cards(cards), line_chart({"loss": smoothed([(line["step"], line["loss"]) for line in lines])}, "step", "loss, nats a token")]
     if stage["events"]:
         events = "".join(f"<li>{escape(text)}</li>" for text in stage["events"])
         out.append(f"<details open><summary>{len(stage['events'])} events</summary><ul>{events}</ul></details>")
@@ -167,7 +169,7 @@ def _texts(stage: Figures, folder: Path) -> list[str]:
         most = sorted(step["dropped"].items(), key=lambda item: -item[1])
         why = ", ".join(f"{reason} {count:,}" for reason, count in most[:4]) + (", ..." if len(most) > 4 else "")
         rows.append([step["step"], f"{step['documents']:,}", short(step["bytes"]), f"{sum(step['dropped'].values()):,}", why])
-    out = [_table(["step", "documents kept", "bytes kept", "dropped", "most of them for"], rows)]
+    out = [_table(["step", "documents kept", "bytes kept", "dropped", "most of them for"], rows, words=True)]
     picture = folder / "report.png"
     if picture.exists():
         data = b64encode(picture.read_bytes()).decode()
@@ -266,6 +268,13 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def smoothed(points: Sequence[tuple[float, float]], most: int = 60) -> list[tuple[float, float]]:
+    """Means of neighbours, `most` of them: the losses of single steps of a small batch jump about."""
+    size = -(-len(points) // most)
+    groups = [points[start : start + size] for start in range(0, len(points), size)] if points else []
+    return [(group[-1][0], fmean(loss for _, loss in group)) for group in groups]
+
+
 def _fixed(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
@@ -278,7 +287,8 @@ def _cards(cards: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
+    """Numbers to the right; with `words` the last column to the left."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{lines}</table>"
+    return f"<table{' class=words' if words else ''}><tr>{cells}</tr>{lines}</table>"
