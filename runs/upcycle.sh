@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Whether upcycling pays: a dense model is trained on, and so is the mixture of 16 experts made from it, on the same further tokens.
 #
-#   runs/upcycle.sh [--steps N] [--more M] [SHARDS] [OUT]     SHARDS: runs/out/base/data/shards, OUT: runs/out/upcycle
+#   runs/upcycle.sh [--steps N] [--more M] [--config FILE] [SHARDS] [OUT]     SHARDS: runs/out/base/data/shards, OUT: runs/out/upcycle
 #
-# N steps (400) make the dense parent, of nano size; both go on for M (600) of 4,096 tokens. OUT/report.html has the curves.
-# Interrupted, the same command goes on.
+# N steps (400) make the dense parent, of nano size or of FILE's; both go on for M (600) of 4,096 tokens. OUT/report.html has the
+# curves. Interrupted, the same command goes on.
 set -euo pipefail
 
-steps=400 more=600 places=()
+steps=400 more=600 shape=(--size nano) places=()
 while [ $# -gt 0 ]; do
   case $1 in
     --steps) steps=${2:?--steps needs a number}; shift ;;
     --more) more=${2:?--more needs a number}; shift ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;;
+    --config) shape=(--config "${2:?--config needs a config.json}"); shift ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;;
     -*) echo "upcycle.sh: $1 is unknown; upcycle.sh --help shows what there is" >&2; exit 2 ;;
     *) places+=("$1") ;;
   esac
@@ -46,7 +47,7 @@ mixture() {
 
 main() {
   # The parent's rate stays high to its end, so that what goes on from it is not made to climb a hill that only one of them knows.
-  stage parent training train parent --size nano --steps "$steps" --lr 1e-3 --schedule constant
+  stage parent training train parent "${shape[@]}" --steps "$steps" --lr 1e-3 --schedule constant
   stage start upcycling mixture
   stage dense training train dense --from "$out/parent" --steps "$more" --lr 1e-3 --seed 1
   stage mixture training train mixture --from "$out/start" --steps "$more" --lr 1e-3 --seed 1
