@@ -62,5 +62,5 @@ $(VENV)/.base: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)
 
 $(VENV)/.dev: $(VENV)/.base
 	@echo "install: what the tests need"
-	@$(PIP) install -c constraints.txt $(PIP_ARGS) -e ".[dev]"
+	@$(PIP) install -c constraints.txt $(PIP_ARGS) -e ".[dev,train]"
 	@touch $@

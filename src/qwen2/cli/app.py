@@ -40,9 +40,15 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "stop": ("Unload a model of a running server.", "qwen2 stop qwen2.5-coder:0.5b"),
     "bench": ("Measure how fast a model runs here, beside what the machine can do.", "qwen2 bench qwen2.5-coder:0.5b"),
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
+    "pretrain": ("Train a model on token shards.", "qwen2 pretrain corpus/shards --out run --size nano --steps 500"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
+    "tokenizer": (
+        "Learn a vocabulary from texts, or see how well vocabularies fit texts.",
+        "qwen2 tokenizer train documents/ --out tokenizer",
+    ),
     "plan": ("Plan a training run on many GPUs: memory, traffic and time.", "qwen2 plan qwen2:72b --gpus 64 --memory 80GiB"),
 }
+NESTED = {"tokenizer"}  # verbs that have verbs: the module holds an App, which has its own example
 
 
 def make_app() -> App:
@@ -57,7 +63,8 @@ def make_app() -> App:
     )
     for rank, (verb, (text, example)) in enumerate(VERBS.items()):
         function = "list_models" if verb == "list" else verb  # not to hide Python's own
-        app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, help_epilogue=f"Example: {example}", sort_key=rank)
+        own = {} if verb in NESTED else {"help_epilogue": f"Example: {example}"}
+        app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, sort_key=rank, **own)
     app.command(_completion_command(app), name="--install-completion", help=COMPLETION)
     return app
 

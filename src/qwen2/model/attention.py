@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from qwen2.config import ModelConfig
 
+BLOCK = 64  # tokens; lengths are filled up to a multiple of it
+
 
 class Attend(Protocol):
     """q (N, H, d), k and v (N, K, d), unrotated, of one layer -> the attended values (N, H * d)."""
@@ -37,23 +39,61 @@ def packed_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int]
     if sum(lengths) != len(positions):
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, but there are {len(positions)} positions")
     rope = Rope(config, positions.device)
+    buckets = Buckets(lengths, positions.device)
     tables: dict[object, tuple[Tensor, Tensor]] = {}  # by dtype: the first layer's call decides, the others reuse
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.dtype not in tables:
             tables[q.dtype] = rope.tables(positions, q.dtype)
         q, k = rotate(q, *tables[q.dtype]), rotate(k, *tables[q.dtype])
-        return causal_attention(q, k, v, lengths)
+        return buckets(q, k, v)
 
     return attend
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     """Softmax over each token's own and earlier keys of its sequence; q (N, H, d), k and v (N, K, d) -> (N, H * d)."""
-    if len(set(lengths)) == 1:
-        return _equal_lengths(q, k, v, len(lengths))
-    pieces = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True)
-    return torch.cat([_equal_lengths(q_T, k_T, v_T, 1) for q_T, k_T, v_T in pieces])
+    return Buckets(lengths, q.device)(q, k, v)
+
+
+class Buckets:
+    """Sequences of unlike lengths in few calls of torch's fused attention: those that need as many blocks of 64 tokens go together.
+
+    Shorter ones are filled up behind their end, where a causal mask lets no token of theirs look; what a sequence gets has the
+    same bits whatever the others hold.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.shapes: list[tuple[int, int]] = []  # (B, T) of each bucket
+        self.rows: Tensor | None = None  # (M,): which of the N tokens lies at each place of the buckets
+        self.places: Tensor | None = None  # (N,): where each token lies
+        if len(set(lengths)) <= 1:
+            self.shapes.append((len(lengths), max(lengths, default=0)))
+            return
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        by_blocks: dict[int, list[int]] = {}
+        for piece, length in enumerate(lengths):
+            by_blocks.setdefault(-(-length // BLOCK) * BLOCK, []).append(piece)
+        places = torch.empty(int(starts[-1]), dtype=torch.int64)
+        rows, filled = [], 0
+        for length, pieces in sorted(by_blocks.items()):
+            self.shapes.append((len(pieces), length))
+            for piece in pieces:
+                first, count = int(starts[piece]), lengths[piece]
+                places[first : first + count] = torch.arange(filled, filled + count)
+                rows.append(torch.arange(first, first + length).clamp_(max=first + max(count - 1, 0)))
+                filled += length
+        self.rows, self.places = torch.cat(rows).to(device), places.to(device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (N, H, d), k and v (N, K, d) -> (N, H * d)."""
+        if self.rows is None or self.places is None:
+            return _equal_lengths(q, k, v, self.shapes[0][0])
+        sizes = [count * length for count, length in self.shapes]
+        split_q, split_k, split_v = (x.index_select(0, self.rows).split(sizes) for x in (q, k, v))
+        counts = [count for count, _ in self.shapes]
+        out = torch.cat(list(map(_equal_lengths, split_q, split_k, split_v, counts)))
+        return out.index_select(0, self.places)
 
 
 def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, sequences: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""From raw text to token shards: corpora, filters, de-duplication, decontamination, mixtures."""

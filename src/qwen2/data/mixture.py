@@ -1,0 +1,173 @@
+"""The order in which documents are trained on: shares per language and source, deterministic, with a state that fits in a line.
+
+A group is one (language, source) of the training split. Its size is its tokens times its weight; languages get shares of the
+tokens in proportion to their sizes to the power 1 / temperature (1: as they are, 3: rare languages are repeated; "temperature
+up-sampling" of multilingual training, Arivazhagan et al. 2019, arXiv 1907.05019), the sources of a language in proportion to
+their sizes. The next document always comes from the group that is furthest behind its share, and within a group documents come
+in an order drawn anew for every epoch, computed, not stored.
+
+Left out: packing into rows (`batches.py`), and which rank takes which document.
+
+    walk = order(Shards.open("corpus/shards"), Mixture(temperature=2.0), seed=0)
+    ids, state = next(walk), walk.state()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from bisect import bisect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from qwen2.data.shards import Documents, Ids, Shards
+
+Group = tuple[str, str]  # language, source
+ROUNDS = 4  # of the permutation network; Luby and Rackoff 1988: four suffice for a random-looking one
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights per (language, source), 1 where none is given and 0 to leave a group out; "*" stands for every language or source.
+
+    A weight set for the pair wins over the language's, that over the source's. ValueError for a weight or a temperature that is
+    no number fit for it.
+    """
+
+    weights: Mapping[Group, float] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for group, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"weight of {'/'.join(group)}: {weight} is not a number from 0 up")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature {self.temperature}: must be above 0")
+
+    @classmethod
+    def parse(cls, weights: Mapping[str, float], temperature: float = 1.0) -> Mixture:
+        """From names as recipes write them: {"en/wiki": 0.5, "lo/*": 2}."""
+        pairs: dict[Group, float] = {}
+        for name, weight in weights.items():
+            language, slash, source = name.partition("/")
+            if not (language and slash and source):
+                raise ValueError(f"weight {name!r}: write language/source, as in en/wiki or */code")
+            pairs[language, source] = float(weight)
+        return cls(pairs, temperature)
+
+    def weight(self, language: str, source: str) -> float:
+        """The weight of one group."""
+        for key in ((language, source), (language, "*"), ("*", source), ("*", "*")):
+            if key in self.weights:
+                return self.weights[key]
+        return 1.0
+
+    def shares(self, tokens: Mapping[Group, int]) -> dict[Group, float]:
+        """The share of each group in the tokens that are trained on; they add up to 1. ValueError where nothing has a share.
+
+        A weight for a group that is not there is a ValueError too: it would change nothing.
+        """
+        for language, source in self.weights:
+            if not any(language in ("*", group[0]) and source in ("*", group[1]) for group in tokens):
+                raise ValueError(f"weight of {language}/{source}: there is no such language and source among the shards")
+        sizes = {group: count * self.weight(*group) for group, count in tokens.items()}
+        languages: dict[str, float] = {}
+        for (language, _), size in sizes.items():
+            languages[language] = languages.get(language, 0.0) + size
+        powers = {language: size ** (1 / self.temperature) for language, size in languages.items() if size}
+        if not powers:
+            raise ValueError("the mixture leaves no document: every group is empty or has weight 0")
+        total = sum(powers.values())
+        return {g: powers[g[0]] / total * size / languages[g[0]] if size else 0.0 for g, size in sizes.items()}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One document in its turn: where it lies, its ids (the end id among them), and how often its group was read before."""
+
+    language: str
+    source: str
+    shard: str
+    document: int
+    epoch: int
+    ids: Ids
+
+
+def order(shards: Shards, mixture: Mixture, seed: int, split: str = "train") -> Order:
+    """The endless walk over a split's documents; the same shards, mixture and seed give the same walk."""
+    return Order(shards, mixture, seed, split)
+
+
+class Order(Iterator[Drawn]):
+    """`next` gives a document, `state` where the walk stands, `resume` goes on from there."""
+
+    def __init__(self, shards: Shards, mixture: Mixture, seed: int, split: str = "train") -> None:
+        self.groups: dict[Group, list[tuple[str, Documents]]] = {}
+        tokens: dict[Group, int] = {}
+        for record in shards.select(split):
+            group = (record.language, record.source)
+            self.groups.setdefault(group, []).append((record.name, shards.documents(record)))
+            tokens[group] = tokens.get(group, 0) + record.tokens
+        if not tokens:
+            raise ValueError(f"{shards.folder}: no documents of the split {split!r}")
+        self.shares = {g: s for g, s in mixture.shares(tokens).items() if s > 0}
+        self.tokens, self.seed = tokens, seed
+        what = (seed, split, sorted(self.shares.items()), [r.sha256_tokens for r in shards.select(split)])
+        self._of = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        self._lengths = {g: sum(len(d) for _, d in self.groups[g]) for g in self.shares}
+        self._starts = {g: [0, *accumulate(len(d) for _, d in self.groups[g])][:-1] for g in self.shares}
+        self._begin(dict.fromkeys(self.shares, (0, 0)))
+
+    def _begin(self, places: Mapping[Group, tuple[int, int]]) -> None:
+        """Stand where each group has given `documents`, `tokens` so far."""
+        self.given = dict(places)
+        self._heap = [(tokens / self.shares[group], group) for group, (_, tokens) in self.given.items()]
+        heapq.heapify(self._heap)
+
+    def __next__(self) -> Drawn:
+        _, group = self._heap[0]
+        documents, tokens = self.given[group]
+        epoch, turn = divmod(documents, self._lengths[group])
+        index = permuted(turn, self._lengths[group], f"{self.seed}/{group[0]}/{group[1]}/{epoch}")
+        place = bisect(self._starts[group], index) - 1
+        name, pile = self.groups[group][place]
+        index -= self._starts[group][place]
+        ids = pile[index]
+        self.given[group] = (documents + 1, tokens + len(ids))
+        heapq.heapreplace(self._heap, ((tokens + len(ids)) / self.shares[group], group))
+        return Drawn(*group, name, index, epoch, ids)
+
+    @property
+    def epochs(self) -> dict[Group, float]:
+        """How often each group was read so far, by documents."""
+        return {group: documents / self._lengths[group] for group, (documents, _) in self.given.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Where the walk stands, as JSON can hold it: documents and tokens that each group gave."""
+        return {"of": self._of, "given": [[*group, *place] for group, place in self.given.items()]}
+
+    def resume(self, state: Mapping[str, Any]) -> Order:
+        """Go on from a `state`; ValueError where it is one of other shards, another mixture or another seed."""
+        if state.get("of") != self._of:
+            raise ValueError("this state of the data order belongs to other shards, another mixture or another seed")
+        self._begin({(language, source): (documents, tokens) for language, source, documents, tokens in state["given"]})
+        return self
+
+
+def permuted(turn: int, count: int, key: str) -> int:
+    """The image of `turn` in a pseudo-random permutation of range(count): a Feistel network that walks on while it is outside."""
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    keys = hashlib.sha256(key.encode()).digest()
+    while True:
+        left, right = turn >> half, turn & mask
+        for i in range(ROUNDS):
+            mixed = (right + int.from_bytes(keys[8 * i : 8 * i + 8], "little")) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ (mixed >> 31) & mask
+        turn = left << half | right
+        if turn < count:
+            return turn

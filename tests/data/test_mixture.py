@@ -1,0 +1,106 @@
+"""Mixtures: shares come out as asked, every document of an epoch comes once, and a walk goes on exactly where it stood."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen2.data.mixture import Mixture, Order, order, permuted
+from qwen2.data.shards import Shards, ShardWriter, TokenizerInfo
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """900 tokens of English in two sources, 100 of Lao, one held-out document; small shards, so that groups have several."""
+    folder = tmp_path_factory.mktemp("mixture")
+    with ShardWriter(folder, TokenizerInfo("0" * 64, 1000, 999), shard_tokens=120) as writer:
+        for language, source, count in (("en", "wiki", 60), ("en", "code", 30), ("lo", "wiki", 10)):
+            for i in range(count):
+                writer.add("train", language, source, [i] * 9, 9)
+        writer.add("held-out", "th", "udhr", [1], 1)
+    return Shards.open(folder)
+
+
+def tokens_by(walk: Order, count: int, key: str) -> dict[str, float]:
+    counted: Counter[str] = Counter()
+    for drawn in islice(walk, count):
+        counted[getattr(drawn, key)] += len(drawn.ids)
+    return {name: number / counted.total() for name, number in counted.items()}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "languages"),
+    [
+        (Mixture(), {"en": 0.9, "lo": 0.1}),
+        (Mixture(temperature=2.0), {"en": 0.75, "lo": 0.25}),
+        (Mixture.parse({"lo/*": 9}), {"en": 0.5, "lo": 0.5}),
+        (Mixture.parse({"*/code": 0, "en/wiki": 0.5}), {"en": 0.75, "lo": 0.25}),
+        (Mixture.parse({"en/*": 0}), {"lo": 1.0}),
+    ],
+)
+def test_shares_come_out(mixture: Mixture, languages: dict[str, float], shards: Shards) -> None:
+    got = tokens_by(order(shards, mixture, seed=1), 1000, "language")
+    assert got == pytest.approx(languages, abs=0.003)
+
+
+def test_sources_keep_their_proportion(shards: Shards) -> None:
+    got = tokens_by(order(shards, Mixture.parse({"en/wiki": 2}, temperature=1000.0), seed=1), 1000, "source")
+    assert got == pytest.approx({"wiki": 0.5 * 0.8 + 0.5, "code": 0.5 * 0.2}, abs=0.003)
+
+
+def test_an_epoch_has_every_document_once_and_another_order(shards: Shards) -> None:
+    walk = order(shards, Mixture.parse({"en/*": 0}), seed=3)
+    epochs = [[int(drawn.ids[0]) for drawn in islice(walk, 10)] for _ in range(4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert walk.epochs == {("lo", "wiki"): 4.0}
+    assert next(walk).epoch == 4
+
+
+def test_the_walk_is_its_seed_s(shards: Shards) -> None:
+    def walked(seed: int) -> list[tuple[str, int]]:
+        return [(drawn.shard, drawn.document) for drawn in islice(order(shards, Mixture(), seed), 150)]
+
+    assert walked(5) == walked(5) != walked(6)
+
+
+def test_it_goes_on_where_it_stood(shards: Shards) -> None:
+    walk = order(shards, Mixture(temperature=3.0), seed=2)
+    for _ in range(77):
+        next(walk)
+    state = json.loads(json.dumps(walk.state()))
+    rest = [(d.shard, d.document, d.epoch) for d in islice(walk, 300)]
+    again = order(shards, Mixture(temperature=3.0), seed=2).resume(state)
+    assert [(d.shard, d.document, d.epoch) for d in islice(again, 300)] == rest
+    with pytest.raises(ValueError, match="belongs to other shards, another mixture or another seed"):
+        order(shards, Mixture(temperature=3.0), seed=3).resume(state)
+
+
+def test_held_out_is_never_drawn(shards: Shards) -> None:
+    assert {drawn.language for drawn in islice(order(shards, Mixture(), seed=0), 300)} == {"en", "lo"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "temperature", "message"),
+    [
+        ({"en/wiki": -1}, 1.0, "weight of en/wiki: -1"),
+        ({"en/wiki": float("nan")}, 1.0, "weight of en/wiki: nan"),
+        ({"en": 1}, 1.0, "weight 'en': write language/source"),
+        ({"fr/*": 1}, 1.0, "weight of fr/\\*: there is no such"),
+        ({"*/*": 0}, 1.0, "the mixture leaves no document"),
+        ({}, 0.0, "temperature 0.0"),
+    ],
+)
+def test_wrong_mixtures_are_named(weights: dict[str, float], temperature: float, message: str, shards: Shards) -> None:
+    with pytest.raises(ValueError, match=message):
+        order(shards, Mixture.parse(weights, temperature), seed=0)
+
+
+@given(st.integers(1, 300), st.text(max_size=5))
+def test_a_permutation_is_one(count: int, key: str) -> None:
+    assert sorted(permuted(turn, count, key) for turn in range(count)) == list(range(count))

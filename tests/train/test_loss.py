@@ -1,0 +1,113 @@
+"""The chunked cross-entropy against torch's own over all logits: values, gradients, memory and bad labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qwen2.config import tiny
+from qwen2.model import Qwen2
+from qwen2.train import loss
+from qwen2.train.loss import cross_entropy
+from tests.conftest import random_network
+
+
+def plain(network: Qwen2, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float) -> torch.Tensor:
+    """The oracle: all logits at once."""
+    logits = network.logits(hidden)
+    z = logits.logsumexp(-1)[labels != -100].square().sum()
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") + z_loss * z
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 512, (75,), generator=generator)
+    labels[::7] = -100
+    return torch.randn(75, 64, generator=generator).to(dtype), labels
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_value_and_gradients_equal_those_of_all_logits(tied: bool, z_loss: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 20 * 4 * 512)  # chunks of 20 rows, the last one shorter
+    network = random_network(tiny(tied=tied)).double()
+    hidden, labels = inputs()
+    found = []
+    for compute in ("ours", "plain"):
+        network.zero_grad()
+        h = hidden.clone().requires_grad_()
+        if compute == "ours":
+            total, count, metrics = cross_entropy(network, h, labels, z_loss)
+            assert count == 64
+            logits = network.logits(hidden)[labels != -100]
+            torch.testing.assert_close(metrics["nll"], F.cross_entropy(logits, labels[labels != -100], reduction="sum"))
+            torch.testing.assert_close(metrics["z"], logits.logsumexp(-1).square().sum())
+        else:
+            total = plain(network, h, labels, z_loss)
+        (total / 64).backward()
+        found.append((total.detach(), h.grad, network.head.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_bfloat16_is_computed_under_autocast_and_summed_in_float32():
+    network = random_network(tiny())
+    hidden, labels = inputs(torch.float32)
+    hidden.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _, _ = cross_entropy(network, hidden, labels)
+    total.backward()
+    exact = hidden.detach().clone().requires_grad_()
+    reference = plain(network, exact, labels, 0.0)
+    reference.backward()
+    assert total.dtype == torch.float32
+    assert hidden.grad is not None
+    assert exact.grad is not None
+    assert total.item() == pytest.approx(reference.item(), rel=3e-3)
+    assert total.item() != reference.item()
+    assert float((hidden.grad - exact.grad).norm() / exact.grad.norm()) < 2e-2
+
+
+def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 16 * 4 * 512)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dim() == 2 and out.shape[1] == 512 and out.data_ptr() != head:
+                largest = max(largest, len(out))
+            return out
+
+    network = random_network(tiny())
+    head = network.head.weight.data_ptr()
+    hidden, labels = inputs(torch.float32)
+    hidden.requires_grad_()
+    with Watch():
+        total, _, _ = cross_entropy(network, hidden, labels)
+        total.backward()
+    assert largest == 16
+
+
+def test_rows_without_a_target_get_no_gradient_and_none_at_all_is_zero():
+    network = random_network(tiny())
+    hidden, labels = inputs(torch.float32)
+    hidden.requires_grad_()
+    cross_entropy(network, hidden, labels)[0].backward()
+    assert hidden.grad is not None
+    assert hidden.grad[labels == -100].abs().sum() == 0
+    assert (hidden.grad[labels != -100].abs().sum(1) > 0).all()
+    total, count, _ = cross_entropy(network, hidden, torch.full_like(labels, -100))
+    assert (float(total.detach()), count) == (0.0, 0)
+    total.backward()
+
+
+@pytest.mark.parametrize("label", [512, -1])
+def test_a_label_outside_the_vocabulary_is_named(label: int):
+    network = random_network(tiny())
+    hidden, labels = inputs(torch.float32)
+    labels[3] = label
+    with pytest.raises(ValueError, match=rf"labels reach from .*{label}.*the vocabulary has 512 tokens"):
+        cross_entropy(network, hidden, labels)
