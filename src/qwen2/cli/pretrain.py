@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hi
 
 from cyclopts import Parameter
 
+from qwen2.cli.ranks import ONE, Ranks, world_of
 from qwen2.train.stage import PretrainSettings
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def pretrain(
     device: str = "cpu",
     threads: int | None = None,
     flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
+    ranks: Annotated[Ranks, Parameter(name="*")] = ONE,
 ) -> None:
     """Train on token shards; the end is a Hugging Face folder, RUN/model.
 
@@ -107,14 +109,16 @@ def pretrain(
     import torch
 
     from qwen2.train.pretrain import pretrain as train
-    from qwen2.train.world import World
 
     if threads is not None:
         torch.set_num_threads(threads)
     job = _job(opened, settings, written, out, size, config, from_, rope_theta, tokenizer)
-    _describe(job)
-    state = train(replace(job, resume=resume), World(device))
-    print(f"{out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {out / 'curves.png'}")
+    with world_of(device, ranks) as world:
+        if world.main:
+            _describe(job)
+        state = train(replace(job, resume=resume), world)
+    if world.main:
+        print(f"{out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {out / 'curves.png'}")
 
 
 def _settings(

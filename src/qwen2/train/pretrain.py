@@ -96,9 +96,9 @@ def next_token_loss(settings: PretrainSettings, world: World) -> Any:
         router_logits: list[Tensor] | None = None if moe is None else []
         hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
         total, count, sums = cross_entropy(network, hidden, batch.labels, settings.z_loss)
-        if moe is None or not router_logits or not count:
+        if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
             return total, sums
-        balance = count * load_balancing_loss(router_logits, moe, batch.labels != IGNORE)  # a mean, weighed as its tokens are
+        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
         return total + settings.balance * balance, {**sums, "balance": balance.detach()}
 
     return loss
@@ -140,13 +140,13 @@ def make_network(job: Job) -> Qwen2:
 def pretrain(job: Job, world: World | None = None) -> State:
     """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
-    with RunFolder(job.out) as folder:
+    with RunFolder(job.out, world.main) as folder:
         folder.begin(job.sections(), job.resume)
-        network = make_network(job).to(world.device)
-        loop = Loop(network, make_task(job, world), job.settings, folder, world)
+        world.barrier()
+        loop = Loop(make_network(job), make_task(job, world), job.settings, folder, world)
         state = loop.run(job.resume)
         with loop.averaged():
-            export(job, folder.model, whole_network(network, world), world)
+            export(job, folder.model, whole_network(loop.network, world), world)
         return state
 
 
