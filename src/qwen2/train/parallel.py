@@ -155,8 +155,8 @@ class SpreadExperts(Experts):
         arrived = Exchange.apply(x[rows], sent, received, self.group)  # (M, D)
         experts = torch.arange(own, device=x.device).repeat(ranks).repeat_interleave(arriving.flatten())  # (M,)
         y = super().forward(arrived, experts[:, None], weights.new_ones(len(arrived), 1))
-        if not len(arrived):  # no row came: the experts have gradients all the same, zeros, which all ranks reduce together
-            y = y + 0.0 * (self.gate_up_proj.sum() + self.down_proj.sum())
+        if not len(arrived):  # all ranks go the same ways backward, rows or none: to the senders, and to the weights, whose gradients are 0
+            y = arrived + 0.0 * (self.gate_up_proj.sum() + self.down_proj.sum())
         back = Exchange.apply(y, received, sent, self.group)
         return torch.zeros_like(x).index_add(0, rows, (back * weights.flatten()[order, None]).to(x.dtype))
 
