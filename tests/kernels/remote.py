@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from qwen2 import kernels
 from qwen2.kernels.calls import AttentionStruct, FeedForwardStruct, LayerStruct, MatrixStruct, MixtureStruct, ProductStruct, SearchStruct
+from qwen2.kernels.training import EntropyStruct, NormStruct, TrainAttentionStruct
 
 Struct = TypeVar("Struct", bound=ctypes.Structure)
 
@@ -231,6 +232,70 @@ class Copies:
 
     def read(self, memory: int, size: int) -> tuple[Any, ...]:
         return self.memory(memory, size), size
+
+    # ---- training
+
+    def lend_team(self, parallel: int | None, threads: int) -> tuple[Any, ...]:
+        return 0, threads  # a team of this process runs nothing over there
+
+    def norm_forward(self, step: int) -> tuple[Any, ...]:
+        s = here(NormStruct, step)
+        size, count = s.n * s.columns, 4 if s.type == 0 else 2
+        s.x, s.residual = self.memory(s.x, 4 * size), self.memory(s.residual, 4 * size)
+        s.weight, s.inverse = self.memory(s.weight, 4 * s.columns), self.memory(s.inverse, 4 * s.n, back=True)
+        s.y, s.dx, s.dweight = (
+            self.memory(*part, back=True) for part in ((s.y, count * size), (s.dx, 4 * size), (s.dweight, 4 * s.columns))
+        )
+        return (self.structure(s),)
+
+    norm_backward = norm_forward
+
+    def gated_forward(self, kind: int, gate_up: int, n: int, f: int, out: int) -> tuple[Any, ...]:
+        count = n * f * (4 if kind == 0 else 2)
+        return kind, self.memory(gate_up, 2 * count), n, f, self.memory(out, count, back=True)
+
+    def gated_backward(self, kind: int, gate_up: int, n: int, f: int, product: int, into: int) -> tuple[Any, ...]:
+        return *self.gated_forward(kind, gate_up, n, f, product), self.memory(into, 2 * n * f * (4 if kind == 0 else 2), back=True)
+
+    def add(self, kind: int, x: int, y: int, count: int, out: int) -> tuple[Any, ...]:
+        return (
+            kind,
+            self.memory(x, 4 * count),
+            self.memory(y, count * (4 if kind == 0 else 2)),
+            count,
+            self.memory(out, 4 * count, back=True),
+        )
+
+    def sum_rows(self, kind: int, x: int, n: int, columns: int, stride: int, sums: int) -> tuple[Any, ...]:
+        size = 4 if kind == 0 else 2
+        return kind, self.table(x, n, size * columns, size * stride), n, columns, stride, self.memory(sums, 4 * columns, back=True)
+
+    def entropy_rows(self, step: int) -> tuple[Any, ...]:
+        s = here(EntropyStruct, step)
+        s.logits, s.labels = self.memory(s.logits, s.n * s.columns * (4 if s.type == 0 else 2), back=True), self.memory(s.labels, 8 * s.n)
+        s.losses, s.log_sums = (self.memory(at, 4 * s.n, back=True) for at in (s.losses, s.log_sums))
+        return (self.structure(s),)
+
+    def train_attention_bytes(self, step: int, backward: int) -> tuple[Any, ...]:
+        s = here(TrainAttentionStruct, step)
+        s.lengths = self.memory(s.lengths, 4 * s.sequences)
+        return self.structure(s), backward
+
+    def train_attention_forward(self, step: int) -> tuple[Any, ...]:
+        s = here(TrainAttentionStruct, step)
+        size, d, n = 4 if s.type == 0 else 2, s.head_dim, s.tokens
+        s.workspace = self.bytes(bytes(self.remote.qwen2_train_attention_bytes(step, int(bool(s.dout)))))
+        s.lengths = self.memory(s.lengths, 4 * s.sequences)
+        for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
+            row, stride, back = size * heads * d, getattr(s, f"{name}_stride"), getattr(s, f"d{name}_stride")
+            setattr(s, name, self.table(getattr(s, name), n, row, size * stride))
+            setattr(s, f"d{name}", self.table(getattr(s, f"d{name}"), n, row, size * back, back=True))
+        s.cos, s.sin = (self.memory(at, 4 * n * (d // 2)) for at in (s.cos, s.sin))
+        s.out, s.dout = self.memory(s.out, size * n * s.heads * d, back=True), self.memory(s.dout, size * n * s.heads * d)
+        s.log_sums = self.memory(s.log_sums, 4 * s.heads * n, back=True)
+        return (self.structure(s),)
+
+    train_attention_backward = train_attention_forward
 
     # ---- attention and layers
 

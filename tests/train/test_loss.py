@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from qwen2 import kernels
 from qwen2.config import tiny
 from qwen2.model import Qwen2
 from qwen2.train import loss
@@ -111,3 +112,29 @@ def test_a_label_outside_the_vocabulary_is_named(label: int):
     labels[3] = label
     with pytest.raises(ValueError, match=rf"labels reach from .*{label}.*the vocabulary has 512 tokens"):
         cross_entropy(network, hidden, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_kernels_give_torchs_losses_and_gradients(dtype: torch.dtype, z_loss: float):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(21, 531, generator=generator).mul(3).to(dtype)
+    targets = torch.randint(0, 531, (21,), generator=generator)
+    ours = loss.entropy(logits.clone(), targets, z_loss, wanted=True)
+    used = kernels.isa()
+    kernels.select_isa("none")
+    theirs = loss.entropy(logits.clone(), targets, z_loss, wanted=True)
+    kernels.select_isa(used)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 if dtype == torch.float32 else 4e-3)
+    unwanted = logits.clone()
+    for a, b in zip(loss.entropy(unwanted, targets, z_loss, wanted=False)[:2], ours, strict=False):
+        assert torch.equal(a, b)
+    assert torch.equal(unwanted, logits)
+
+
+def test_infinite_logits_are_seen():
+    logits = torch.randn(4, 64)
+    logits[1, 3], logits[2, 5] = float("inf"), float("nan")
+    losses, _, _ = loss.entropy(logits, torch.tensor([1, 2, 3, 4]), 0.0, wanted=True)
+    assert losses.isfinite().tolist() == [True, False, False, True]

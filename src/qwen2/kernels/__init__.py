@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_THREADS = 256  # of pool.h
 SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
@@ -90,6 +90,17 @@ def declare(native: ctypes.CDLL) -> None:
         ("busy", ctypes.c_uint64, []),
         ("run_layer", code, [address, address, address, i64, address]),
         ("run_layers", code, [address, i32, address, i64, address, i64, address, i64]),
+        ("lend_team", None, [address, ctypes.c_int]),
+        ("norm_forward", code, [address]),
+        ("norm_backward", code, [address]),
+        ("gated_forward", code, [i32, address, i64, i64, address]),
+        ("gated_backward", code, [i32, address, i64, i64, address, address]),
+        ("add", code, [i32, address, address, i64, address]),
+        ("sum_rows", code, [i32, address, i64, i64, i64, address]),
+        ("entropy_rows", code, [address]),
+        ("train_attention_bytes", i64, [address, code]),
+        ("train_attention_forward", code, [address]),
+        ("train_attention_backward", code, [address]),
     ):
         function = getattr(native, f"qwen2_{name}")
         function.restype, function.argtypes = result, arguments

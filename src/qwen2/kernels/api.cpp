@@ -9,6 +9,7 @@
 namespace {
 
 using qwen2::KernelSet;
+using qwen2::TrainSet;
 
 const KernelSet* const SETS[] = {  // the best first
 #if defined(__x86_64__) || defined(_M_X64)
@@ -39,6 +40,15 @@ auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((sta
     const KernelSet* set = chosen();
     if (set == nullptr) return qwen2::NOT_SUPPORTED;
     return (set->*function)(arguments...);
+}
+
+// The same of the steps of training.
+template <class Function, class... Arguments>
+auto run_train(Function TrainSet::*function, Arguments... arguments) -> decltype((static_cast<const TrainSet*>(nullptr)->*function)(arguments...)) {
+    qwen2::Turn turn;
+    const KernelSet* set = chosen();
+    if (set == nullptr) return qwen2::NOT_SUPPORTED;
+    return (set->train->*function)(arguments...);
 }
 
 }  // namespace
@@ -153,4 +163,46 @@ int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen
 
 int qwen2_unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out) {
     return run(&KernelSet::unpack_blocks, type, columns, blocks, rows, count, out);
+}
+
+void qwen2_lend_team(qwen2_parallel parallel, int threads) { qwen2::lend_team(parallel, threads); }
+
+int qwen2_norm_forward(const qwen2_norm_step* step) {
+    return run_train(&TrainSet::norm_forward, step);
+}
+
+int qwen2_norm_backward(const qwen2_norm_step* step) {
+    return run_train(&TrainSet::norm_backward, step);
+}
+
+int qwen2_gated_forward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* out) {
+    return run_train(&TrainSet::gated_forward, type, gate_up, n, f, out);
+}
+
+int qwen2_gated_backward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into) {
+    return run_train(&TrainSet::gated_backward, type, gate_up, n, f, product, into);
+}
+
+int qwen2_add(int32_t type, const float* x, const void* y, int64_t count, float* out) {
+    return run_train(&TrainSet::add, type, x, y, count, out);
+}
+
+int qwen2_sum_rows(int32_t type, const void* x, int64_t n, int64_t columns, int64_t stride, float* sums) {
+    return run_train(&TrainSet::sum_rows, type, x, n, columns, stride, sums);
+}
+
+int qwen2_entropy_rows(const qwen2_entropy* step) {
+    return run_train(&TrainSet::entropy_rows, step);
+}
+
+int64_t qwen2_train_attention_bytes(const qwen2_train_attention* step, int backward) {
+    return run_train(&TrainSet::attention_bytes, step, backward != 0);
+}
+
+int qwen2_train_attention_forward(const qwen2_train_attention* step) {
+    return run_train(&TrainSet::attention, step, false);
+}
+
+int qwen2_train_attention_backward(const qwen2_train_attention* step) {
+    return run_train(&TrainSet::attention, step, true);
 }

@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 5
+#define QWEN2_ABI_VERSION 6
 
 #ifdef __cplusplus
 extern "C" {
@@ -183,6 +183,75 @@ typedef struct {
     int32_t width, trial_count, below_zero;
 } qwen2_search;
 QWEN2_API int qwen2_search_scales(const qwen2_search* search);
+
+// ---- training: what lies between the products of a step, forward and backward
+
+// Numbers are float32 (type 0) or bfloat16 (type 30, ggml's numbers); `void*` below is of the type that the call names. Sums over rows
+// are the same bits for any number of threads.
+
+// The team of threads that these operations run on instead of the library's own: parallel(work, context, threads, 0) runs
+// work(context) on so many threads at once, the caller among them, and returns when all have, as GOMP_parallel of the OpenMP runtimes
+// does. torch's products keep theirs spinning between operations, where a second pool on the same cores would wait for them.
+// NULL: the library's own pool.
+typedef void (*qwen2_parallel)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
+QWEN2_API void qwen2_lend_team(qwen2_parallel parallel, int threads);
+
+// RMSNorm: y = x * inverse * weight with inverse = 1 / sqrt(mean(x^2) + eps), kept. Backward: y comes in as its gradient and goes out as
+// the norm's output again; dx = its gradient plus `residual`, where that is not NULL; dweight is overwritten.
+typedef struct {
+    const float *x, *weight; // (n, columns), (columns)
+    void* y;                 // (n, columns)
+    float* inverse;          // (n)
+    const float* residual;   // (n, columns) or NULL
+    float *dx, *dweight;     // (n, columns), (columns); not looked at forward
+    int64_t n, columns;
+    float eps;
+    int32_t type;
+} qwen2_norm_step;
+QWEN2_API int qwen2_norm_forward(const qwen2_norm_step* step);
+QWEN2_API int qwen2_norm_backward(const qwen2_norm_step* step);
+
+// SwiGLU: out (n, f) = silu(gate) * up of gate_up (n, 2f), side by side. Backward: `product` comes in as its gradient and goes out as
+// silu(gate) * up again; `into` (n, 2f) is the gradient of gate_up and may be gate_up itself.
+QWEN2_API int qwen2_gated_forward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* out);
+QWEN2_API int qwen2_gated_backward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into);
+
+// out = x + y, `count` numbers, y of the type; out may be x.
+QWEN2_API int qwen2_add(int32_t type, const float* x, const void* y, int64_t count, float* out);
+
+// sums (columns) of x (n, columns), rows `stride` numbers apart.
+QWEN2_API int qwen2_sum_rows(int32_t type, const void* x, int64_t n, int64_t columns, int64_t stride, float* sums);
+
+// Cross-entropy of logits (n, columns): losses and log-sums (n), and where `scale` is not 0 the gradient of
+// scale * (loss + z_loss * log-sum^2) in the logits' place. A label below 0 is left out: zeros.
+typedef struct {
+    void* logits;
+    const int64_t* labels;   // below `columns`, which is not checked
+    float *losses, *log_sums;
+    int64_t n, columns;
+    float scale, z_loss;
+    int32_t type;
+} qwen2_entropy;
+QWEN2_API int qwen2_entropy_rows(const qwen2_entropy* step);
+
+// Causal attention inside sequences that lie end to end, q and k turned by cos and sin first where these are not NULL. Backward: the
+// gradients of the unrotated q, k and v, from `out` and `log_sums` as the forward pass left them.
+typedef struct {
+    const void *q, *k, *v;         // (tokens, heads * d), (tokens, kv_heads * d) twice, rows q_stride, k_stride, v_stride numbers apart
+    const float *cos, *sin;        // (tokens, d / 2) or NULL; pairs are (i, i + d / 2)
+    const int32_t* lengths;        // (sequences), each at least 1
+    void* out;                     // (tokens, heads * d) without gaps
+    float* log_sums;               // (heads, tokens)
+    const void* dout;              // (tokens, heads * d) without gaps; this and what follows is not looked at forward
+    void *dq, *dk, *dv;
+    void* workspace;               // qwen2_train_attention_bytes of it
+    int64_t tokens, q_stride, k_stride, v_stride, dq_stride, dk_stride, dv_stride;
+    float scale;
+    int32_t sequences, heads, kv_heads, head_dim, type;
+} qwen2_train_attention;
+QWEN2_API int64_t qwen2_train_attention_bytes(const qwen2_train_attention* step, int backward);
+QWEN2_API int qwen2_train_attention_forward(const qwen2_train_attention* step);
+QWEN2_API int qwen2_train_attention_backward(const qwen2_train_attention* step);
 
 // ---- what the machine can do at most, for the figures of speed to be held against; all threads
 

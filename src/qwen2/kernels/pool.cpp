@@ -211,6 +211,40 @@ void run_tiles(TileFunction function, void* context, int tiles) { pool().run(fun
 
 namespace {
 
+Parallel lent = nullptr;  // read and written by whoever has the turn
+int lent_threads = 1;
+
+struct LentJob {
+    TileFunction function;
+    void* context;
+    int tiles;
+    std::atomic<int> next{0}, joined{0};
+};
+
+void work_lent(void* memory) {
+    LentJob& job = *static_cast<LentJob*>(memory);
+    const int thread = job.joined.fetch_add(1, std::memory_order_relaxed);
+    for (int tile; (tile = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tiles;) job.function(job.context, tile, thread);
+}
+
+}  // namespace
+
+void run_lent_tiles(TileFunction function, void* context, int tiles) {
+    if (lent == nullptr) return run_tiles(function, context, tiles);
+    LentJob job{function, context, tiles};
+    const int count = tiles < lent_threads ? tiles : lent_threads;
+    if (count <= 1) return work_lent(&job);
+    lent(work_lent, &job, static_cast<unsigned>(count), 0);
+}
+
+void lend_team(Parallel parallel, int threads) {
+    Turn turn;
+    lent = parallel;
+    lent_threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+}
+
+namespace {
+
 std::chrono::steady_clock::time_point turn_began;  // both written by whoever has the turn
 std::atomic<uint64_t> busy{0};
 

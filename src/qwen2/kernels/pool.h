@@ -25,6 +25,16 @@ void for_tiles(int tiles, Work&& work) {
     run_tiles([](void* context, int tile, int thread) { (*static_cast<Work*>(context))(tile, thread); }, &work, tiles);
 }
 
+// The same on the team of threads that was lent (qwen2_lend_team), or on the pool's own where none was.
+void run_lent_tiles(TileFunction function, void* context, int tiles);
+typedef void (*Parallel)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
+void lend_team(Parallel parallel, int threads);
+
+template <class Work>
+void for_lent_tiles(int tiles, Work&& work) {
+    run_lent_tiles([](void* context, int tile, int thread) { (*static_cast<Work*>(context))(tile, thread); }, &work, tiles);
+}
+
 constexpr int NO_MEMORY = -3, NOT_SUPPORTED = -4, NOT_READ = -5;  // what operations return, as kernels.h says
 
 class Failure {  // noted by any thread, asked for when all are done

@@ -6,6 +6,18 @@
 
 namespace qwen2 {
 
+struct TrainSet {  // of train_*.cpp
+    int (*norm_forward)(const qwen2_norm_step*);
+    int (*norm_backward)(const qwen2_norm_step*);
+    int (*gated_forward)(int32_t type, const void* gate_up, int64_t n, int64_t f, void* out);
+    int (*gated_backward)(int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into);
+    int (*add)(int32_t type, const float* x, const void* y, int64_t count, float* out);
+    int (*sum_rows)(int32_t type, const void* x, int64_t n, int64_t columns, int64_t stride, float* sums);
+    int (*entropy_rows)(const qwen2_entropy*);
+    int64_t (*attention_bytes)(const qwen2_train_attention*, bool backward);
+    int (*attention)(const qwen2_train_attention*, bool backward);
+};
+
 struct KernelSet {
     const char* name;
     uint64_t needs;  // bits of qwen2_cpu_features
@@ -25,8 +37,10 @@ struct KernelSet {
     int (*read)(const void* memory, int64_t bytes);
     int64_t (*multiply_bytes)(int64_t rounds);
     int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits, const int64_t* rows, int64_t count);
+    const TrainSet* train;
 };
 
+extern const TrainSet AVX512_TRAIN, AVX2_TRAIN, NEON_TRAIN;
 extern const KernelSet AVX512_SET, AVX2_SET, NEON_SET;
 
 }  // namespace qwen2

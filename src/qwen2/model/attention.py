@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from qwen2.model.rope import Rope, rotate
+from qwen2.model.training import RotatedAttention, attended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,19 @@ def packed_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int]
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, but there are {len(positions)} positions")
     rope = Rope(config, positions.device)
     buckets = Buckets(lengths, positions.device)
-    tables: dict[object, tuple[Tensor, Tensor]] = {}  # by dtype: the first layer's call decides, the others reuse
+    counts = torch.tensor([length for length in lengths if length], dtype=torch.int32)
+    tables: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # the first layer's call decides, the others reuse
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.dtype not in tables:
-            tables[q.dtype] = rope.tables(positions, q.dtype)
-        q, k = rotate(q, *tables[q.dtype]), rotate(k, *tables[q.dtype])
-        return buckets(q, k, v)
+        by_kernels = attended(q, k, v)
+        dtype = torch.float32 if by_kernels else q.dtype
+        if dtype not in tables:
+            tables[dtype] = rope.tables(positions, dtype)
+        cos, sin = tables[dtype]
+        if by_kernels:
+            out: Tensor = RotatedAttention.apply(q, k, v, cos, sin, counts)
+            return out
+        return buckets(rotate(q, cos, sin), rotate(k, cos, sin), v)
 
     return attend
 

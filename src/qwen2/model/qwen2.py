@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qwen2.model import training
 from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, packed, run_layers
 from qwen2.model.linear import Linear, as_int8, linear
 from qwen2.model.moe import Experts, gated, route
@@ -46,6 +47,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if training.computed(x, self):
+            y: Tensor = training.Norm.apply(x, self.weight, self.eps)
+            return y
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 

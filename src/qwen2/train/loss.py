@@ -1,8 +1,8 @@
 """Cross-entropy of the next token from hidden states, a chunk of rows at a time: the N x V logits never exist.
 
-A chunk's logits are made, its losses and the gradient with respect to them taken at once, and then they are gone: three products
-of the head for forward and backward together, as many as with all logits in memory. What is kept for the backward pass is the
-gradient of the hidden states and that of the head, which has to be made anyway.
+A chunk's logits are made, its losses and the gradient with respect to them taken at once (by the kernels, in place, where there are
+some), and then they are gone: three products of the head for forward and backward together, as many as with all logits in memory.
+What is kept for the backward pass is the gradient of the hidden states and that of the head, which has to be made anyway.
 
 Sums, not means: whoever knows the whole step divides by its number of targets. The z-loss keeps the normalisers near 1 (PaLM, arXiv
 2204.02311, section 5): `z_loss` times the square of the logarithm of each row's normaliser.
@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from qwen2.kernels import training
+from qwen2.kernels.training import EntropyStruct
+from qwen2.model.linear import gradient_to_input, product
+from qwen2.model.training import computes, kind_of
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
@@ -60,19 +65,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             head = weight.to(dtype)
             for start in range(0, len(hidden), size := chunk_rows(len(weight))):
                 chunk = slice(start, start + size)
-                h_CD, target_C = hidden[chunk].to(dtype), targets[chunk]
-                logits = (h_CD @ head.t()).to(wide)  # (C, V)
-                log_z = logits.logsumexp(-1)
-                sums += torch.stack([(log_z - logits.gather(1, target_C[:, None]).squeeze(1)).sum(), log_z.square().sum()])
-                if not (wants_hidden or wants_weight):
-                    continue
-                gradient = logits.sub_(log_z[:, None]).exp_()  # the probabilities, in the logits' memory
-                if z_loss:
-                    gradient *= (1 + 2 * z_loss * log_z)[:, None]
-                gradient.scatter_add_(1, target_C[:, None], gradient.new_full((len(target_C), 1), -1.0))
-                gradient = gradient.to(dtype)
+                h_CD = hidden[chunk].to(dtype)
+                logits = product(h_CD, head, None)  # (C, V)
+                losses, log_z, gradient = entropy(logits, targets[chunk], z_loss, wants_hidden or wants_weight)
+                sums += torch.stack([losses.sum(), log_z.square().sum()])
                 if d_hidden is not None:
-                    d_hidden[chunk] = gradient @ head
+                    d_hidden[chunk] = gradient_to_input(gradient, head)
                 if d_weight is not None and dtype == wide:
                     d_weight.addmm_(gradient.t(), h_CD)
                 elif d_weight is not None:
@@ -93,6 +91,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def entropy(logits: Tensor, targets: Tensor, z_loss: float, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses and log-normalisers (C,) of logits (C, V), which are used up; and the gradient (C, V) in their type, where that is wanted."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if computes(logits, targets):
+        losses, log_z = torch.empty(2, len(logits)).unbind()
+        at = [tensor.data_ptr() for tensor in (logits, targets, losses, log_z)]
+        training.entropy_rows(EntropyStruct(*at, *logits.shape, float(wanted), z_loss, kind_of(logits.dtype)))
+        return losses, log_z, logits
+    log_z = (scores := logits.to(wide)).logsumexp(-1)
+    losses = log_z - scores.gather(1, targets[:, None]).squeeze(1)
+    if not wanted:
+        return losses, log_z, logits
+    gradient = scores.sub_(log_z[:, None]).exp_()  # the probabilities, in the logits' memory
+    if z_loss:
+        gradient *= (1 + 2 * z_loss * log_z)[:, None]
+    gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
+    return losses, log_z, gradient.to(logits.dtype)
 
 
 def chunk_rows(vocab: int) -> int:
