@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, fields, make_dataclass, replace
 from dataclasses import field as new_field
-from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hints
 
@@ -41,20 +41,46 @@ else:  # an optional field per setting; None where the flag was not given, so th
 NO_FLAGS = Flags()
 
 
+def _option(text: str, **more: Any) -> Parameter:
+    return Parameter(help=text, negative=(), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is trained, and where it goes."""
+
+    out: Annotated[Path, _option("The run's folder: settings, metrics, checkpoints, curves, and the model at the end.")]
+    size: Annotated[SIZES | None, _option("A shape of the family for new weights; the vocabulary becomes the tokenizer's.")] = None
+    config: Annotated[Path | None, _option("A config.json for new weights, in place of a size.")] = None
+    start: Annotated[
+        str | None, _option("Go on from a model instead: a run's folder, a model's folder, a file or a name.", name="--from")
+    ] = None
+    resume: Annotated[bool, _option("Go on with the run in --out from its last checkpoint; settings left out are the run's.")] = False
+    tokens: Annotated[int | None, _option("Train on this many tokens instead of --steps; without either, on each document once.")] = None
+    rope_theta: Annotated[
+        float | None,
+        _option("Base of the rotary embedding; left out, 10,000 for new weights, else the model's. Qwen2's long stage has 1000000."),
+    ] = None
+    tokenizer: Annotated[
+        Path | None, _option("Folder of the tokenizer that the shards were made with; left out, SHARDS/tokenizer or that of --from.")
+    ] = None
+    device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
+    threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.size, self.config, self.start)) != 1 and not self.resume:
+            raise ValueError("say what to train: --size nano, or --config FILE, or --from RUN (one of them)")
+        for name in ("threads", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: must be at least 1")
+
+
 def pretrain(
     shards: Path,
     /,
     *,
-    out: Path,
-    size: SIZES | None = None,
-    config: Path | None = None,
-    from_: Annotated[str | None, Parameter(name="--from")] = None,
-    resume: Annotated[bool, Parameter(negative=())] = False,
-    tokens: int | None = None,
-    rope_theta: float | None = None,
-    tokenizer: Path | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
+    what: Annotated[What, Parameter(name="*")],
     flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
     ranks: Annotated[Ranks, Parameter(name="*")] = ONE,
 ) -> None:
@@ -64,121 +90,80 @@ def pretrain(
     ----------
     shards
         The folder that `qwen2 data` wrote.
-    out
-        The run's folder: settings, metrics, checkpoints, curves, and the model at the end.
-    size
-        A shape of the family; the vocabulary becomes the tokenizer's.
-    config
-        A config.json in place of a size.
-    from_
-        Start from a model instead of new weights: a run's folder, a model's folder, a file or a name.
-    resume
-        Go on with the run in --out from its last checkpoint; settings left out are the run's.
-    tokens
-        Train on this many tokens instead of --steps; without either on each document once.
-    rope_theta
-        Base of the rotary embedding; left out, 10,000 for new weights, and with --from the model's own. The long-context stage of
-        Qwen2 takes 1,000,000.
-    tokenizer
-        The folder of the tokenizer that the shards were made with; left out, SHARDS/tokenizer, or the one of --from.
-    device
-        cpu, cuda or cuda:N.
-    threads
-        CPU threads; left out, as many as there are physical cores.
     """
-    if sum(given is not None for given in (size, config, from_)) != 1 and not resume:
-        raise ValueError("say what to train: --size nano, or --config FILE, or --from RUN (one of them)")
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads {threads}: must be at least 1")
-    given = {f.name: value for f in fields(flags) if (value := getattr(flags, f.name)) is not None}
-    if "weight" in given:
-        given["weight"] = tuple(given["weight"])
-    if tokens is not None:
-        if "steps" in given:
-            raise ValueError("--tokens and --steps: give one of them")
-        if tokens < 1:
-            raise ValueError(f"--tokens {tokens}: must be at least 1")
-
     from qwen2.cli.serve import check_device
     from qwen2.data.shards import Shards
 
     opened = Shards.open(shards)
-    settings, written = _settings(out, opened, given, tokens, resume)
-    check_device(device)
+    settings, written = _settings(what, opened, {f.name: getattr(flags, f.name) for f in fields(flags)})
+    check_device(what.device)
 
     import torch
 
     from qwen2.train.pretrain import pretrain as train
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    job = _job(opened, settings, written, out, size, config, from_, rope_theta, tokenizer)
-    with world_of(device, ranks) as world:
+    if what.threads is not None:
+        torch.set_num_threads(what.threads)
+    job = _job(opened, settings, written, what)
+    with world_of(what.device, ranks) as world:
         if world.main:
             _describe(job)
-        state = train(replace(job, resume=resume), world)
+        state = train(job, world)
     if world.main:
-        print(f"{out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {out / 'curves.png'}")
+        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
 
 
-def _settings(
-    out: Path, shards: Shards, given: dict[str, Any], tokens: int | None, resume: bool
-) -> tuple[PretrainSettings, dict[str, Any] | None]:
+def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
     """The settings of this run, and what its config.json says where it is resumed."""
     from qwen2.weights.json_object import read_json
 
+    given = {name: tuple(value) if name == "weight" else value for name, value in flags.items() if value is not None}
+    if what.tokens is not None and "steps" in given:
+        raise ValueError("--tokens and --steps: give one of them")
     base: dict[str, Any] = {}
     written = None
-    if resume and (out / "config.json").exists():
-        written = read_json(out / "config.json")
+    path = what.out / "config.json"
+    if what.resume:
+        if not path.exists():
+            raise FileNotFoundError(f"{what.out}: no run to resume here ({path.name} is missing); leave --resume out to start one")
+        written = read_json(path)
         base = {**written["settings"], "weight": tuple(written["settings"]["weight"])}
         unknown = base.keys() - HINTS.keys()
         if unknown:
-            raise ValueError(f"{out / 'config.json'}: settings: {min(unknown)}: unknown to this version")
-    elif resume:
-        raise FileNotFoundError(f"{out}: no run to resume here (config.json is missing); leave --resume out to start one")
+            raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")
     wanted = {**base, **given}
-    if tokens is not None or "steps" not in wanted:
+    if what.tokens is not None or "steps" not in wanted:
         row = {f.name: wanted.get(f.name, f.default) for f in fields(PretrainSettings) if f.name in ("length", "batch")}
-        total = tokens if tokens is not None else sum(record.tokens for record in shards.select("train"))
+        total = what.tokens if what.tokens is not None else sum(record.tokens for record in shards.select("train"))
         wanted["steps"] = max(1, -(-total // max(row["length"] * row["batch"], 1)))
     return PretrainSettings(**wanted), written
 
 
-def _job(
-    shards: Shards,
-    settings: PretrainSettings,
-    written: dict[str, Any] | None,
-    out: Path,
-    size: str | None,
-    file: Path | None,
-    source: str | None,
-    theta: float | None,
-    tokenizer_folder: Path | None,
-) -> Job:
+def _job(shards: Shards, settings: PretrainSettings, written: dict[str, Any] | None, what: What) -> Job:
     """Everything that the run needs, read and checked against each other."""
     from qwen2.config import ModelConfig
     from qwen2.train.pretrain import Job, new_config
 
-    if written is not None and size is None and file is None:
+    source, theta = what.start, what.rope_theta
+    if written is not None and what.size is None and what.config is None:
         source = source if source is not None else written["from"]["model"]
     start = None if source is None else _load(source)
-    tokenizer = _tokenizer(shards, tokenizer_folder, start, source)
-    if start is not None:
-        base = start.config
-        theta = (base.rope_theta if written is None else written["model"]["rope_theta"]) if theta is None else theta
-        model = replace(base, context=max(base.context, settings.length), rope_theta=theta, dtype="float32")
-    elif size is not None:
-        model = new_config(_shape(size), tokenizer, shards.tokenizer.end, settings.length, THETA if theta is None else theta)
-    elif file is not None:
-        model = _read_config(file, settings.length, theta)
-    else:
-        assert written is not None
+    tokenizer = _tokenizer(shards, what.tokenizer, start, source)
+    if what.size is not None:
+        shape = _shape(what.size)
+        model = new_config(shape, tokenizer, shards.tokenizer.end, settings.length, THETA if theta is None else theta)
+    elif what.config is not None:
+        model = _read_config(what.config, settings.length, theta)
+    elif written is not None:
         model = ModelConfig.from_hf(written["model"])
         model = model if theta is None else replace(model, rope_theta=theta)
+    else:
+        assert start is not None
+        context = max(start.config.context, settings.length)
+        model = replace(start.config, context=context, dtype="float32", rope_theta=start.config.rope_theta if theta is None else theta)
     if max(tokenizer.vocab_size, shards.tokenizer.vocabulary) > model.vocab:
         raise ValueError(f"vocab_size {model.vocab}: the tokenizer of {shards.folder} has {shards.tokenizer.vocabulary} ids")
-    return Job(shards, tokenizer, model, settings, out, start, source)
+    return Job(shards, tokenizer, model, settings, what.out, start, source, what.resume)
 
 
 def _shape(size: str) -> ModelConfig:

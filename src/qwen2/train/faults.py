@@ -53,8 +53,8 @@ def first_bad(losses: Iterable[Tensor]) -> int | None:
     return next((number for number, loss in enumerate(losses) if not bool(torch.isfinite(loss))), None)
 
 
-def trace(network: Qwen2, forward: Callable[[], Any]) -> str:
-    """Where numbers stop being finite: in the weights, or in which module of the forward pass, or in which gradients."""
+def trace(network: Qwen2, forward: Callable[[], Any], of_loss: bool) -> str:
+    """Where numbers stop being finite: in the weights, in which module of the forward pass, or, if not `of_loss`, in which gradients."""
     weights = [name for name, p in network.named_parameters() if not finite(p.detach())]
     if weights:
         return f"weights that are not finite: {listed(weights)}"
@@ -74,12 +74,12 @@ def trace(network: Qwen2, forward: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    gradients = [name for name, p in network.named_parameters() if p.grad is not None and not finite(p.grad)]
     if found:
         return f"all weights are finite, the output of {found[0]} is the first that is not"
-    if gradients:
-        return f"weights and outputs are finite, gradients are not: {listed(gradients)}"
-    return "weights, outputs and gradients are finite: it is the loss itself"
+    if of_loss:
+        return "weights and outputs of all layers are finite: it is the loss itself"
+    gradients = [name for name, p in network.named_parameters() if p.grad is not None and not finite(p.grad)]
+    return f"weights and outputs are finite, gradients are not: {listed(gradients)}"
 
 
 def finite(tensor: Tensor) -> bool:

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from qwen2.train import checkpoint
 from qwen2.train.faults import Spikes, TrainingError, first_bad, trace
+from qwen2.train.memory import keep_freed
 from qwen2.train.metrics import Metrics, draw
 from qwen2.train.optim import Average, clip, make_adamw, rate_share, set_rate
 from qwen2.train.precision import chosen, computing, product_rate
@@ -71,6 +72,8 @@ class Loop(Generic[B]):
         self.dtype = chosen(settings.precision, world.device)
         world.prepare(network, self.dtype)
         network.requires_grad_(True).train()
+        if world.device.type == "cpu":
+            keep_freed()
         if settings.recompute == "layers":
             recompute_layers(network)
         self.optimizer = make_adamw(network, settings.beta1, settings.beta2, settings.eps, settings.weight_decay)
@@ -78,14 +81,14 @@ class Loop(Generic[B]):
         self.average = None if settings.average == "none" else Average(network, decay)
         self.state, self.spikes = State(), Spikes(settings.spike)
         self.rate = product_rate(self.dtype, world.device) * world.size if settings.measure else 0.0  # FLOP/s of all devices
-        self.said: list[str] = []
 
     def run(self, resume: bool = False) -> State:
         """Train to the last step. ValueError (TrainingError among them) or OSError in one line where that is not possible."""
         if resume:
             self.restore(fresh=True)
         settings, state, say = self.settings, self.state, partial(print, file=sys.stderr, flush=True)
-        self.metrics = Metrics(self.folder.path, state.step, settings.tensorboard, say) if self.world.main else None
+        kept = state.step if state.step else -1  # a run that starts anew keeps no line of an earlier start
+        self.metrics = Metrics(self.folder.path, kept, settings.tensorboard, say) if self.world.main else None
         with self._closing(), Progress(settings.steps, state.step, self.world.main) as self.progress:
             if state.step == 0:
                 self.evaluate()
@@ -93,16 +96,18 @@ class Loop(Generic[B]):
             while state.step < settings.steps:
                 step = self.step()
                 self.progress.step(state.step, step.loss)
-                if state.step % settings.log_every == 0 or state.step == settings.steps:
+                last = state.step == settings.steps
+                if last or state.step % settings.log_every == 0:
                     self._log(step, (state.tokens - tokens) / (time.perf_counter() - since))
                     since, tokens = time.perf_counter(), state.tokens
-                if settings.eval_every and state.step % settings.eval_every == 0 and state.step < settings.steps:
+                if last or (settings.eval_every and state.step % settings.eval_every == 0):
+                    paused = time.perf_counter()
                     self.evaluate()
-                    since = time.perf_counter()
-                if (settings.save_every and state.step % settings.save_every == 0) or state.step == settings.steps:
+                    since += time.perf_counter() - paused
+                if last or (settings.save_every and state.step % settings.save_every == 0):
+                    paused = time.perf_counter()
                     self.save()
-                    since = time.perf_counter()
-            self.evaluate()
+                    since += time.perf_counter() - paused
         if self.world.main:
             draw(self.folder.path)
         return state
@@ -173,7 +178,7 @@ class Loop(Generic[B]):
                 self.task.loss(self.network, self.task.local(batches[number]))
 
         with self.world.evaluating(self.network):
-            text = f"step {state.step + 1}: {what} is not finite: {trace(self.network, forward)}"
+            text = f"step {state.step + 1}: {what} is not finite: {trace(self.network, forward, first is not None)}"
         state.skipped += 1
         state.skipped_in_a_row += 1
         last = state.skipped_in_a_row > settings.most_skips

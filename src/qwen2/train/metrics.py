@@ -80,7 +80,7 @@ def _writer(folder: Path, resumed_at: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError(f"tensorboard {EXTRA}, or say --no-tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at else None)
+    return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at > 0 else None)
 
 
 def draw(folder: Path) -> Path:
