@@ -25,19 +25,20 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from qwen2.data.batches import IGNORE, Batch
-from qwen2.model import packed_attend
+from qwen2.model import Qwen2, packed_attend
 from qwen2.model.linear import Linear
 from qwen2.model.qwen2 import MoE, RMSNorm
 from qwen2.train.layout import Layout
+from qwen2.train.optim import own_part
 from qwen2.train.parallel import Gather, SpreadExperts, TensorAttention, TensorMLP, context_attend, local_class, rows_of
 from qwen2.train.sharded import read_shards, write_shards
 from qwen2.train.world import World
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
-    from qwen2.model import Qwen2
     from qwen2.model.attention import Attend
 
 V = TypeVar("V")
@@ -94,13 +95,31 @@ class DistributedWorld(World):
 
     # The network.
 
+    @torch.no_grad()
+    def new_network(self, config: ModelConfig, seed: int, dtype: torch.dtype) -> Qwen2:
+        """Divided without memory first, then every rank draws each parameter in turn and keeps its own part of it."""
+        network = Qwen2(config, dtype=torch.float32, device="meta")
+        self.prepare(network, dtype)
+        network.to_empty(device=self.device)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in network.named_parameters():
+            whole = torch.empty(parameter.shape)
+            network.init_weight(name, whole, generator)
+            shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+            own = whole[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+            own_part(parameter).copy_(own)
+        return network
+
     def prepare(self, network: Qwen2, dtype: torch.dtype) -> None:
-        """As `World.prepare`; weights are of `dtype` while they are gathered, their shards stay float32.
+        """As `World.prepare`; on GPUs weights are of `dtype` while they are gathered, their shards stay float32.
 
         ValueError where the model does not allow the layout.
         """
+        if isinstance(network, FSDPModule):  # a new network is divided before it has weights
+            return
         self.layout.check(network.config)
-        policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+        gathered = dtype if self.device.type == "cuda" and dtype != torch.float32 else None  # on CPUs autocast does it (model/training.py)
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
         for layer in network.model.layers:
             if isinstance(layer.mlp, MoE) and self.layout.expert_size > 1:
                 self._spread(layer.mlp)
@@ -115,7 +134,7 @@ class DistributedWorld(World):
                 module.set_force_sum_reduction_for_comms(True)
 
     def _spread(self, mixture: MoE) -> None:
-        experts = mixture.experts
+        experts: Any = mixture.experts
         experts.__class__ = local_class(SpreadExperts, ("gate_up_proj", "down_proj"))
         experts.group = self.expert_mesh.get_group()
         for name in ("gate_up_proj", "down_proj"):
@@ -192,7 +211,7 @@ class DistributedWorld(World):
     def grad_norm(self, parameters: Iterable[Tensor]) -> Tensor:
         """Each element counts once, also where several ranks hold it."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = torch._foreach_norm([local_part(gradient) for gradient in gradients], 2.0)
+        norms = torch._foreach_norm([own_part(gradient) for gradient in gradients], 2.0)
         squares = [norm.double().square() / copies(gradient) for norm, gradient in zip(norms, gradients, strict=True)]
         total = torch.stack(squares).sum()
         dist.all_reduce(total)
@@ -224,10 +243,6 @@ def divide(module: nn.Module, name: str, mesh: Any, place: Placement) -> None:
     whole = module._parameters[name]
     assert whole is not None
     module.register_parameter(name, nn.Parameter(distribute_tensor(whole.detach(), mesh, [place], src_data_rank=None)))
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def copies(tensor: Tensor) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.nn.attention.bias import causal_lower_right
 
-from qwen2.model.attention import causal_attention
+from qwen2.model.attention import Buckets
 from qwen2.model.moe import Experts
 from qwen2.model.qwen2 import MLP, Attention, RMSNorm
 from qwen2.model.rope import Rope, rotate
@@ -182,7 +182,7 @@ def context_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int
     rank, ranks, N = dist.get_rank(group), dist.get_world_size(group), len(positions)
     own = positions[rows_of(rank, ranks, N).to(positions.device)]
     order = torch.cat([rows_of(other, ranks, N) for other in range(ranks)]).argsort().to(positions.device)
-    pieces = [Piece(start, stop, lengths) for start, stop in pieces_of(rank, ranks, N)]
+    pieces = [Piece(start, stop, lengths, positions.device) for start, stop in pieces_of(rank, ranks, N)]
     rope = Rope(config, positions.device)
     tables: dict[object, tuple[Tensor, Tensor]] = {}
 
@@ -201,17 +201,18 @@ def context_attend(config: ModelConfig, positions: Tensor, lengths: Sequence[int
 class Piece:
     """Rows [start, stop) of a micro-batch as queries, of sequences of `lengths`: perhaps the rest of one that began before, then others."""
 
-    def __init__(self, start: int, stop: int, lengths: Sequence[int]) -> None:
+    def __init__(self, start: int, stop: int, lengths: Sequence[int], device: torch.device) -> None:
         self.start, self.stop, self.first, self.rest = start, stop, start, start
-        self.lengths: list[int] = []
+        others: list[int] = []
         begin = 0
         for length in lengths:
             end = min(begin + length, stop)
             if begin < start < end:
                 self.first, self.rest = begin, end  # its keys begin at `first`; its queries are [start, rest)
             elif start <= begin < end:
-                self.lengths.append(end - begin)
+                others.append(end - begin)
             begin += length
+        self.others = Buckets(others, device)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -221,8 +222,8 @@ class Piece:
         parts = []
         if self.rest > self.start:
             parts.append(continued(q[: self.rest - self.start], k[self.first : self.rest], v[self.first : self.rest]))
-        if self.lengths:
-            parts.append(causal_attention(q[self.rest - self.start :], k[self.rest : self.stop], v[self.rest : self.stop], self.lengths))
+        if self.rest < self.stop:
+            parts.append(self.others(q[self.rest - self.start :], k[self.rest : self.stop], v[self.rest : self.stop]))
         return torch.cat(parts)
 
 

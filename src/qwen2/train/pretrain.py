@@ -27,6 +27,7 @@ from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import IGNORE, cross_entropy
+from qwen2.train.precision import chosen
 from qwen2.train.settings import as_dict
 from qwen2.train.stage import PretrainSettings
 from qwen2.train.task import Task
@@ -88,12 +89,16 @@ class Data:
         return [pack(own[start : start + size]) for start in range(0, len(own), size)]
 
 
+class RouterLogits(list[Tensor]):
+    """What each mixture layer's router said. FSDP rebuilds plain lists among a layer's arguments; one of a class of its own it hands on."""
+
+
 def next_token_loss(settings: PretrainSettings, world: World) -> Any:
     """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts where they are wanted."""
 
     def loss(network: Qwen2, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         moe = network.config.moe
-        router_logits: list[Tensor] | None = None if moe is None else []
+        router_logits = None if moe is None else RouterLogits()
         hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
         total, count, sums = cross_entropy(network, hidden, batch.labels, settings.z_loss)
         if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
@@ -122,11 +127,11 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     )
 
 
-def make_network(job: Job) -> Qwen2:
+def make_network(job: Job, world: World) -> Qwen2:
     """The network that a stage begins with: new weights from the seed, or those of the model it starts from."""
-    network = Qwen2(job.config, dtype=torch.float32)
     if job.start is None:
-        return network.init_weights(torch.Generator().manual_seed(job.settings.seed))
+        return world.new_network(job.config, job.settings.seed, chosen(job.settings.precision, world.device))
+    network = Qwen2(job.config, dtype=torch.float32)
     with torch.no_grad():
         given = dict(job.start.network.named_parameters())
         for name, parameter in network.named_parameters():
@@ -143,7 +148,7 @@ def pretrain(job: Job, world: World | None = None) -> State:
     with RunFolder(job.out, world.main) as folder:
         folder.begin(job.sections(), job.resume)
         world.barrier()
-        loop = Loop(make_network(job), make_task(job, world), job.settings, folder, world)
+        loop = Loop(make_network(job, world), make_task(job, world), job.settings, folder, world)
         state = loop.run(job.resume)
         with loop.averaged():
             export(job, folder.model, whole_network(loop.network, world), world)

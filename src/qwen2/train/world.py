@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from qwen2.model import packed_attend
+from qwen2.model import Qwen2, packed_attend
 from qwen2.train.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.data.batches import Batch
-    from qwen2.model import Qwen2
     from qwen2.model.attention import Attend
 
 V = TypeVar("V")
@@ -50,6 +49,10 @@ class World:
     def main(self) -> bool:
         """Whether this rank is the one that writes and talks."""
         return self.rank == 0
+
+    def new_network(self, config: ModelConfig, seed: int, dtype: torch.dtype) -> Qwen2:
+        """A network with new weights, the same ones in every world; `prepare` it as any other."""
+        return Qwen2(config, dtype=torch.float32).init_weights(torch.Generator().manual_seed(seed))
 
     def prepare(self, network: Qwen2, dtype: torch.dtype) -> None:
         """Bring the network to the device and divide it over ranks, in place; parameters keep their names.
