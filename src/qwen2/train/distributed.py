@@ -102,6 +102,7 @@ class DistributedWorld(World):
         self.prepare(network, dtype)
         network.to_empty(device=self.device)
         generator = torch.Generator().manual_seed(seed)
+        parameter: Any  # a DTensor now
         for name, parameter in network.named_parameters():
             whole = torch.empty(parameter.shape)
             network.init_weight(name, whole, generator)
@@ -147,10 +148,10 @@ class DistributedWorld(World):
         attention.group = mlp.group = self.tensor_group
         rows = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
         columns = (attention.o_proj, mlp.down_proj)
-        for module in layer.modules():
-            if not isinstance(module, (Linear, RMSNorm)):
-                continue
-            module.__class__ = local_class(type(module), ("weight", "bias") if isinstance(module, Linear) else ("weight",))
+        module: Any
+        for module in [module for module in layer.modules() if isinstance(module, (Linear, RMSNorm))]:
+            kind: Any = type(module)
+            module.__class__ = local_class(kind, ("weight", "bias") if isinstance(module, Linear) else ("weight",))
             for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
                 place = Shard(0) if module in rows else Shard(1) if module in columns else Replicate()
                 divide(module, name, self.mesh["tensor"], place)

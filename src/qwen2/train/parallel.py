@@ -96,7 +96,7 @@ def exchanged(x: Tensor, sent: list[int], received: list[int], group: Group) -> 
 
 
 @cache
-def local_class(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+def local_class(kind: Any, names: tuple[str, ...]) -> Any:
     """The class whose parameters `names` read as this rank's part, where they are divided over tensor or expert ranks.
 
     The gradient of one that all ranks of the group hold alike is a sum over them, each having rows of its own: partial here. While
@@ -105,7 +105,7 @@ def local_class(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
 
     def reader(name: str) -> property:
         def read(self: nn.Module) -> Tensor | None:
-            parameter = self._parameters[name]
+            parameter: Any = self._parameters[name]
             if not isinstance(parameter, DTensor) or parameter.device_mesh.ndim > 1:
                 return parameter
             placements = [Partial() if isinstance(place, Replicate) else place for place in parameter.placements]

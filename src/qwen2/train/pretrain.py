@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import UserList
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +90,8 @@ class Data:
         return [pack(own[start : start + size]) for start in range(0, len(own), size)]
 
 
-class RouterLogits(list[Tensor]):
-    """What each mixture layer's router said. FSDP rebuilds plain lists among a layer's arguments; one of a class of its own it hands on."""
+class RouterLogits(UserList[Tensor]):
+    """What each mixture layer's router said. No list: FSDP hands on copies of lists among a layer's arguments, and appending is lost."""
 
 
 def next_token_loss(settings: PretrainSettings, world: World) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -32,7 +33,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill this rank's part of each tensor in place. ValueError where a name is not there or has another shape."""
     reader = HuggingFaceStorageReader(str(folder))
-    found = reader.read_metadata().state_dict_metadata
+    found: dict[str, Any] = reader.read_metadata().state_dict_metadata
     missing = [name for name in tensors if name not in found]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors of this run are not there, the first is {min(missing)}")
