@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hi
 
 from cyclopts import Parameter
 
+from qwen2.cli.ranks import ONE, Ranks, world_of
 from qwen2.train.stage import PretrainSettings
 
 if TYPE_CHECKING:
@@ -76,7 +77,12 @@ class What:
 
 
 def pretrain(
-    shards: Path, /, *, what: Annotated[What, Parameter(name="*")], flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS
+    shards: Path,
+    /,
+    *,
+    what: Annotated[What, Parameter(name="*")],
+    flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
+    ranks: Annotated[Ranks, Parameter(name="*")] = ONE,
 ) -> None:
     """Train on token shards; the end is a Hugging Face folder, RUN/model.
 
@@ -95,14 +101,16 @@ def pretrain(
     import torch
 
     from qwen2.train.pretrain import pretrain as train
-    from qwen2.train.world import World
 
     if what.threads is not None:
         torch.set_num_threads(what.threads)
     job = _job(opened, settings, written, what)
-    _describe(job)
-    state = train(job, World(what.device))
-    print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+    with world_of(what.device, ranks) as world:
+        if world.main:
+            _describe(job)
+        state = train(job, world)
+    if world.main:
+        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
 
 
 def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:

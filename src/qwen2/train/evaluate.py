@@ -71,6 +71,7 @@ def bits_per_byte(batches: dict[str, list[Batch]], sizes: Tensor, world: World) 
                 _, _, sums = cross_entropy(network, hidden, batch.labels)
                 bits += float(sums["nll"]) / log(2)
                 size += count
+            bits = world.sum([bits])[0] / world.data_size
             if size:
                 found[language] = bits / size
         return found

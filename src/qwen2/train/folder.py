@@ -21,12 +21,17 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """The folder of one run, held until `close`. Raises ValueError where another process trains in it."""
+    """The folder of one run, held until `close`. Raises ValueError where another process trains in it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Of several ranks of one run the `main` one holds it, and writes and checks what the run is.
+    """
+
+    def __init__(self, path: Path, main: bool = True) -> None:
+        self.path, self.main = path, main
         path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / LOCK)
+        if not main:
+            return
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -51,6 +56,8 @@ class RunFolder:
         run was started with something else.
         """
         path = self.path / CONFIG
+        if not self.main:
+            return
         if not resume:
             if path.exists():
                 raise FileExistsError(f"{self.path}: holds a run already; go on with it by --resume, or name another folder with --out")

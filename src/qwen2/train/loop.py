@@ -70,7 +70,7 @@ class Loop(Generic[B]):
     def __init__(self, network: Qwen2, task: Task[B], settings: Settings, folder: RunFolder, world: World) -> None:
         self.network, self.task, self.settings, self.folder, self.world = network, task, settings, folder, world
         self.dtype = chosen(settings.precision, world.device)
-        world.prepare(network)
+        world.prepare(network, self.dtype)
         network.requires_grad_(True).train()
         if world.device.type == "cpu":
             keep_freed()
@@ -132,6 +132,7 @@ class Loop(Generic[B]):
     def gradients(self, batches: Sequence[B]) -> Step:
         """The gradients of a step: of each micro-batch's sum over the count of all targets of the step."""
         task, world = self.task, self.world
+        batches = [task.local(batch) for batch in batches]
         counts = world.sum([float(sum(map(task.targets, batches))), float(sum(map(task.tokens, batches)))])
         count = max(counts[0], 1.0)
         self.losses: list[Tensor] = []
@@ -139,7 +140,7 @@ class Loop(Generic[B]):
         for number, batch in enumerate(batches, start=1):
             with world.accumulate(self.network, last=number == len(batches)):
                 with computing(self.dtype, world.device):
-                    total, more = task.loss(self.network, task.local(batch))
+                    total, more = task.loss(self.network, batch)
                 (total / count).backward()
             self.losses.append(total.detach())
             for name, value in more.items():
@@ -176,7 +177,8 @@ class Loop(Generic[B]):
             with computing(self.dtype, self.world.device):
                 self.task.loss(self.network, self.task.local(batches[number]))
 
-        text = f"step {state.step + 1}: {what} is not finite: {trace(self.network, forward, first is not None)}"
+        with self.world.evaluating(self.network):
+            text = f"step {state.step + 1}: {what} is not finite: {trace(self.network, forward, first is not None)}"
         state.skipped += 1
         state.skipped_in_a_row += 1
         last = state.skipped_in_a_row > settings.most_skips
@@ -230,7 +232,7 @@ class Loop(Generic[B]):
         if self.task.evaluate is None:
             return {}
         self.network.eval()
-        with torch.no_grad(), self.averaged(), computing(self.dtype, self.world.device):
+        with torch.no_grad(), self.averaged(), self.world.evaluating(self.network), computing(self.dtype, self.world.device):
             values = self.task.evaluate(self.network)
         self.network.train()
         if values:
@@ -274,7 +276,7 @@ class Loop(Generic[B]):
         ValueError naming the field where the checkpoint is of another model.
         """
         say = partial(print, file=sys.stderr, flush=True) if self.world.main else lambda text: None
-        found = checkpoint.newest(self.folder.checkpoints, say)
+        found = self.world.agreed(checkpoint.newest(self.folder.checkpoints, say) if self.world.main else None)
         if found is None:
             say(f"{self.folder.path}: no checkpoint yet, so from the start")
             return

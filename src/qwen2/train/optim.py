@@ -81,9 +81,16 @@ def rate_share(schedule: str, step: int, steps: int, warmup: int, decay: int, fl
     raise ValueError(f"schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
 
 
+@torch.no_grad()
 def clip(parameters: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale all gradients by limit / norm where their `norm` is above the limit."""
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm=limit, total_norm=norm)
+    """Scale all gradients by limit / norm where their `norm` is above the limit; of divided ones each rank its part."""
+    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory: all of it, unless it is divided (a DTensor)."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Average:
@@ -106,6 +113,12 @@ class Average:
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
-        """Exchange the network's weights and the average, without a copy; twice is as before."""
+        """Exchange the network's weights and the average; twice is as before. Nothing is copied but the parts of divided ones."""
         for name, parameter in network.named_parameters():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+            if not hasattr(parameter, "to_local"):
+                parameter.data, self.weights[name] = self.weights[name], parameter.data
+            else:  # what is gathered of it is kept in the memory that it has now
+                part, other = own_part(parameter), own_part(self.weights[name])
+                kept = part.clone()
+                part.copy_(other)
+                other.copy_(kept)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import UserList
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import IGNORE, cross_entropy
+from qwen2.train.precision import chosen
 from qwen2.train.settings import as_dict
 from qwen2.train.stage import PretrainSettings
 from qwen2.train.task import Task
@@ -88,17 +90,21 @@ class Data:
         return [pack(own[start : start + size]) for start in range(0, len(own), size)]
 
 
+class RouterLogits(UserList[Tensor]):
+    """What each mixture layer's router said. No list: FSDP hands on copies of lists among a layer's arguments, and appending is lost."""
+
+
 def next_token_loss(settings: PretrainSettings, world: World) -> Any:
     """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts where they are wanted."""
 
     def loss(network: Qwen2, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         moe = network.config.moe
-        router_logits: list[Tensor] | None = None if moe is None else []
+        router_logits = None if moe is None else RouterLogits()
         hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
         total, count, sums = cross_entropy(network, hidden, batch.labels, settings.z_loss)
-        if moe is None or not router_logits or not count:
+        if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
             return total, sums
-        balance = count * load_balancing_loss(router_logits, moe, batch.labels != IGNORE)  # a mean, weighed as its tokens are
+        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
         return total + settings.balance * balance, {**sums, "balance": balance.detach()}
 
     return loss
@@ -122,11 +128,11 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     )
 
 
-def make_network(job: Job) -> Qwen2:
+def make_network(job: Job, world: World) -> Qwen2:
     """The network that a stage begins with: new weights from the seed, or those of the model it starts from."""
-    network = Qwen2(job.config, dtype=torch.float32)
     if job.start is None:
-        return network.init_weights(torch.Generator().manual_seed(job.settings.seed))
+        return world.new_network(job.config, job.settings.seed, chosen(job.settings.precision, world.device))
+    network = Qwen2(job.config, dtype=torch.float32)
     with torch.no_grad():
         given = dict(job.start.network.named_parameters())
         for name, parameter in network.named_parameters():
@@ -140,13 +146,13 @@ def make_network(job: Job) -> Qwen2:
 def pretrain(job: Job, world: World | None = None) -> State:
     """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
-    with RunFolder(job.out) as folder:
+    with RunFolder(job.out, world.main) as folder:
         folder.begin(job.sections(), job.resume)
-        network = make_network(job).to(world.device)
-        loop = Loop(network, make_task(job, world), job.settings, folder, world)
+        world.barrier()
+        loop = Loop(make_network(job, world), make_task(job, world), job.settings, folder, world)
         state = loop.run(job.resume)
         with loop.averaged():
-            export(job, folder.model, whole_network(network, world), world)
+            export(job, folder.model, whole_network(loop.network, world), world)
         return state
 
 
