@@ -85,8 +85,11 @@ def test_averages_by_hand():
         mean.update(network)
     assert ema.weights["model.norm.weight"][0] == 0.5 * (0.5 * 1 + 0.5 * 2) + 0.5 * 6
     assert mean.weights["model.norm.weight"][0] == pytest.approx(3.0)
-    mean.put_into(network)
+    mean.swap(network)
     torch.testing.assert_close(network.model.norm.weight.detach(), torch.full((64,), 3.0))
+    assert mean.weights["model.norm.weight"][0] == 6
+    mean.swap(network)
+    assert network.model.norm.weight[0] == 6
 
 
 def test_clipping_scales_to_the_limit_and_leaves_what_is_below():

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from qwen2.cli.list import print_table
 
-data = App("data", help="Corpora: fetch, prepare, inspect, report.", help_format="plaintext")
+data = App("data", help_format="plaintext", help_epilogue="Example: qwen2 data fetch --list")
 CORPUS = Path("corpus")
 
 

@@ -221,10 +221,14 @@ class Qwen2(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> Qwen2:
         """Normal(0, init_range) matrices, zero biases, unit norms; returns itself."""
         for name, parameter in self.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0)
-            elif name.endswith(".bias"):
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, self.config.init_range, generator=generator)
+            self.init_weight(name, parameter, generator)
         return self
+
+    def init_weight(self, name: str, weight: Tensor, generator: torch.Generator | None) -> None:
+        """Fill one parameter, or a tensor of its shape, in place."""
+        if "norm" in name:
+            weight.fill_(1.0)
+        elif name.endswith(".bias"):
+            weight.zero_()
+        else:
+            weight.normal_(0.0, self.config.init_range, generator=generator)

@@ -12,7 +12,6 @@ Left out: other optimizers, and rates that differ by layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import cos, pi, sqrt
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,11 @@ def make_adamw(network: nn.Module, beta1: float, beta2: float, eps: float, decay
         {"params": [parameter for name, parameter in named if decays(name, parameter)], "weight_decay": decay},
         {"params": [parameter for name, parameter in named if not decays(name, parameter)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
+    for _, parameter in named:  # now rather than at the first step, so that a checkpoint has something to fill
+        zeros = {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -78,9 +81,16 @@ def rate_share(schedule: str, step: int, steps: int, warmup: int, decay: int, fl
     raise ValueError(f"schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
 
 
+@torch.no_grad()
 def clip(parameters: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale all gradients by limit / norm where their `norm` is above the limit."""
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm=limit, total_norm=norm)
+    """Scale all gradients by limit / norm where their `norm` is above the limit; of divided ones each rank its part."""
+    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory: all of it, unless it is divided (a DTensor)."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Average:
@@ -102,14 +112,13 @@ class Average:
         self.count += 1
 
     @torch.no_grad()
-    def put_into(self, network: nn.Module) -> None:
-        """Overwrite the network's weights with the average; without a step in it they stay."""
-        if self.count:
-            put(self.weights, network)
-
-
-@torch.no_grad()
-def put(weights: Mapping[str, Tensor], network: nn.Module) -> None:
-    """Copy weights by name into a network."""
-    for name, parameter in network.named_parameters():
-        parameter.copy_(weights[name])
+    def swap(self, network: nn.Module) -> None:
+        """Exchange the network's weights and the average; twice is as before. Nothing is copied but the parts of divided ones."""
+        for name, parameter in network.named_parameters():
+            if not hasattr(parameter, "to_local"):
+                parameter.data, self.weights[name] = self.weights[name], parameter.data
+            else:  # what is gathered of it is kept in the memory that it has now
+                part, other = own_part(parameter), own_part(self.weights[name])
+                kept = part.clone()
+                part.copy_(other)
+                other.copy_(kept)

@@ -7,8 +7,9 @@ Ranks that read different rows are the data ranks (`data_rank` of `data_size`); 
 context parallel) have the same data rank, and `local` gives each its part of a batch.
 
     world = World()
-    world.prepare(network)                                   # once, before the optimizer is made
-    (count,) = world.sum([float(batch.targets)])             # over data ranks
+    world.prepare(network, torch.float32)                    # once, before the optimizer is made
+    batch = world.local(batch)
+    (count,) = world.sum([float(batch.targets)])
     hidden = network(batch.tokens, world.attend(config, batch))
 """
 
@@ -17,19 +18,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from qwen2.model import packed_attend
+from qwen2.model import Qwen2, packed_attend
 from qwen2.train.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.data.batches import Batch
-    from qwen2.model import Qwen2
     from qwen2.model.attention import Attend
+
+V = TypeVar("V")
 
 
 class World:
@@ -48,8 +50,16 @@ class World:
         """Whether this rank is the one that writes and talks."""
         return self.rank == 0
 
-    def prepare(self, network: Qwen2) -> None:
-        """Divide the network over ranks, in place; parameters keep their names. Gradients are summed over ranks, not averaged."""
+    def new_network(self, config: ModelConfig, seed: int, dtype: torch.dtype) -> Qwen2:
+        """A network with new weights, the same ones in every world; `prepare` it as any other."""
+        return Qwen2(config, dtype=torch.float32).init_weights(torch.Generator().manual_seed(seed))
+
+    def prepare(self, network: Qwen2, dtype: torch.dtype) -> None:
+        """Bring the network to the device and divide it over ranks, in place; parameters keep their names.
+
+        Gradients are summed over ranks, not averaged. `dtype`: what products are computed in.
+        """
+        network.to(self.device)
 
     def local(self, batch: Batch) -> Batch:
         """This rank's part of a batch that its data rank reads; its tensors on this rank's device."""
@@ -64,9 +74,22 @@ class World:
         """Around forward and backward of a micro-batch; only the `last` of a step has to exchange gradients."""
         yield
 
+    def together(self, rows: Tensor) -> Tensor:
+        """Rows (n, ...) of this rank's part of a micro-batch -> those of all its parts (N, ...), in an order of its own; differentiable."""
+        return rows
+
+    @contextmanager
+    def evaluating(self, network: Qwen2) -> Iterator[None]:
+        """Around forward passes that no backward pass follows."""
+        yield
+
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over the ranks that computed different targets; float64, and the same on every rank."""
+        """Sums over all ranks, each having counted its own part of each batch; float64, and the same on every rank."""
         return list(values)
+
+    def agreed(self, value: V) -> V:
+        """What rank 0 has, on every rank."""
+        return value
 
     def any(self, value: bool) -> bool:
         """Whether it holds on any rank: what all must decide alike."""
@@ -82,7 +105,12 @@ class World:
 
     def read(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Fill the tensors in place with those of the same names; ValueError where a name or a shape is not there."""
-        read_tensors(folder, tensors)
+        if any(folder.glob("shard-*.safetensors")):  # several ranks wrote it
+            from qwen2.train.sharded import read_shards
+
+            read_shards(folder, tensors)
+        else:
+            read_tensors(folder, tensors)
 
     def whole(self, tensor: Tensor) -> Tensor:
         """A tensor that may be divided over ranks, whole; every rank has to call it."""
@@ -90,3 +118,6 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Leave the others, at the end."""

@@ -1,0 +1,227 @@
+"""`qwen2 pretrain`: train a model on token shards, or go on with a stage from another run's model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import field as new_field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hints
+
+from cyclopts import Parameter
+
+from qwen2.cli.ranks import ONE, Ranks, world_of
+from qwen2.train.stage import PretrainSettings
+
+if TYPE_CHECKING:
+    from qwen2.config import ModelConfig
+    from qwen2.data.shards import Shards
+    from qwen2.tokenizer import Tokenizer
+    from qwen2.train.pretrain import Job
+    from qwen2.weights.model import Model
+
+SIZES = Literal["tiny", "nano", "0.5b", "1.5b", "7b", "57b-a14b", "72b"]
+THETA = 10_000.0  # of a first stage; a long-context stage takes 1,000,000 (Qwen2 report, section 3.2)
+HINTS = get_type_hints(PretrainSettings)
+
+
+def _flag(name: str, default: Any, text: str) -> tuple[str, Any, Any]:
+    hint, switch = list[str] if HINTS[name] == tuple[str, ...] else HINTS[name], HINTS[name] is bool
+    shown = str(default).lower() if switch else str(default)
+    known = switch or (default not in (0, ()) and name != "steps")
+    parameter = Parameter(help=text, show_default=shown if known else False, negative=None if switch else ())
+    return name, Annotated[Optional[hint], parameter], new_field(default=None)  # noqa: UP045
+
+
+if TYPE_CHECKING:
+    Flags = PretrainSettings
+else:  # an optional field per setting; None where the flag was not given, so that a resumed run keeps its own
+    Flags = make_dataclass("Flags", [_flag(f.name, f.default, f.metadata["help"]) for f in fields(PretrainSettings)], frozen=True)
+    Flags.__module__ = __name__
+NO_FLAGS = Flags()
+
+
+def _option(text: str, **more: Any) -> Parameter:
+    return Parameter(help=text, negative=(), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is trained, and where it goes."""
+
+    out: Annotated[Path, _option("The run's folder: settings, metrics, checkpoints, curves, and the model at the end.")]
+    size: Annotated[SIZES | None, _option("A shape of the family for new weights; the vocabulary becomes the tokenizer's.")] = None
+    config: Annotated[Path | None, _option("A config.json for new weights, in place of a size.")] = None
+    start: Annotated[
+        str | None, _option("Go on from a model instead: a run's folder, a model's folder, a file or a name.", name="--from")
+    ] = None
+    resume: Annotated[bool, _option("Go on with the run in --out from its last checkpoint; settings left out are the run's.")] = False
+    tokens: Annotated[int | None, _option("Train on this many tokens instead of --steps; without either, on each document once.")] = None
+    rope_theta: Annotated[
+        float | None,
+        _option("Base of the rotary embedding; left out, 10,000 for new weights, else the model's. Qwen2's long stage has 1000000."),
+    ] = None
+    tokenizer: Annotated[
+        Path | None, _option("Folder of the tokenizer that the shards were made with; left out, SHARDS/tokenizer or that of --from.")
+    ] = None
+    device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
+    threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.size, self.config, self.start)) != 1 and not self.resume:
+            raise ValueError("say what to train: --size nano, or --config FILE, or --from RUN (one of them)")
+        for name in ("threads", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: must be at least 1")
+
+
+def pretrain(
+    shards: Path,
+    /,
+    *,
+    what: Annotated[What, Parameter(name="*")],
+    flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
+    ranks: Annotated[Ranks, Parameter(name="*")] = ONE,
+) -> None:
+    """Train on token shards; the end is a Hugging Face folder, RUN/model.
+
+    Parameters
+    ----------
+    shards
+        The folder that `qwen2 data` wrote.
+    """
+    from qwen2.cli.serve import check_device
+    from qwen2.data.shards import Shards
+
+    opened = Shards.open(shards)
+    settings, written = _settings(what, opened, {f.name: getattr(flags, f.name) for f in fields(flags)})
+    check_device(what.device)
+
+    import torch
+
+    from qwen2.train.pretrain import pretrain as train
+
+    if what.threads is not None:
+        torch.set_num_threads(what.threads)
+    job = _job(opened, settings, written, what)
+    with world_of(what.device, ranks) as world:
+        if world.main:
+            _describe(job)
+        state = train(job, world)
+    if world.main:
+        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+
+
+def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
+    """The settings of this run, and what its config.json says where it is resumed."""
+    from qwen2.weights.json_object import read_json
+
+    given = {name: tuple(value) if name == "weight" else value for name, value in flags.items() if value is not None}
+    if what.tokens is not None and "steps" in given:
+        raise ValueError("--tokens and --steps: give one of them")
+    base: dict[str, Any] = {}
+    written = None
+    path = what.out / "config.json"
+    if what.resume:
+        if not path.exists():
+            raise FileNotFoundError(f"{what.out}: no run to resume here ({path.name} is missing); leave --resume out to start one")
+        written = read_json(path)
+        base = {**written["settings"], "weight": tuple(written["settings"]["weight"])}
+        unknown = base.keys() - HINTS.keys()
+        if unknown:
+            raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")
+    wanted = {**base, **given}
+    if what.tokens is not None or "steps" not in wanted:
+        row = {f.name: wanted.get(f.name, f.default) for f in fields(PretrainSettings) if f.name in ("length", "batch")}
+        total = what.tokens if what.tokens is not None else sum(record.tokens for record in shards.select("train"))
+        wanted["steps"] = max(1, -(-total // max(row["length"] * row["batch"], 1)))
+    return PretrainSettings(**wanted), written
+
+
+def _job(shards: Shards, settings: PretrainSettings, written: dict[str, Any] | None, what: What) -> Job:
+    """Everything that the run needs, read and checked against each other."""
+    from qwen2.config import ModelConfig
+    from qwen2.train.pretrain import Job, new_config
+
+    source, theta = what.start, what.rope_theta
+    if written is not None and what.size is None and what.config is None:
+        source = source if source is not None else written["from"]["model"]
+    start = None if source is None else _load(source)
+    tokenizer = _tokenizer(shards, what.tokenizer, start, source)
+    if what.size is not None:
+        shape = _shape(what.size)
+        model = new_config(shape, tokenizer, shards.tokenizer.end, settings.length, THETA if theta is None else theta)
+    elif what.config is not None:
+        model = _read_config(what.config, settings.length, theta)
+    elif written is not None:
+        model = ModelConfig.from_hf(written["model"])
+        model = model if theta is None else replace(model, rope_theta=theta)
+    else:
+        assert start is not None
+        context = max(start.config.context, settings.length)
+        model = replace(start.config, context=context, dtype="float32", rope_theta=start.config.rope_theta if theta is None else theta)
+    if max(tokenizer.vocab_size, shards.tokenizer.vocabulary) > model.vocab:
+        raise ValueError(f"vocab_size {model.vocab}: the tokenizer of {shards.folder} has {shards.tokenizer.vocabulary} ids")
+    return Job(shards, tokenizer, model, settings, what.out, start, source, what.resume)
+
+
+def _shape(size: str) -> ModelConfig:
+    from qwen2.config.family import SHAPES, nano, tiny
+
+    return {"tiny": tiny, "nano": nano}[size]() if size in ("tiny", "nano") else SHAPES[size]
+
+
+def _read_config(file: Path, length: int, theta: float | None) -> ModelConfig:
+    from qwen2.config import ModelConfig
+    from qwen2.weights.json_object import read_json
+
+    model = ModelConfig.from_hf(read_json(file))
+    if model.context < length:
+        raise ValueError(f"{file}: max_position_embeddings {model.context} is less than the rows of {length} tokens (--length)")
+    return replace(model, dtype="float32", rope_theta=model.rope_theta if theta is None else theta)
+
+
+def _load(source: str) -> Model:
+    """The model that a stage starts from: a run's, or any other."""
+    from qwen2.weights.model import load
+
+    run = Path(source) / "model"
+    if (Path(source) / "metrics.jsonl").exists() and not run.exists():
+        raise FileNotFoundError(f"{source}: this run has no model yet; end it first, with --resume")
+    return load(str(run) if run.exists() else source, dtype="float32")
+
+
+def _tokenizer(shards: Shards, folder: Path | None, start: Model | None, source: str | None) -> Tokenizer:
+    """The tokenizer that the shards were made with, found and checked."""
+    from qwen2.data.shards import sha256_of
+    from qwen2.tokenizer import Tokenizer
+
+    place = folder if folder is not None else shards.folder / "tokenizer"
+    file = place / "tokenizer.json" if place.is_dir() else place
+    if folder is None and not file.exists() and start is not None:
+        tokenizer = start.tokenizer
+    elif not file.exists():
+        raise FileNotFoundError(
+            f"{file}: no tokenizer there; name the folder of the one that the shards were made with: --tokenizer FOLDER"
+        )
+    elif sha256_of(file) != shards.tokenizer.sha256:
+        raise ValueError(f"{file}: not the tokenizer that {shards.folder} was made with (its sha256 is another)")
+    else:
+        tokenizer = Tokenizer.from_json(file)
+    if start is not None and not tokenizer.same_tokens(start.tokenizer):
+        raise ValueError(f"{source}: its tokenizer is not the one that {shards.folder} was made with")
+    return tokenizer
+
+
+def _describe(job: Job) -> None:
+    """What is about to be trained, in two lines."""
+    settings, model = job.settings, job.config
+    count, active = model.parameters(), model.active_parameters()
+    what = f"{count:,} parameters" + ("" if active == count else f" ({active:,} active)")
+    total, had = settings.steps * settings.batch * settings.length, sum(record.tokens for record in job.shards.select("train"))
+    print(f"{what}, vocabulary {model.vocab:,}, {settings.length} tokens a row, rotary base {model.rope_theta:,.0f}", file=sys.stderr)
+    print(
+        f"{settings.steps:,} steps of {settings.batch} rows: {total:,} tokens, {total / max(had, 1):.2f} times the {had:,} of the shards",
+        file=sys.stderr,
+    )

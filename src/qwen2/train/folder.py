@@ -1,0 +1,92 @@
+"""A run's folder: frozen settings, metrics, checkpoints, the model; one process at a time, which a lock sees to.
+
+`config.json` says what the run was started with. Whoever resumes it has to ask for the same: the first field that differs is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from qwen2.train.settings import differences
+from qwen2.weights.json_object import read_json
+
+CONFIG = "config.json"
+LOCK = ".lock"
+
+
+class RunFolder:
+    """The folder of one run, held until `close`. Raises ValueError where another process trains in it.
+
+    Of several ranks of one run the `main` one holds it, and writes and checks what the run is.
+    """
+
+    def __init__(self, path: Path, main: bool = True) -> None:
+        self.path, self.main = path, main
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / LOCK)
+        if not main:
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{path}: another run is training in this folder; wait for it, or name another with --out") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def begin(self, config: Mapping[str, Mapping[str, Any]], resume: bool) -> None:
+        """Write what the run is, section by section; or, to resume, see that it is the same.
+
+        FileExistsError where a new run would overwrite one, FileNotFoundError where there is none to resume, ValueError where the
+        run was started with something else.
+        """
+        path = self.path / CONFIG
+        if not self.main:
+            return
+        if not resume:
+            if path.exists():
+                raise FileExistsError(f"{self.path}: holds a run already; go on with it by --resume, or name another folder with --out")
+            write_json(path, config)
+            return
+        if not path.exists():
+            raise FileNotFoundError(f"{self.path}: no run to resume here ({CONFIG} is missing); leave --resume out to start one")
+        written = read_json(path)
+        asked = json.loads(json.dumps(config))
+        for section in config:
+            found = differences(asked[section], written.get(section, {}))
+            if found:
+                raise ValueError(
+                    f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it with --from"
+                )
+
+    def close(self) -> None:
+        """Let others train here."""
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Readable JSON under a temporary name, then renamed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, path)

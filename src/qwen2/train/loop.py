@@ -1,0 +1,308 @@
+"""The training loop: one for pre-training, fine-tuning, preference training and RL, which differ in the `Task` they hand in.
+
+A step: gradients of a sum over targets divided by their count over the whole step (all micro-batches and ranks), clipped, then AdamW
+at the schedule's rate, then the average. Everything between is bookkeeping, in files of its own: what a number that is not finite
+is traced to (faults.py), checkpoints (checkpoint.py), lines and pictures (metrics.py), progress. Where ranks matter the `World` is
+asked (world.py).
+
+What is left out: a critic, a replay buffer, or anything else that is a job's and not a step's.
+
+    loop = Loop(network, task, Settings(steps=200), RunFolder(Path("run")), World())
+    loop.run(resume=False)                                          # -> State; the network holds the last step's weights
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from qwen2.train import checkpoint
+from qwen2.train.faults import Spikes, TrainingError, first_bad, trace
+from qwen2.train.memory import keep_freed
+from qwen2.train.metrics import Metrics, draw
+from qwen2.train.optim import Average, clip, make_adamw, rate_share, set_rate
+from qwen2.train.precision import chosen, computing, product_rate
+from qwen2.train.progress import Progress
+from qwen2.train.task import B
+
+if TYPE_CHECKING:
+    from qwen2.model import Qwen2
+    from qwen2.train.folder import RunFolder
+    from qwen2.train.settings import Settings
+    from qwen2.train.task import Task
+    from qwen2.train.world import World
+
+
+@dataclass
+class State:
+    """How far a run is, and what happened on the way."""
+
+    step: int = 0  # steps done
+    tokens: int = 0  # read, over all ranks
+    skipped: int = 0  # batches left out because a number was not finite
+    skipped_in_a_row: int = 0
+    spikes: int = 0
+    rollbacks: int = 0
+
+
+@dataclass
+class Step:
+    """What came of one step's forward and backward passes, over all ranks."""
+
+    loss: float
+    norm: float
+    tokens: int
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class Loop(Generic[B]):
+    """A run: its network, optimizer and average, and where it stands."""
+
+    def __init__(self, network: Qwen2, task: Task[B], settings: Settings, folder: RunFolder, world: World) -> None:
+        self.network, self.task, self.settings, self.folder, self.world = network, task, settings, folder, world
+        self.dtype = chosen(settings.precision, world.device)
+        world.prepare(network, self.dtype)
+        network.requires_grad_(True).train()
+        if world.device.type == "cpu":
+            keep_freed()
+        if settings.recompute == "layers":
+            recompute_layers(network)
+        self.optimizer = make_adamw(network, settings.beta1, settings.beta2, settings.eps, settings.weight_decay)
+        decay = settings.ema_decay if settings.average == "ema" else None
+        self.average = None if settings.average == "none" else Average(network, decay)
+        self.state, self.spikes = State(), Spikes(settings.spike)
+        self.rate = product_rate(self.dtype, world.device) * world.size if settings.measure else 0.0  # FLOP/s of all devices
+
+    def run(self, resume: bool = False) -> State:
+        """Train to the last step. ValueError (TrainingError among them) or OSError in one line where that is not possible."""
+        if resume:
+            self.restore(fresh=True)
+        settings, state, say = self.settings, self.state, partial(print, file=sys.stderr, flush=True)
+        kept = state.step if state.step else -1  # a run that starts anew keeps no line of an earlier start
+        self.metrics = Metrics(self.folder.path, kept, settings.tensorboard, say) if self.world.main else None
+        with self._closing(), Progress(settings.steps, state.step, self.world.main) as self.progress:
+            if state.step == 0:
+                self.evaluate()
+            since, tokens = time.perf_counter(), state.tokens
+            while state.step < settings.steps:
+                step = self.step()
+                self.progress.step(state.step, step.loss)
+                last = state.step == settings.steps
+                if last or state.step % settings.log_every == 0:
+                    self._log(step, (state.tokens - tokens) / (time.perf_counter() - since))
+                    since, tokens = time.perf_counter(), state.tokens
+                if last or (settings.eval_every and state.step % settings.eval_every == 0):
+                    paused = time.perf_counter()
+                    self.evaluate()
+                    since += time.perf_counter() - paused
+                if last or (settings.save_every and state.step % settings.save_every == 0):
+                    paused = time.perf_counter()
+                    self.save()
+                    since += time.perf_counter() - paused
+        if self.world.main:
+            draw(self.folder.path)
+        return state
+
+    def step(self) -> Step:
+        """One optimizer step, unless its numbers forbid it: then the weights stay as they are, or go back to a checkpoint's."""
+        batches = self.task.next_step()
+        step = self.gradients(batches)
+        self.state.tokens += step.tokens
+        bad = self.world.any(not (abs(step.loss) < float("inf") and step.norm < float("inf")))
+        spike = None if bad else self.spikes.look(step.loss)
+        if bad:
+            self._leave_out(batches)
+        elif spike is not None and self._goes_back(spike):
+            return step
+        else:
+            self._apply(step)
+        self.state.step += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return step
+
+    def gradients(self, batches: Sequence[B]) -> Step:
+        """The gradients of a step: of each micro-batch's sum over the count of all targets of the step."""
+        task, world = self.task, self.world
+        batches = [task.local(batch) for batch in batches]
+        counts = world.sum([float(sum(map(task.targets, batches))), float(sum(map(task.tokens, batches)))])
+        count = max(counts[0], 1.0)
+        self.losses: list[Tensor] = []
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, start=1):
+            with world.accumulate(self.network, last=number == len(batches)):
+                with computing(self.dtype, world.device):
+                    total, more = task.loss(self.network, batch)
+                (total / count).backward()
+            self.losses.append(total.detach())
+            for name, value in more.items():
+                sums[name] = sums[name] + value if name in sums else value
+        norm = world.grad_norm(self.network.parameters())
+        self.norm = norm
+        values = world.sum([float(sum(self.losses)), *(float(value) for value in sums.values())])
+        shares = {name: value / count for name, value in zip(sums, values[1:], strict=True)}
+        return Step(values[0] / count, float(norm), int(counts[1]), shares)
+
+    def _apply(self, step: Step) -> None:
+        settings, state = self.settings, self.state
+        if settings.clip:
+            clip(list(self.network.parameters()), self.norm, settings.clip)
+        set_rate(self.optimizer, self.learning_rate(state.step))
+        self.optimizer.step()
+        state.skipped_in_a_row = 0
+        if self.average is not None and (settings.average == "ema" or state.step >= settings.steps - settings.tail_steps):
+            self.average.update(self.network)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        s = self.settings
+        return s.lr * rate_share(s.schedule, step, s.steps, s.warmup_steps, s.decay_steps, s.final_lr)
+
+    def _leave_out(self, batches: Sequence[B]) -> None:
+        """A loss or a gradient is not finite: say where, then stop, or go on without this step's batches."""
+        state, settings = self.state, self.settings
+        first = first_bad(self.losses)
+        number = 0 if first is None else first
+        what = f"the loss of micro-batch {number + 1} of {len(batches)}" if first is not None else "the gradients' norm"
+
+        def forward() -> None:
+            with computing(self.dtype, self.world.device):
+                self.task.loss(self.network, self.task.local(batches[number]))
+
+        with self.world.evaluating(self.network):
+            text = f"step {state.step + 1}: {what} is not finite: {trace(self.network, forward, first is not None)}"
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        last = state.skipped_in_a_row > settings.most_skips
+        if settings.on_nonfinite == "stop" or last:
+            self._event("stopped", text)
+            more = (
+                f"; {settings.most_skips} batches were left out before it"
+                if last
+                else ", or leave such batches out with --on-nonfinite skip"
+            )
+            raise TrainingError(f"{text}; lower the learning rate{more}")
+        self._event("left out", f"{text}; its batches are left out, {state.skipped} so far")
+
+    def _goes_back(self, spike: str) -> bool:
+        """A spike: written down, and where that is wanted the run goes back to its last checkpoint, on with the batches behind."""
+        state, settings = self.state, self.settings
+        state.spikes += 1
+        text = f"step {state.step + 1}: {spike}"
+        if settings.on_spike == "log" or not checkpoint.numbered(self.folder.checkpoints):
+            self._event("spike", text)
+            return False
+        if state.rollbacks >= settings.most_rollbacks:
+            self._event("stopped", text)
+            raise TrainingError(f"{text}; the run went back {state.rollbacks} times already: lower the learning rate")
+        kept = (self.task.state(), state.tokens, state.skipped, state.spikes, state.rollbacks + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.restore(fresh=False)
+        position, state.tokens, state.skipped, state.spikes, state.rollbacks = kept
+        self.task.resume(position)
+        self._event("went back", f"{text}; back to step {state.step}, and on with the batches that come now")
+        return True
+
+    def _event(self, event: str, text: str) -> None:
+        if self.metrics is not None:
+            self.metrics.write({"step": self.state.step, "event": event, "text": text})
+        self.progress.say(text)
+
+    def _log(self, step: Step, tokens_per_s: float) -> None:
+        used = tokens_per_s * self.task.flops / self.rate if self.rate and self.task.flops else None
+        state = self.state
+        line: dict[str, Any] = {"step": state.step, "tokens": state.tokens, "loss": step.loss, **step.sums}
+        line |= {"lr": self.learning_rate(state.step - 1), "grad_norm": step.norm, "tokens_per_s": tokens_per_s, "mfu": used}
+        if state.skipped:
+            line["skipped"] = state.skipped
+        if self.metrics is not None:
+            self.metrics.write(line)
+        self.progress.logged(line)
+
+    def evaluate(self) -> Mapping[str, float]:
+        """What the weights are worth, the averaged ones where there are some; written down by name."""
+        if self.task.evaluate is None:
+            return {}
+        self.network.eval()
+        with torch.no_grad(), self.averaged(), self.world.evaluating(self.network), computing(self.dtype, self.world.device):
+            values = self.task.evaluate(self.network)
+        self.network.train()
+        if values:
+            if self.metrics is not None:
+                self.metrics.write({"step": self.state.step, "eval": dict(values)})
+            mean = sum(values.values()) / len(values)
+            self.progress.say(
+                f"step {self.state.step:,}: {mean:.4f} bits per byte, the mean of {len(values)}"
+                if len(values) > 1
+                else f"step {self.state.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            )
+        return values
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network holds the averaged weights meanwhile, where there are any; nothing is copied."""
+        if self.average is None or not self.average.count:
+            yield
+            return
+        self.average.swap(self.network)
+        try:
+            yield
+        finally:
+            self.average.swap(self.network)
+
+    def save(self) -> None:
+        """Write a checkpoint of the step that is done."""
+        state = {
+            "state": vars(self.state).copy(),
+            "task": self.task.state(),
+            "recent": list(self.spikes.recent),
+            "averaged": 0 if self.average is None else self.average.count,
+            "model": self.network.config.to_hf(),
+        }
+        tensors = checkpoint.tensors_of(self.network, self.optimizer, self.average)
+        checkpoint.save(self.folder.checkpoints, self.state.step, state, tensors, self.world, self.settings.keep)
+
+    def restore(self, fresh: bool) -> None:
+        """Put everything where the newest whole checkpoint has it; `fresh` says so, and takes a run without any from its start.
+
+        ValueError naming the field where the checkpoint is of another model.
+        """
+        say = partial(print, file=sys.stderr, flush=True) if self.world.main else lambda text: None
+        found = self.world.agreed(checkpoint.newest(self.folder.checkpoints, say) if self.world.main else None)
+        if found is None:
+            say(f"{self.folder.path}: no checkpoint yet, so from the start")
+            return
+        path, saved = found
+        checkpoint.check_fits(path, saved["model"], self.network.config.to_hf())
+        self.world.read(path, checkpoint.tensors_of(self.network, self.optimizer, self.average))
+        checkpoint.restore_random(saved["random"], self.world)
+        vars(self.state).update(saved["state"])
+        self.task.resume(saved["task"])
+        self.spikes.recent.clear()
+        self.spikes.recent.extend(saved["recent"])
+        if self.average is not None:
+            self.average.count = saved["averaged"]
+        if fresh:
+            say(f"{path}: going on from step {self.state.step} of {self.settings.steps}")
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+
+
+def recompute_layers(network: Qwen2) -> None:
+    """Keep only each layer's input for the backward pass, which computes the layer again. Names of parameters stay."""
+    for layer in network.model.layers:
+        layer.forward = partial(recomputed, layer.forward, use_reentrant=False)

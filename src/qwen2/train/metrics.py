@@ -1,0 +1,117 @@
+"""What a run says of itself: JSON lines, TensorBoard events, the picture at its end.
+
+`metrics.jsonl` has one object a line: logged steps {step, tokens, loss, lr, grad_norm, tokens_per_s, mfu, ...}, evaluations
+{step, eval: {name: value}}, and events {step, event, text}: batches left out, spikes, going back. When a run is resumed, lines behind the
+checkpoint's step are taken away, since those steps come again.
+
+    for line in read_lines(Path("RUN/metrics.jsonl")): print(line.get("loss"))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+EXTRA = "needs packages that are not installed; get them with: pip install 'qwen2[train]'"
+
+
+def read_lines(path: Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file, in order; a last one that a killed process left half written is left out, and said."""
+    lines: list[dict[str, Any]] = []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            if number < len(text.splitlines()):
+                raise ValueError(f"{path}:{number}: not a line of JSON") from None
+            if say is not None:
+                say(f"{path}: its last line was half written when the run was killed; left out")
+    return lines
+
+
+class Metrics:
+    """Writes a run's lines, and the same numbers for TensorBoard. `resumed_at` takes away what lies behind that step."""
+
+    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool, say: Callable[[str], None]) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_lines(self.path, say) if line.get("step", 0) <= resumed_at]
+        draft = self.path.with_name(f".{self.path.name}.part")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(draft, self.path)
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        self._events = _writer(folder / "tensorboard", resumed_at) if tensorboard else None
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One line, at once. Numbers that are not finite are written as null, which JSON has no other word for."""
+        clean = {name: _plain(value) for name, value in line.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+        if self._events is None:
+            return
+        for name, value in clean.items():
+            if name == "eval" and isinstance(value, dict):
+                for language, bits in value.items():
+                    self._events.add_scalar(f"eval/{language}", bits, clean["step"])
+            elif name == "event":
+                self._events.add_text("events", str(clean.get("text")), clean["step"])
+            elif isinstance(value, (int, float)) and name != "step":
+                self._events.add_scalar(name, value, clean["step"])
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _writer(folder: Path, resumed_at: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(f"tensorboard {EXTRA}, or say --no-tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at > 0 else None)
+
+
+def draw(folder: Path) -> Path:
+    """The curves of a run as `curves.png`: loss, rate and norm, speed, evaluations by name. Raises ValueError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError(f"the picture of the curves {EXTRA}") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    lines = read_lines(folder / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    for axis, name, title in zip(axes.flat, ("loss", "lr", "tokens_per_s"), ("loss", "learning rate", "tokens/s"), strict=False):
+        drawn = [(line["step"], line[name]) for line in steps if line.get(name) is not None]
+        axis.plot([step for step, _ in drawn], [value for _, value in drawn], linewidth=1)
+        axis.set(title=title, xlabel="step")
+    for line in lines:
+        if "event" in line:
+            axes.flat[0].axvline(line["step"], color="tab:red", linewidth=0.5)
+    last = axes.flat[3]
+    evaluations = [line for line in lines if "eval" in line]
+    for name in sorted({name for line in evaluations for name in line["eval"]}):
+        drawn = [(line["step"], line["eval"][name]) for line in evaluations if line["eval"].get(name) is not None]
+        last.plot([step for step, _ in drawn], [value for _, value in drawn], marker=".", linewidth=1, label=name)
+    last.set(title="bits per byte", xlabel="step")
+    if evaluations:
+        last.legend(fontsize=6, ncols=3)
+    path, draft = folder / "curves.png", folder / ".curves.part.png"
+    figure.savefig(draft, dpi=100)
+    pyplot.close(figure)
+    os.replace(draft, path)
+    return path

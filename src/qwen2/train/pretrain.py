@@ -1,0 +1,182 @@
+"""Pre-training: shards and a mixture become batches, the next token's cross-entropy is the loss, bits per byte the evaluation.
+
+A stage (short context, long context, after upcycling) is a run of its own that starts from another run's model. What is left out:
+how documents become shards (`qwen2.data`), and the step itself (loop.py).
+
+    folder = pretrain(Job(shards, tokenizer, config, settings, Path("run")))        # RUN/model is a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import UserList
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qwen2.config import GenerationDefaults, ModelConfig
+from qwen2.data.batches import Batch, Rows, pack
+from qwen2.data.mixture import order
+from qwen2.model import Qwen2, load_balancing_loss
+from qwen2.tokenizer import ChatTemplate, Tokenizer
+from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
+from qwen2.train.folder import RunFolder
+from qwen2.train.loop import Loop, State
+from qwen2.train.loss import IGNORE, cross_entropy
+from qwen2.train.precision import chosen
+from qwen2.train.settings import as_dict
+from qwen2.train.stage import PretrainSettings
+from qwen2.train.task import Task
+from qwen2.train.world import World
+from qwen2.weights.export import to_hf_folder
+from qwen2.weights.model import Model
+
+if TYPE_CHECKING:
+    from qwen2.data.shards import Shards
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage: its data, its model, what it starts from, where it is kept."""
+
+    shards: Shards
+    tokenizer: Tokenizer
+    config: ModelConfig
+    settings: PretrainSettings
+    out: Path
+    start: Model | None = None  # whose weights it starts from
+    source: str | None = None  # what `start` was loaded from
+    resume: bool = False
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What the run's config.json says."""
+        data = {"tokenizer": self.shards.tokenizer.sha256, "shards": [record.sha256_tokens for record in self.shards.shards]}
+        return {"settings": as_dict(self.settings), "model": self.config.to_hf(), "data": data, "from": {"model": self.source}}
+
+
+def new_config(shape: ModelConfig, tokenizer: Tokenizer, end: int, length: int, theta: float) -> ModelConfig:
+    """A shape of the family table for a tokenizer and a context: the vocabulary is the tokenizer's in whole blocks of 64 rows.
+
+    The one that a released shape has is kept for a tokenizer that fills it.
+    """
+    rows = -(-tokenizer.vocab_size // 64) * 64
+    kept = tokenizer.vocab_size <= shape.vocab and rows > 0.99 * shape.vocab
+    return replace(shape, vocab=shape.vocab if kept else rows, context=length, rope_theta=theta, bos=end, eos=(end,), dtype="float32")
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Forward and backward: six for each weight that a token is multiplied by; attention's own products are left out."""
+    return 6 * (config.non_embedding_parameters(active_only=True) + config.embedding_parameters())
+
+
+class Data:
+    """The rows of a run, cut into this rank's micro-batches."""
+
+    def __init__(self, shards: Shards, settings: PretrainSettings, world: World) -> None:
+        if settings.batch % world.data_size:
+            raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different rows need a multiple of that")
+        self.settings, self.world = settings, world
+        self.rows = Rows(order(shards, settings.mixture(), settings.seed), settings.length)
+
+    def next_step(self) -> list[Batch]:
+        """The micro-batches of the next step; every rank reads all rows and keeps its own."""
+        rows = [next(self.rows) for _ in range(self.settings.batch)]
+        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.micro_batch
+        return [pack(own[start : start + size]) for start in range(0, len(own), size)]
+
+
+class RouterLogits(UserList[Tensor]):
+    """What each mixture layer's router said. No list: FSDP hands on copies of lists among a layer's arguments, and appending is lost."""
+
+
+def next_token_loss(settings: PretrainSettings, world: World) -> Any:
+    """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts where they are wanted."""
+
+    def loss(network: Qwen2, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        moe = network.config.moe
+        router_logits = None if moe is None else RouterLogits()
+        hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
+        total, count, sums = cross_entropy(network, hidden, batch.labels, settings.z_loss)
+        if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
+            return total, sums
+        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
+        return total + settings.balance * balance, {**sums, "balance": balance.detach()}
+
+    return loss
+
+
+def make_task(job: Job, world: World) -> Task[Batch]:
+    """Pre-training as the loop takes it."""
+    settings = job.settings
+    data = Data(job.shards, settings, world)
+    batches = held_out(job.shards, settings.length, settings.micro_batch * settings.length, settings.eval_tokens)
+    return Task(
+        next_step=data.next_step,
+        loss=next_token_loss(settings, world),
+        targets=lambda batch: batch.targets,
+        tokens=lambda batch: len(batch.tokens),
+        local=world.local,
+        state=data.rows.state,
+        resume=data.rows.resume,
+        evaluate=bits_per_byte(batches, bytes_by_token(job.tokenizer), world) if batches else None,
+        flops=flops_per_token(job.config),
+    )
+
+
+def make_network(job: Job, world: World) -> Qwen2:
+    """The network that a stage begins with: new weights from the seed, or those of the model it starts from."""
+    if job.start is None:
+        return world.new_network(job.config, job.settings.seed, chosen(job.settings.precision, world.device))
+    network = Qwen2(job.config, dtype=torch.float32)
+    with torch.no_grad():
+        given = dict(job.start.network.named_parameters())
+        for name, parameter in network.named_parameters():
+            if name not in given or given[name].shape != parameter.shape:
+                there = "is missing" if name not in given else f"has shape {list(given[name].shape)}, not {list(parameter.shape)}"
+                raise ValueError(f"{job.source}: {name} {there}: the model does not fit this stage's config")
+            parameter.copy_(given[name])
+    return network
+
+
+def pretrain(job: Job, world: World | None = None) -> State:
+    """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
+    world = World() if world is None else world
+    with RunFolder(job.out, world.main) as folder:
+        folder.begin(job.sections(), job.resume)
+        world.barrier()
+        loop = Loop(make_network(job, world), make_task(job, world), job.settings, folder, world)
+        state = loop.run(job.resume)
+        with loop.averaged():
+            export(job, folder.model, whole_network(loop.network, world), world)
+        return state
+
+
+def whole_network(network: Qwen2, world: World) -> Qwen2:
+    """The network with all its weights in this process, where they are divided over ranks."""
+    if world.size == 1:
+        return network
+    alone = Qwen2(network.config, dtype=torch.float32)
+    with torch.no_grad():
+        for mine, divided in zip(alone.parameters(), network.parameters(), strict=True):
+            mine.copy_(world.whole(divided))
+    return alone
+
+
+def export(job: Job, folder: Path, network: Qwen2, world: World) -> None:
+    """Write the model as a Hugging Face folder, in the place of one that an earlier end of this run left."""
+    if world.main:
+        end = job.shards.tokenizer.end
+        template = ChatTemplate.of(job.tokenizer)
+        defaults = GenerationDefaults(eos=(end,))
+        model = Model(job.config, job.tokenizer, template, defaults, network, job.out.name, folder, "float32")
+        draft = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        to_hf_folder(model, draft, dtype=getattr(torch, job.settings.export_dtype))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(draft, folder)
+    world.barrier()

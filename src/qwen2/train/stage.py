@@ -1,0 +1,45 @@
+"""The settings of a pre-training stage: those of the loop, and what concerns batches, mixture and loss. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qwen2.data.mixture import Mixture
+from qwen2.train.settings import Settings, number, setting, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(Settings):
+    """What pre-training adds to the loop's settings."""
+
+    length: int = setting(512, "Tokens of a row: the longest context that is trained.")
+    batch: int = setting(16, "Rows of a step, over all micro-batches and ranks.")
+    micro_batch: int = setting(8, "Rows computed at once; fewer need less memory and change no result.")
+    temperature: float = setting(1.0, "How much rare languages are repeated: 1 not at all, 3 as multilingual models usually do.")
+    weight: tuple[str, ...] = setting((), "language/source=number, as in en/wiki=0.5 or lo/*=2: a share more or less. May be repeated.")
+    z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
+    balance: float = setting(0.001, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch.")
+    eval_tokens: int = setting(20_000, "Held-out tokens of each language that are evaluated at most.")
+    export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("length", "batch", "micro_batch", "eval_tokens"):
+            whole(name, getattr(self, name), 1)
+        number("z_loss", self.z_loss, 0, 1)
+        number("balance", self.balance, 0, 10)
+        if self.micro_batch > self.batch:
+            raise ValueError(f"micro_batch {self.micro_batch}: a step has {self.batch} rows in all (batch)")
+        if self.export_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"export_dtype {self.export_dtype!r}: must be float32 or bfloat16")
+        self.mixture()
+
+    def mixture(self) -> Mixture:
+        """The mixture that the weights ask for."""
+        pairs = [one.rpartition("=") for one in self.weight]
+        try:
+            weights = {name: float(value) for name, _, value in pairs}
+        except ValueError:
+            raise ValueError(f"weight {' '.join(self.weight)!r}: write language/source=number, as in en/wiki=0.5") from None
+        return Mixture.parse(weights, self.temperature)

@@ -1,0 +1,200 @@
+"""Checkpoints and run folders: resuming bit for bit, what is damaged, what does not fit, locks, a disk without room."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen2.config import ModelConfig, MoEConfig, tiny
+from qwen2.train import checkpoint
+from qwen2.train.checkpoint import newest, numbered
+from qwen2.train.folder import RunFolder
+from qwen2.train.loop import Loop
+from qwen2.train.metrics import read_lines
+from qwen2.train.world import World
+from tests.conftest import random_network
+from tests.train.conftest import Toy, logged, run, small
+
+MOE = tiny(moe=MoEConfig(8, 2, 32, 96))
+
+
+class HaltError(Exception):
+    """What stops a run in the middle."""
+
+
+class Stopping(Toy):
+    """A task that stops the run when its `last` step's rows are asked for."""
+
+    last = 5
+
+    def next_step(self):
+        if self.turn == self.last:
+            raise HaltError
+        return super().next_step()
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (tiny(), {}),
+        (tiny(tied=True), {"average": "ema", "ema_decay": 0.5, "precision": "bfloat16"}),
+        (MOE, {"average": "tail", "tail": 0.9, "recompute": "layers"}),
+    ],
+    ids=["dense", "tied-ema-bfloat16", "moe-tail-recomputed"],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(config: ModelConfig, changes: dict[str, object], tmp_path: Path):
+    """Stopped in step 6 of 7, with checkpoints of steps 2 and 4: step 5 is done twice, and every number is as in one go."""
+    whole = run(tmp_path / "whole", Toy(micro=3), config=config, steps=7, **changes)
+    with pytest.raises(HaltError):
+        run(tmp_path / "cut", Stopping(micro=3), config=config, steps=7, **changes)
+    resumed = run(tmp_path / "cut", Toy(micro=3), resume=True, config=config, steps=7, **changes)
+    assert logged(tmp_path / "cut", "step", "tokens", "loss", "lr", "grad_norm") == logged(
+        tmp_path / "whole", "step", "tokens", "loss", "lr", "grad_norm"
+    )
+    ours, theirs = (checkpoint.tensors_of(loop.network, loop.optimizer, loop.average) for loop in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert resumed.state == whole.state
+    assert resumed.average is None or (resumed.average.count == whole.average.count > 0)  # type: ignore[union-attr]
+
+
+def test_the_newest_are_kept(tmp_path: Path):
+    run(tmp_path / "run", steps=7, keep=2)
+    assert [path.name for path in numbered(tmp_path / "run" / "checkpoints")] == ["step-000006", "step-000007"]
+
+
+def spoil(path: Path, how: str) -> str:
+    """Damage a checkpoint; returns what the message has to say."""
+    file = path / "tensors-0000.safetensors"
+    if how == "cut short":
+        os.truncate(file, file.stat().st_size - 7)
+    elif how == "altered":
+        with file.open("r+b") as stream:
+            stream.seek(-5, os.SEEK_END)
+            stream.write(b"x")
+    elif how == "missing":
+        file.unlink()
+    elif how == "no state":
+        (path / "state.json").unlink()
+    else:
+        (path / "state.json").write_text((path / "state.json").read_text()[:40])
+    return {
+        "cut short": "cut short",
+        "altered": "damaged",
+        "missing": "is missing",
+        "no state": "missing",
+        "half a state": "not valid JSON",
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["cut short", "altered", "missing", "no state", "half a state"])
+def test_a_damaged_checkpoint_is_passed_over(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path / "run", steps=6)
+    whole = logged(tmp_path / "run", "step", "loss")
+    said = spoil(tmp_path / "run" / "checkpoints" / "step-000006", how)
+    capsys.readouterr()
+    run(tmp_path / "run", Toy(), resume=True, steps=6)
+    text = capsys.readouterr().err
+    assert re.search(rf"step-000006: passed over: .*{said}", text)
+    assert "step-000004: going on from step 4 of 6" in text
+    assert logged(tmp_path / "run", "step", "loss") == whole
+
+
+def test_all_damaged_is_an_error_and_half_written_ones_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path / "run", steps=4, keep=1)
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step-000005.part").mkdir()
+    spoil(folder / "step-000004", "altered")
+    with pytest.raises(ValueError, match="none of the 1 checkpoints is whole"):
+        newest(folder, print)
+    assert not (folder / "step-000005.part").exists()
+    assert "half written when the run was killed; removed" in capsys.readouterr().out
+
+
+def test_a_half_line_of_metrics_goes_and_lines_behind_the_checkpoint_come_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path / "run", steps=6)
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = [line["step"] for line in read_lines(path)]
+    spoil(tmp_path / "run" / "checkpoints" / "step-000006", "altered")
+    path.write_text(path.read_text() + '{"step": 6, "lo')
+    run(tmp_path / "run", Toy(), resume=True, steps=6)
+    assert "half written when the run was killed; left out" in capsys.readouterr().err
+    assert [line["step"] for line in read_lines(path)] == whole
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+    run(tmp_path / "run", steps=2)
+    for config, named in ((tiny(ffn=96), "intermediate_size 128, this run's has 96"), (tiny(rope_theta=5.0), "rope_theta 1000000.0")):
+        with pytest.raises(ValueError, match=named):
+            run(tmp_path / "run", resume=True, config=config, steps=2)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path):
+    with RunFolder(tmp_path / "run"):
+        program = f"from pathlib import Path; from qwen2.train.folder import RunFolder; RunFolder(Path({str(tmp_path / 'run')!r}))"
+        other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "another run is training in this folder" in other.stderr
+    RunFolder(tmp_path / "run").close()  # free again
+
+
+def test_a_run_is_what_it_was_started_as(tmp_path: Path):
+    first = {"settings": {"lr": 0.1, "log_every": 10}, "model": {"hidden_size": 64}}
+    with RunFolder(tmp_path / "run") as folder:
+        with pytest.raises(FileNotFoundError, match="no run to resume"):
+            folder.begin(first, resume=True)
+        folder.begin(first, resume=False)
+        with pytest.raises(FileExistsError, match="holds a run already; go on with it by --resume"):
+            folder.begin(first, resume=False)
+        folder.begin({**first, "settings": {"lr": 0.1, "log_every": 1}}, resume=True)
+        with pytest.raises(ValueError, match=r"settings: lr is 0.1 in the run, 0.2 here"):
+            folder.begin({**first, "settings": {"lr": 0.2, "log_every": 10}}, resume=True)
+        with pytest.raises(ValueError, match="model: hidden_size is 64 in the run, 128 here"):
+            folder.begin({**first, "model": {"hidden_size": 128}}, resume=True)
+
+
+def digests(path: Path) -> dict[str, list[object]]:
+    return json.loads((path / "state.json").read_text())["files"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process's files are the system's")
+def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path: Path):
+    """The system refuses the file in the middle: one error, nothing half left, and the run can be resumed."""
+    run(tmp_path / "run", steps=2)
+    before = digests(tmp_path / "run" / "checkpoints" / "step-000002")
+    network = random_network(tiny())
+    with RunFolder(tmp_path / "run") as folder:
+        loop = Loop(network, Toy().task(), small(steps=4, save_every=4), folder, World())
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+        try:
+            with pytest.raises(OSError, match=r"could not be written \(.*\); step-000002 is whole: make room and go on with --resume"):
+                loop.run(resume=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert digests(tmp_path / "run" / "checkpoints" / "step-000002") == before
+    assert run(tmp_path / "run", Toy(), resume=True, steps=4, save_every=4).state.step == 4
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"the disk has 1,000 free.*there is none before it"):
+        run(tmp_path / "run", steps=2)
+
+
+def test_a_world_reads_only_what_fits(tmp_path: Path):
+    world = World()
+    world.write(tmp_path, {"a": torch.ones(3), "b": torch.ones(())})
+    with pytest.raises(ValueError, match=r"a has shape \[3\], this run's has \[4\]"):
+        world.read(tmp_path, {"a": torch.zeros(4)})
+    with pytest.raises(ValueError, match="1 tensors of this run are not there, the first is c"):
+        world.read(tmp_path, {"c": torch.zeros(4)})

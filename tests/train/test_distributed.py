@@ -1,0 +1,213 @@
+"""Two processes on a CPU (gloo) give what one gives, for each kind of parallelism; checkpoints go from any to any; one is killed.
+
+The processes are torchrun's, as users start them; one pair runs all that can be run one after another (two_ranks.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qwen2.cli.app import main
+from qwen2.config import MoEConfig
+from qwen2.config.family import tiny
+from qwen2.train.layout import Layout
+from qwen2.train.parallel import Piece, pieces_of, rows_of
+from qwen2.train.sharded import read_shards
+from tests.train.conftest import write_shards
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+MIXTURE = MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64, aux_coef=0.01)
+ALIKE = ("--batch", "4", "--length", "48", "--log-every", "1", "--save-every", "2", "--lr", "0.01", "--z-loss", "0.001")
+ALIKE += ("--no-measure", "--no-tensorboard", "--precision", "float32")
+KINDS = {  # run: what two processes are asked for beside the model
+    "data": ("--average", "ema", "--ema-decay", "0.5"),
+    "data-accumulated": ("--recompute", "layers"),
+    "tensor": ("--tensor-parallel", "2", "--average", "ema", "--ema-decay", "0.5"),
+    "context": ("--context-parallel", "2"),
+    "tied-data": (),
+    "tied-tensor": ("--tensor-parallel", "2"),
+    "mixture-data": (),
+    "mixture-expert": ("--expert-parallel", "2"),
+    "mixture-tensor": ("--tensor-parallel", "2", "--recompute", "layers"),
+    "mixture-context": ("--context-parallel", "2"),
+}
+ALONE = {"data": "plain-averaged", "tensor": "plain-averaged", "data-accumulated": "plain", "context": "plain"}
+
+
+def line(root: Path, run: str, *more: str) -> list[str]:
+    kind = run.partition("-")[0]
+    config = root / f"{kind if kind in ('tied', 'mixture') else 'plain'}.json"
+    micro = "1" if kind == "mixture" or "accumulated" in run else "2"  # how evenly experts are used is a micro-batch's measure
+    words = ["pretrain", str(root / "shards"), "--out", str(root / run), "--config", str(config), "--micro-batch", micro]
+    steps = () if "--steps" in more else ("--steps", "4")
+    return [*words, *steps, *ALIKE, *more]
+
+
+def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run command lines on two processes."""
+    file.write_text(json.dumps(lines))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    return subprocess.run(
+        [sys.executable, *words, str(SCRIPT), str(file), *more], env=surroundings, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def logged(run: Path) -> list[tuple[float, ...]]:
+    """Loss and norm of every step, and what it evaluated to."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        (one["loss"], one["grad_norm"]) if "loss" in one else tuple(one["eval"].values()) for one in lines if "loss" in one or "eval" in one
+    ]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind on two processes, and what one process makes of the same."""
+    root = tmp_path_factory.mktemp("ranks")
+    write_shards(root / "shards")
+    for name, config in (("plain", tiny()), ("tied", tiny(tied=True)), ("mixture", tiny(moe=MIXTURE))):
+        (root / f"{name}.json").write_text(json.dumps(config.to_hf()))
+    assert main(line(root, "plain")) == main(line(root, "tied")) == main(line(root, "mixture")) == 0
+    assert main(line(root, "plain-averaged", "--average", "ema", "--ema-decay", "0.5")) == 0
+    done = torchrun([line(root, run, *flags) for run, flags in KINDS.items()], root / "lines.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root
+
+
+@pytest.mark.parametrize("run", KINDS)
+def test_two_processes_lose_what_one_loses(run: str, root: Path) -> None:
+    alone = logged(root / ALONE.get(run, run.partition("-")[0]))
+    shared = logged(root / run)
+    assert len(shared) == len(alone) == 4 + 2
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
+
+
+def test_the_exported_model_is_whole(root: Path) -> None:
+    for run in ("data", "tensor", "mixture-expert"):
+        alone, shared = (load_file(root / name / "model" / "model.safetensors") for name in (ALONE.get(run, "mixture"), run))
+        assert alone.keys() == shared.keys()
+        for name, tensor in alone.items():
+            assert torch.allclose(tensor, shared[name], atol=2e-3), f"{run}: {name}"  # AdamW's first steps have the sign of rounding
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that one process wrote."""
+    return load_file(folder / "tensors-0000.safetensors")
+
+
+@pytest.mark.parametrize("run", ["data", "tensor", "mixture-expert"])
+def test_shards_are_read_by_one_process(run: str, root: Path) -> None:
+    """Every weight, moment and average in its place, from files of two ranks."""
+    files = sorted(path.name for path in (root / run / "checkpoints" / "step-000004").iterdir())
+    assert [name.partition("-model")[0] for name in files] == ["shard-00001", "shard-00002", "state.json"]
+    wanted = saved(root / ALONE.get(run, "mixture") / "checkpoints" / "step-000004")
+    found = {name: torch.full_like(tensor, float("nan")) for name, tensor in wanted.items()}
+    read_shards(root / run / "checkpoints" / "step-000004", found)
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name], tensor, atol=2e-3), name
+
+
+def test_shards_that_do_not_fit_are_named(root: Path) -> None:
+    folder = root / "tensor" / "checkpoints" / "step-000004"
+    with pytest.raises(ValueError, match="1 tensors of this run are not there, the first is model/lost"):
+        read_shards(folder, {"model/lost": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"model/model.norm.weight has shape \[64\], this run's has \[3\]"):
+        read_shards(folder, {"model/model.norm.weight": torch.zeros(3)})
+
+
+def go_on(run: Path, steps: int) -> None:
+    """As if the run had been started for more steps."""
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["steps"] = steps
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(root: Path) -> None:
+    """Two begin and one goes on; one begins and two go on, as tensor and as context ranks: as one that did it all."""
+    flags = ("--schedule", "constant")
+    assert main(line(root, "plain-long", *flags, "--steps", "6")) == 0
+    begin, more = line(root, "plain-two", *flags, "--tensor-parallel", "2"), ("--resume", "--steps", "6")
+    for run in ("plain-one", "plain-other"):
+        assert main(line(root, run, *flags)) == 0
+        go_on(root / run, 6)
+    two = [
+        begin,
+        line(root, "plain-one", *flags, *more, "--tensor-parallel", "2"),
+        line(root, "plain-other", *flags, *more, "--context-parallel", "2"),
+    ]
+    done = torchrun(two, root / "other.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    go_on(root / "plain-two", 6)
+    assert main(line(root, "plain-two", *flags, *more)) == 0
+    wanted = [row for row in logged(root / "plain-long") if len(row) == 2][-2:]
+    for run in ("plain-two", "plain-one", "plain-other"):
+        found = [row for row in logged(root / run) if len(row) == 2][-2:]
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours == pytest.approx(theirs, abs=2e-5), run
+
+
+def test_a_killed_process_ends_the_run_and_it_resumes_exactly(root: Path) -> None:
+    asked = line(root, "mixture-killed", "--expert-parallel", "2")
+    done = torchrun([asked], root / "killed.json", "3")
+    assert done.returncode != 0
+    assert "another process of this run is gone, so this one ends; start all of them again with --resume" in done.stderr, done.stderr[
+        -3000:
+    ]
+    assert [path.name for path in (root / "mixture-killed" / "checkpoints").iterdir()] == ["step-000002"]
+    done = torchrun([[*asked, "--resume"]], root / "resumed.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "going on from step 2 of 4" in done.stderr
+    wanted, found = ([row for row in logged(root / run) if len(row) == 2] for run in ("mixture-expert", "mixture-killed"))
+    assert found[-2:] == wanted[-2:], "bit by bit"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--tensor-parallel", "2"],
+            "tensor 2 takes 2 processes, and there is 1: torchrun --nproc-per-node 2 -m qwen2 pretrain ... starts them",
+        ),
+        (["--data-parallel", "4", "--context-parallel", "2"], "data 4 x context 2 takes 8 processes, and there is 1"),
+        (["--expert-parallel", "0"], "expert-parallel 0: must be at least 1"),
+    ],
+)
+def test_processes_that_are_not_there(flags: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line(root, "plain-refused", *flags)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_context_rank_looks_at_what_one_process_looks_at() -> None:
+    """Each piece of the rows against the whole, for sequences that begin and end anywhere."""
+    from qwen2.model.attention import causal_attention
+
+    generator = torch.Generator().manual_seed(3)
+    for lengths in ((48,), (5, 30, 1, 12), (24, 24), (47, 1), (1, 47), (12, 12, 12, 12)):
+        q, k, v = (torch.randn(48, heads, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+        whole = causal_attention(q, k, v, lengths)
+        for rank in range(3):
+            for start, stop in pieces_of(rank, 3, 48):
+                torch.testing.assert_close(Piece(start, stop, lengths, q.device)(q[start:stop], k, v), whole[start:stop])
+    assert sorted(torch.cat([rows_of(rank, 3, 48) for rank in range(3)]).tolist()) == list(range(48))
+
+
+def test_context_ranks_have_as_much_to_look_at() -> None:
+    for ranks in (2, 4, 8):
+        keys = [sum(row + 1 for row in rows_of(rank, ranks, 64 * ranks).tolist()) for rank in range(ranks)]
+        assert len(set(keys)) == 1
+    assert Layout(context=4, tensor=2).row_unit == 16
