@@ -96,6 +96,13 @@ class Thresholds:
                 raise ValueError(f"threshold {entry.name}: {value!r} is not a number from 0 up")
 
 
+BY_LANGUAGE: dict[str, dict[str, Any]] = {  # where a language differs: one of its characters says what several Latin letters say
+    "zh": {"script": 0.4, "least_bytes": 90},
+    "ja": {"script": 0.4, "least_bytes": 90},
+    "ko": {"script": 0.5, "least_bytes": 90},
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides which shards come out."""
@@ -129,7 +136,7 @@ class Recipe:
 
     def limits(self, language: str) -> Thresholds:
         """The thresholds of one language."""
-        changes = {**self.thresholds.get("*", {}), **self.thresholds.get(language, {})}
+        changes = {**BY_LANGUAGE.get(language, {}), **self.thresholds.get("*", {}), **self.thresholds.get(language, {})}
         if unknown := changes.keys() - {entry.name for entry in fields(Thresholds)}:
             raise ValueError(f"threshold {sorted(unknown)[0]!r}: there are {', '.join(entry.name for entry in fields(Thresholds))}")
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
