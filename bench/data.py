@@ -4,7 +4,8 @@ Ours is the whole chain up to clean text. Theirs is datatrove's JSON-lines reade
 would download), Gopher repetition and quality filters, exact and sentence de-duplication, MinHash, n-gram decontamination,
 personal data formatter and writer. Its words come from a regular expression, many times faster than the spaCy models that it
 takes by default; a quality classifier it has none of, so that step is ours alone. The thresholds of its Gopher filters, made for English,
-are so wide that as many documents as in ours reach the later steps. Both are fed the same documents, in turns.
+are so wide that as many documents as in ours reach the later steps. Both are fed the same documents, in turns, and judged by
+the processor's seconds, start and loading of models included.
 
     python bench/data.py CORPUS [--rounds 3] [--megabytes 4]        # CORPUS: what `qwen2 data fetch quick` wrote
 """
@@ -210,7 +211,7 @@ def main() -> None:
         rates = {}
         for side, runs in found.items():
             clock, used = (statistics.median(run[key] for run in runs) for key in ("seconds", "processor"))
-            rates[side] = count / clock
+            rates[side] = count / used
             print(f"| {side} | {runs[0]['left']:,} | {clock:.1f} | {used:.1f} | {rates[side]:,.0f} |")
         print(f"\nours / datatrove: {rates['ours'] / rates['datatrove']:.2f}")
 
