@@ -296,8 +296,14 @@ class Loop(Generic[B]):
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
+        """Around the steps: whatever ends them, lines are written out, and who pressed Ctrl-C is told how to go on."""
         try:
             yield
+        except KeyboardInterrupt:
+            kept = [path.name for path in checkpoint.numbered(self.folder.checkpoints)]
+            if self.world.main:
+                print(f"stopped after step {self.state.step}; --resume goes on from {kept[-1] if kept else 'the start'}", file=sys.stderr)
+            raise
         finally:
             if self.metrics is not None:
                 self.metrics.close()
