@@ -64,7 +64,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., I) by weight (O, I), both of one type -> (..., O); no gradient."""
-    if HAS_ONEDNN and x.dtype == torch.float32:
+    if HAS_ONEDNN and x.is_cpu and x.dtype == torch.float32:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y
     return F.linear(x, weight, bias)

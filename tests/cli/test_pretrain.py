@@ -1,0 +1,151 @@
+"""`qwen2 pretrain`: a run and its stages from the command line, resuming, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen2 import LLM, SamplingParams
+from qwen2.cli.app import main
+from qwen2.config import tiny
+from qwen2.train.metrics import read_lines
+from qwen2.train.settings import Settings
+from qwen2.train.stage import PretrainSettings
+from tests.train.conftest import write_shards
+
+QUICK = ["--steps", "4", "--length", "48", "--batch", "4", "--micro-batch", "2", "--log-every", "1", "--no-tensorboard", "--no-measure"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("corpus") / "shards")
+
+
+@pytest.fixture(scope="module")
+def ended(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["pretrain", str(shards), "--out", str(out), "--size", "tiny", *QUICK, "--save-every", "2"]) == 0
+    return out
+
+
+def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command line is refused with: one line."""
+    capsys.readouterr()
+    assert main(["pretrain", *words]) in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+def test_a_run_leaves_all_that_it_should(ended: Path, capsys: pytest.CaptureFixture[str]):
+    assert sorted(path.name for path in ended.iterdir() if not path.name.startswith(".")) == [
+        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "model",
+    ]  # fmt: skip
+    lines = read_lines(ended / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert {"tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"} <= lines[1].keys()
+    assert [sorted(line["eval"]) for line in lines if "eval" in line] == [["de", "en"]] * 2
+    settings = json.loads((ended / "config.json").read_text())["settings"]
+    assert PretrainSettings(**{**settings, "weight": tuple(settings["weight"])}) == PretrainSettings(
+        steps=4, length=48, batch=4, micro_batch=2, log_every=1, save_every=2, tensorboard=False, measure=False
+    )
+
+
+def test_the_model_answers_and_becomes_a_gguf_file(ended: Path, tmp_path: Path):
+    (answer,) = LLM(ended / "model").generate(["the quick"], SamplingParams(temperature=0, max_tokens=3))
+    assert answer.usage.completion_tokens == 3
+    assert main(["export", str(ended / "model"), str(tmp_path / "model.gguf")]) == 0
+    assert (tmp_path / "model.gguf").stat().st_size > 100_000
+
+
+def test_a_stage_goes_on_with_a_longer_context(ended: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--from", str(ended), "--rope-theta", "1000000", *(word.replace("48", "96") for word in QUICK)]
+    assert main(["pretrain", str(shards), "--out", str(tmp_path / "long"), *words]) == 0
+    assert "96 tokens a row, rotary base 1,000,000" in capsys.readouterr().err
+    config = json.loads((tmp_path / "long" / "model" / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["rope_theta"]) == (96, 1e6)
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["from"] == {"model": str(ended)}
+
+
+def test_a_run_that_is_done_is_resumed_to_the_same_end(ended: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
+    before = (ended / "metrics.jsonl").read_text(), (ended / "model" / "model.safetensors").read_bytes()
+    assert main(["pretrain", str(shards), "--out", str(ended), "--resume"]) == 0
+    assert "going on from step 4 of 4" in capsys.readouterr().err
+    assert ((ended / "metrics.jsonl").read_text(), (ended / "model" / "model.safetensors").read_bytes()) == before
+
+
+def test_tokens_stand_for_steps(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["pretrain", str(shards), "--out", str(tmp_path / "a"), "--size", "tiny", "--tokens", "300", "--length", "48", "--batch", "3",
+                 "--micro-batch", "3", "--no-tensorboard", "--no-measure"]) == 0  # fmt: skip
+    assert "3 steps of 3 rows: 432 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say what to train: --size nano, or --config FILE, or --from RUN"),
+        (["--size", "nano", "--from", "x"], "say what to train"),
+        (["--size", "tiny", "--lr", "0"], "lr 0.0: the learning rate must be a number above 0"),
+        (["--size", "tiny", "--lr", "nan"], "lr nan: the learning rate must be a number above 0"),
+        (["--size", "tiny", "--precision", "float16"], "precision float16: Qwen2's large key biases overflow its range"),
+        (["--size", "tiny", "--leng", "12"], "Unknown option: --leng"),
+        (["--size", "huge"], "huge"),
+        (["--size", "tiny", "--tokens", "5", "--steps", "5"], "--tokens and --steps: give one of them"),
+        (["--size", "tiny", "--tokens", "0"], "--tokens 0: must be at least 1"),
+        (["--size", "tiny", "--threads", "0"], "--threads 0: must be at least 1"),
+        (["--size", "tiny", "--micro-batch", "32"], "micro_batch 32: a step has 16 rows in all"),
+        (["--size", "tiny", "--weight", "en"], "weight 'en'"),
+        (["--size", "tiny", "--weight", "fr/web=2", "--batch", "4", "--micro-batch", "4"], "weight of fr/web: there is no such language"),
+        (["--size", "tiny", "--device", "cuda"], "--device cuda: torch finds no such device here"),
+        (["--size", "tiny", "--tokenizer", "{tmp}"], "no tokenizer there; name the folder"),
+        (["--config", "{tmp}/none.json"], "none.json: missing"),
+        (["--from", "{tmp}/none"], "none"),
+        (["--resume"], "no run to resume here"),
+    ],
+)
+def test_refusals(words: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = said([str(shards), "--out", str(tmp_path / "run"), *(word.format(tmp=tmp_path) for word in words)], capsys)
+    assert text.startswith("qwen2: ")
+    assert message in text
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_is_not_written_over_and_not_resumed_as_another(ended: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
+    run = [str(shards), "--out", str(ended)]
+    assert "holds a run already; go on with it by --resume" in said([*run, "--size", "tiny", *QUICK], capsys)
+    assert "settings: lr is 0.001 in the run, 0.1 here" in said([*run, "--resume", "--lr", "0.1"], capsys)
+    assert "settings: length is 48 in the run, 64 here" in said([*run, "--resume", "--length", "64"], capsys)
+    assert "model: hidden_size is 64 in the run, 384 here" in said([*run, "--resume", "--size", "nano"], capsys)
+    assert "model: rope_theta is 10000.0 in the run, 5.0 here" in said([*run, "--resume", "--rope-theta", "5"], capsys)
+
+
+def test_other_shards_are_refused(ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = write_shards(tmp_path / "other", seed=1)
+    assert "data: shards is" in said([str(other), "--out", str(ended), "--resume"], capsys)
+    file = next(other.glob("train-*.tokens"))
+    os.truncate(file, file.stat().st_size - 2)
+    assert f"{file}: has" in said([str(other), "--out", str(tmp_path / "new"), "--size", "tiny"], capsys)
+
+
+def test_another_tokenizer_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "tokenizer.json").write_text((shards / "tokenizer" / "tokenizer.json").read_text() + "\n")
+    text = said([str(shards), "--out", str(tmp_path / "run"), "--size", "tiny", "--tokenizer", str(tmp_path)], capsys)
+    assert "not the tokenizer that" in text
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny(vocab=300).to_hf()))
+    assert "vocab_size 300: the tokenizer of" in said([str(shards), "--out", str(tmp_path / "run"), "--config", str(config)], capsys)
+
+
+def test_help_needs_no_torch_and_has_every_setting(capsys: pytest.CaptureFixture[str]):
+    program = "import sys; from qwen2.cli.app import main; main(['pretrain', '--help']); print('torch' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert shown.stdout.splitlines()[-1] == "False"
+    for name in Settings.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown.stdout
+    assert "qwen2 pretrain corpus/shards --out run" in shown.stdout
