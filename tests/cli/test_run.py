@@ -266,3 +266,27 @@ def test_flags_of_lists_and_mappings_reach_the_engine(tmp_path, tiny_folder):
     for flag in (("--logit-bias", f'{{"{letter}": 10000}}'), (f"--logit-bias.{letter}", "10000")):
         done = qwen2_run(tmp_path, tiny_folder, "fox", "--max-tokens", "5", *flag, "--temperature", "0")
         assert done.stdout == "zzzzz\n"
+
+
+# --- a text that is gone on with
+
+
+def test_a_text_is_completed_without_a_template(tiny_folder: Path, tmp_path: Path):
+    said = qwen2_run(tmp_path, tiny_folder, "the quick", "--complete", *SAMPLING)
+    (wanted,) = LLM(tiny_folder).generate("the quick", PARAMS)
+    assert said.stdout == wanted.text + "\n"
+    assert said.stdout != qwen2_run(tmp_path, tiny_folder, "the quick", *SAMPLING).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--complete", "hi", "--system", "x"), "--complete and --system: a text has no system prompt"),
+        (("--complete", "hi", "--at", "127.0.0.1:1"), "--complete and --at: a server is asked in conversations"),
+    ],
+)
+def test_what_has_no_place_beside_a_text(words: tuple[str, ...], message: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]):
+    from qwen2.cli.app import main
+
+    assert main(["run", str(tiny_folder), *words]) == 1
+    assert capsys.readouterr().err.startswith(f"qwen2: {message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -46,3 +47,15 @@ def test_every_element_that_is_named_is_there() -> None:
     assert set(re.findall(r'href="#([\w-]+)"', markup)) <= ids
     for link in re.findall(r'(?:href|src)="web/([^"]+)"', markup):
         assert (WEB / link).is_file(), link
+
+
+def test_no_two_rules_say_the_same() -> None:
+    """What several kinds of elements have in common, and each colour of a scheme, has one place."""
+    rules = []
+    for path in STYLES:
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        for selector, body in re.findall(r"([^{}]+)\{([^{}]*)\}", text):
+            rules.append((f"{path.name}: {' '.join(selector.split())}", {" ".join(one.split()) for one in body.split(";") if one.strip()}))
+    assert len(rules) > 200
+    alike = {f"{one} | {other}": said & also for (one, said), (other, also) in combinations(rules, 2) if len(said & also) > 5}
+    assert alike == {}

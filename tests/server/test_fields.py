@@ -152,9 +152,11 @@ def test_shorter_vectors(running: Running, llm: LLM) -> None:
     data = running.post("/v1/embeddings", model=NAME, input=["a rose", "b"], dimensions=16).json()["data"]
     cut = whole[:, :16] / np.linalg.norm(whole[:, :16], axis=1, keepdims=True)
     assert np.allclose([one["embedding"] for one in data], cut, atol=1e-6)
-    for dimensions in (0, whole.shape[1] + 1):
-        answer = running.post("/v1/embeddings", model=NAME, input="a", dimensions=dimensions)
-        assert (answer.status_code, "dimensions" in answer.json()["error"]["message"]) == (400, True)
+    assert np.allclose(running.post("/api/embed", model=NAME, input=["a rose", "b"], dimensions=16).json()["embeddings"], cut, atol=1e-6)
+    for path in ("/v1/embeddings", "/api/embed"):
+        for dimensions in (0, whole.shape[1] + 1):
+            answer = running.post(path, model=NAME, input="a", dimensions=dimensions)
+            assert (answer.status_code, "dimensions" in answer.text) == (400, True)
 
 
 # --- messages
@@ -175,3 +177,20 @@ def test_refusals_in_plain_words(running: Running) -> None:
             answer = running.client.request(method, f"/api/{path}", json={"model": name})
             assert "x" * 20 in answer.text
             assert all(len(line) < 400 for line in answer.text.splitlines()), path
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v1/score", "/v1/load_lora_adapter", "/v1/images/generations", "/api/push"])
+def test_what_other_servers_offer_and_this_one_does_not_is_a_404_in_words(running: Running, path: str) -> None:
+    answer = running.post(path, model=NAME, query="a", documents=["b"])
+    error = answer.json()["error"]
+    assert (answer.status_code, error if path.startswith("/api/") else error["message"]) == (404, f"POST {path}: Not Found")
+
+
+@pytest.mark.parametrize("field", ["lora_request", "adapter", "lora_name"])
+def test_an_adapter_for_one_request_is_refused_by_name(running: Running, field: str) -> None:
+    for path in ("/v1/chat/completions", "/api/chat", "/v1/messages"):
+        answer = running.post(path, model=NAME, messages=[{"role": "user", "content": "a"}], max_tokens=1, **{field: "mine"})
+        assert answer.status_code == 400
+        assert "unknown field " in answer.text
+        assert field in answer.text
+    assert running.post("/v1/completions", model=f"{NAME}-mine", prompt="a").status_code == 404

@@ -40,6 +40,28 @@ def test_chat_by_schema_object_regex_grammar_and_choice(running: Running) -> Non
     assert re.fullmatch("(ab)+c", said({"type": "grammar", "grammar": 'start: ("ab")~1..4 "c"'}))
 
 
+def test_vllms_way_to_ask_in_chats_and_completions(running: Running) -> None:
+    def said(form: dict[str, Any]) -> list[str]:
+        chat = running.chat("Speak", max_tokens=300, structured_outputs=form, **WARM).json()["choices"][0]
+        text = running.post("/v1/completions", model=NAME, prompt="a", max_tokens=300, structured_outputs=form, **WARM).json()["choices"][0]
+        assert (chat["finish_reason"], text["finish_reason"]) == ("stop", "stop")
+        return [chat["message"]["content"], text["text"]]
+
+    for text in said({"json": SCHEMA}):
+        jsonschema.validate(json.loads(text), SCHEMA)
+    assert all(re.fullmatch("[a-c]{3}-[0-9]{2}", text) for text in said({"regex": "[a-c]{3}-[0-9]{2}"}))
+    assert all(text in ("yes", "no") for text in said({"choice": ["yes", "no"]}))
+    assert all(re.fullmatch("(ab)+c", text) for text in said({"grammar": 'start: ("ab")~1..4 "c"'}))
+    schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    text = running.post("/v1/completions", model=NAME, prompt="a", max_tokens=300, response_format=schema, **WARM).json()["choices"][0][
+        "text"
+    ]
+    jsonschema.validate(json.loads(text), SCHEMA)
+    for form, more in (({}, {}), ({"regex": "a", "json": SCHEMA}, {}), ({"regex": "a"}, {"response_format": schema})):
+        refused = running.chat("Speak", structured_outputs=form, **more)
+        assert (refused.status_code, "structured_outputs" in refused.text) == (400, True)
+
+
 def test_the_other_dialects(running: Running) -> None:
     options = {**WARM, "num_predict": 300}
     asked = {"model": NAME, "messages": [{"role": "user", "content": "Speak"}], "stream": False, "options": options}

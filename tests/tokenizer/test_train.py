@@ -188,11 +188,20 @@ def test_texts_of_files_and_folders(tmp_path: Path):
     (tmp_path / "in" / "a.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n\n")
     (tmp_path / "in" / "b.txt").write_text("plain\n" * 30_000)
     (tmp_path / "uno.txt").write_text("uno")
+    (tmp_path / "in" / "manifest.json").write_text("{}")
     texts = list(read_texts([tmp_path / "in", f"es={tmp_path / 'uno.txt'}"]))
     assert texts[:3] == [("de", "eins"), ("en", "one"), ("und", "?")]
     assert texts[-1] == ("es", "uno")
     assert "".join(text for _, text in texts[3:-1]) == "plain\n" * 30_000
     assert len(texts) == 3 + 3 + 1  # two pieces of 64 KiB, and the rest
+
+
+def test_documents_of_a_split(tmp_path: Path):
+    documents = [{"text": "a", "split": "train"}, {"text": "b", "metadata": {"role": "held-out"}}, {"text": "c"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    assert [text for _, text in read_texts([tmp_path])] == ["a", "b", "c"]
+    assert [text for _, text in read_texts([tmp_path], "train")] == ["a", "c"]
+    assert [text for _, text in read_texts([tmp_path], "held-out")] == ["b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,7 @@ def test_broken_files_are_named(name: str, data: bytes, message: str, tmp_path: 
 
 
 def test_places_without_texts(tmp_path: Path):
-    with pytest.raises(ValueError, match="the folder has no files"):
+    with pytest.raises(ValueError, match="the folder has no files that end in .jsonl, .txt"):
         list(read_texts([tmp_path]))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         list(read_texts([tmp_path / "gone"]))

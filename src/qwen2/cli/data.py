@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from qwen2.cli.list import print_table
 
-data = App("data", help="Corpora: fetch, prepare, inspect, report.", help_format="plaintext")
+data = App("data", help_format="plaintext", help_epilogue="Example: qwen2 data fetch --list")
 CORPUS = Path("corpus")
 
 
@@ -52,11 +52,13 @@ def fetch(
         return
     if not names:
         raise ValueError("name packages or recipes: qwen2 data fetch --list shows the table")
-    wanted = []
+    wanted: dict[str, int] = {}  # name: bytes by language that are enough, 0 for all
     for name in names:
         is_recipe = name in built_in() or (name not in PACKAGES and Path(name).is_file())
-        wanted += [s.package for s in read_recipe(name)[0].sources if s.package] if is_recipe else [name]
-    known = get(wanted, corpus, strict)
+        sources = [(s.package, s.most_bytes) for s in read_recipe(name)[0].sources if s.package] if is_recipe else [(name, 0)]
+        for package, most in sources:
+            wanted[package] = max(wanted.get(package, most), most) if most and wanted.get(package, most) else 0
+    known = get(wanted, corpus, strict, workers=os.cpu_count() or 1)
     held = [name for name in wanted if name in known["packages"]]
     size = sum(known["packages"][name]["bytes"] for name in held)
     gone = len(wanted) - len(held)

@@ -68,3 +68,11 @@ class Local:
         """How often the smaller model was right."""
         engine, draft = self.llm.engine, self.llm.draft
         return [] if draft is None else [f"draft     {draft.name}: {engine.drafted_right:,} of {engine.drafted:,} guesses were right"]
+
+
+class Completing(Local):
+    """A model of this process that goes on with the last message as a text, without a chat template: what base models learned."""
+
+    def stream(self, messages: Messages, params: SamplingParams) -> Iterator[Chunk]:
+        """How the text goes on."""
+        return self.llm.stream(messages[-1]["content"], params)

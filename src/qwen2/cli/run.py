@@ -69,6 +69,7 @@ NO_HOW = How()
 def run(
     *words: Annotated[str, Parameter(show_default=False)],
     system: str | None = None,
+    complete: Switch = False,
     local: Switch = False,
     at: Address = None,
     plain: Switch = False,
@@ -86,6 +87,8 @@ def run(
         The model (a name, a folder or a file; may be left out) and the prompt, to which is added what comes through a pipe.
     system
         The system prompt, in place of the model's own.
+    complete
+        Go on with the prompt as a text, without a chat template, as base models do. The model is loaded here.
     local
         Load the model here, also where a server of ours is running. So do all flags that say how to compute.
     at
@@ -101,7 +104,8 @@ def run(
     """
     params = replace(params_of(sampling), context=how.context)  # which goes before a num_ctx of the model's own
     model, given = split_words(words)
-    server = None if local else find_server(model, at, how)
+    check_complete(complete, system, at)
+    server = None if local or complete else find_server(model, at, how)
     partner = None if server is None else opened(server, model, words)
     if partner is None:
         check_model(model, words)
@@ -113,6 +117,8 @@ def run(
             if name is not None:
                 ensure(name)
         partner = load_model(model, **_said(how)) if server is None else server.open(model)  # which has it now: its store is this one
+    if complete:
+        partner = completing(partner, prompt)
     if prompt is not None:
         return answer_once(partner, prompt, system, params, plain, verbose)
     talk(partner, system, params, plain, verbose)
@@ -244,6 +250,23 @@ def make_renderer(plain: bool) -> Renderer:
 
     console = Console()
     return PlainStream() if console.legacy_windows else MarkdownStream(console)  # a console that would print the escapes as text
+
+
+def check_complete(complete: bool, system: str | None, at: str | None) -> None:
+    """Refuse what has no place beside a text that is gone on with."""
+    for flag, given, why in (("--system", system, "a text has no system prompt"), ("--at", at, "a server is asked in conversations")):
+        if complete and given is not None:
+            raise ValueError(f"--complete and {flag}: {why}; leave one of them out")
+
+
+def completing(partner: Partner, prompt: str | None) -> Partner:
+    """The model of this process as one that goes on with texts."""
+    from qwen2.cli.partner import Completing, Local
+
+    assert isinstance(partner, Local), "with --complete no server is asked"
+    if prompt is None:
+        raise ValueError("--complete: what is to be completed? Give a text, as in qwen2 run MODEL --complete TEXT")
+    return Completing(partner.llm, partner.load_seconds)
 
 
 def answer_once(partner: Partner, prompt: str, system: str | None, params: SamplingParams, plain: bool, verbose: bool) -> int:

@@ -25,15 +25,18 @@ tokenizer = App("tokenizer", help_format="plaintext", help_epilogue="Example: qw
 
 
 @tokenizer.command(help_epilogue="Example: qwen2 tokenizer train documents/ de=grimm.txt --vocab 8192 --out tokenizer")
-def train(*texts: str, out: Path, settings: Annotated[Settings | None, Parameter(name="*")] = None) -> None:
+def train(*texts: str, out: Path, split: str = "train", settings: Annotated[Settings | None, Parameter(name="*")] = None) -> None:
     """Learn a byte-level BPE vocabulary with Qwen2's split pattern and control tokens.
 
     Parameters
     ----------
     texts
-        Files of JSON lines with text and language, plain text files (de=FILE says their language), or folders of such files.
+        Files of JSON lines with text and language, plain text files (de=FILE says their language), or folders, of which .jsonl and
+        .txt files are read.
     out
         The folder to write: tokenizer.json and what else transformers reads, and training.json with what was done.
+    split
+        Of documents that are marked with a split, those of this one.
     settings
         How it is learned.
     """
@@ -43,7 +46,7 @@ def train(*texts: str, out: Path, settings: Annotated[Settings | None, Parameter
     if out.exists():
         raise FileExistsError(f"{out}: exists already; write the tokenizer into a new folder")
     with _Counter() as watch:
-        learned = learn(partial(read_texts, texts), settings, watch)
+        learned = learn(partial(read_texts, texts, split), settings, watch)
     learned.save(out)
     _print_languages(learned.languages)
     if not learned.full:
@@ -59,6 +62,7 @@ def train(*texts: str, out: Path, settings: Annotated[Settings | None, Parameter
 def compare(
     *models: str,
     texts: Annotated[list[str], Parameter(consume_multiple=True)],
+    split: str = "held-out",
     most: int | None = 1_000_000,
     picture: Path | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -71,6 +75,8 @@ def compare(
         Tokenizers: folders, GGUF files or names of models.
     texts
         What to measure on, best what none of them has learned from: as qwen2 tokenizer train takes it.
+    split
+        Of documents that are marked with a split, those of this one.
     most
         Bytes of each language, at most.
     picture
@@ -80,7 +86,7 @@ def compare(
     """
     if not models:
         raise ValueError("no tokenizers: name folders, GGUF files or models")
-    fits = measure({_label(model): load_tokenizer(model) for model in models}, read_texts(texts), most)
+    fits = measure({_label(model): load_tokenizer(model) for model in models}, read_texts(texts, split), most)
     if picture is not None:
         from qwen2.train.charts import dot_chart
 

@@ -4,6 +4,7 @@ The rule (arXiv 2407.10671): symbols and punctuation are stripped, the text is c
 sequence t goes if for some evaluation sequence e their longest common subsequence has at least 13 tokens and at least 0.6 of
 the shorter of the two.
 
+Single letters and numbers of one or two digits are no tokens here: with them, numbered lists held every item with formulas.
 Documents are long and a subsequence may skip anything, so "sequence" is pinned down: of the evaluation text pieces of at most 64
 units, of the training text all stretches of 128 units that begin at multiples of 64, so that every copy of a piece lies within
 one; a shorter document is one stretch. A document goes when one of its stretches does.
@@ -88,7 +89,7 @@ class Index:
         """From (name, text) of items; those of fewer than 13 units can never be hit and are left out."""
         pieces: dict[bytes, tuple[Hashes, str]] = {}
         for name, text in items:
-            units = Text(text).units
+            units = Text(text).telling
             for start, piece in windows(units, PIECE, PIECE):
                 whole = piece if len(piece) == PIECE or start == 0 else units[-PIECE:]
                 if len(whole) >= LEAST:
@@ -124,9 +125,10 @@ class Index:
     def hit(self, text: Text) -> tuple[str, int] | None:
         """The name of an item that the text holds, and the length of what they have in common; None where it holds none."""
         values = self.every[0]
-        places = np.minimum(np.searchsorted(values, text.units), max(0, len(values) - 1))
-        known = np.append(0, np.cumsum(values[places] == text.units)) if len(values) else np.zeros(len(text.units) + 1, np.int64)
-        for start, stretch in windows(text.units, STRETCH, PIECE):
+        units = text.telling
+        places = np.minimum(np.searchsorted(values, units), max(0, len(values) - 1))
+        known = np.append(0, np.cumsum(values[places] == units)) if len(values) else np.zeros(len(units) + 1, np.int64)
+        for start, stretch in windows(units, STRETCH, PIECE):
             if known[start + len(stretch)] - known[start] < LEAST:
                 continue
             for piece in self.candidates(stretch):

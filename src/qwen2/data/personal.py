@@ -27,7 +27,7 @@ _CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d-]|[.,]\d)", re.ASCII
 _RESIDENT = re.compile(r"(?<!\d)[1-9]\d{5}(?:19|20)\d{9}[\dXx](?!\d)", re.ASCII)
 _SECURITY = re.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])", re.ASCII)
 _PHONE = re.compile(
-    r"(?<![\w.+/-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,5}\)[ .-]?)?\d{1,5}(?:[ .-]\d{2,5}){1,4}|\+\d{8,14}"
+    r"(?<![\w.+/-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,5}\)[ .-]?)?\d{1,5}(?:[ .-]\d{2,8}){1,4}|\+\d{8,14}"
     r"|\(\d{2,5}\) ?\d{3,4}[ .-]\d{3,4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-]|[.]\d)",
     re.ASCII,
 )
@@ -54,7 +54,7 @@ def luhn(digits: str) -> bool:
 
 def _card(found: str) -> bool:
     digits = re.sub(r"\D", "", found)
-    return digits[0] in "23456" and len(set(digits)) > 2 and luhn(digits)
+    return digits[0] in "23456" and len(set(digits)) > 1 and luhn(digits)
 
 
 def iban(found: str) -> bool:
@@ -83,7 +83,7 @@ RULES: list[tuple[str, str, re.Pattern[str], Callable[[str], bool]]] = [  # kind
     ("id", "-", _SECURITY, _always),
     ("phone", "", _PHONE, _always),
 ]
-_DIGITS = re.compile(r"\d\d", re.ASCII)
+_DIGITS = re.compile(r"\d", re.ASCII)
 
 
 def mask(text: str) -> tuple[str, Counter[str]]:

@@ -178,12 +178,15 @@ def read_warc(path: Path) -> Read:
 
     with open(path, "rb") as file:
         try:
+            with _bytes(path) as beginning:
+                if beginning.read(5) != b"WARC/":
+                    raise ArchiveLoadFailed("no WARC record")
             for record in ArchiveIterator(file):
                 kind = record.http_headers.get_header("Content-Type", "") if record.http_headers else ""
                 if record.rec_type == "response" and kind.partition(";")[0].strip() in ("text/html", "application/xhtml+xml"):
                     address = record.rec_headers.get_header("WARC-Target-URI")
                     yield page_text(record.content_stream().read(PAGE_BYTES + 1)), {"id": address}
-        except (ArchiveLoadFailed, EOFError):
+        except (ArchiveLoadFailed, EOFError, gzip.BadGzipFile):
             yield None, {}
 
 

@@ -131,6 +131,13 @@ class Text:
         """The units in order, as hashes."""
         return self._found[0]
 
+    @cached_property
+    def telling(self) -> Hashes:
+        """The units without single Latin letters and numbers of one or two digits, which lists and formulas are full of."""
+        units, places, lengths = self._found
+        weak = (lengths <= 2) & (self.classes[places] == DIGIT) | (lengths == 1) & (self.scripts[places] == _NAMES.index("latin"))
+        return units[~weak]
+
     @property
     def lengths(self) -> Any:
         """The length of each unit in code points."""

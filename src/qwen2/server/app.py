@@ -54,6 +54,14 @@ class Embedded(NamedTuple):
     load_seconds: float
     seconds: float
 
+    def shortened(self, dimensions: int | None) -> torch.Tensor:
+        """The vectors, or of each the first numbers, made one of length one again."""
+        if dimensions is None:
+            return self.vectors
+        if dimensions > self.vectors.shape[1]:
+            raise ApiError(400, f"dimensions is {dimensions}: this model's vectors have {self.vectors.shape[1]}", field="dimensions")
+        return torch.nn.functional.normalize(self.vectors[:, :dimensions], dim=1)
+
 
 class Server:
     """What all routes use."""

@@ -44,7 +44,7 @@ async def completions(body: Completion, request: Request) -> Response:
     wanted = [top for top in (body.prompt_logprobs, *echoed) if top is not None]
 
     def ask(llm: LLM) -> list[Asked]:
-        params = body.params(most, body.logprobs, prompt_logprobs=max(wanted, default=None))
+        params = body.params(most, body.logprobs, body.form(), max(wanted, default=None))
         wholes = [fill_in(llm, prompt, body.suffix) for prompt in prompts] if body.suffix else prompts
         return first_come([llm.ask(whole, params) for whole in wholes], body.priority)
 

@@ -269,10 +269,11 @@ async def embed(body: Embed, request: Request) -> Response:
     if not texts:
         return JSONResponse({"model": body.model, "embeddings": []})
     found = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
+    vectors = found.shortened(body.dimensions)
 
     def written() -> Response:  # millions of numbers
         took = {"total_duration": int(found.seconds * 1e9), "load_duration": int(found.load_seconds * 1e9)}
-        return JSONResponse({"model": body.model, "embeddings": found.vectors.tolist(), **took, "prompt_eval_count": found.tokens})
+        return JSONResponse({"model": body.model, "embeddings": vectors.tolist(), **took, "prompt_eval_count": found.tokens})
 
     return await asyncio.to_thread(written)
 

@@ -131,6 +131,7 @@ class Embed(Body):
     model: str
     input: str | list[str]
     truncate: bool = False  # Ollama cuts unless it is told not to; here only who asks for it loses the end of a text
+    dimensions: int | None = Field(default=None, ge=1)  # of longer vectors the first, made one of length one again
     options: Options = Options()
     keep_alive: KeepAlive | None = None
 

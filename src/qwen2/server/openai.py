@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -95,8 +94,7 @@ async def chat(body: Chat, request: Request) -> Response:
         raise ApiError(400, "tool_choice needs tools to choose from", field="tool_choice")
 
     def ask(llm: LLM) -> list[Asked]:
-        form = None if body.response_format is None else body.response_format.constraint()
-        params = body.params(most, logprobs, form, body.prompt_logprobs)
+        params = body.params(most, logprobs, body.form(), body.prompt_logprobs)
         return first_come([llm.ask(conversation(body.messages), params, tools, body.choice, in_pieces=True, go_on=go_on)], body.priority)
 
     answering = await server.answer(request, body.model, ask, answers=body.samples)
@@ -273,11 +271,8 @@ async def embeddings(body: Embedding, request: Request) -> Response:
     texts = listed(body.input)
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
-    vectors, tokens, name, *_ = await server.embed(request, body.model, texts)
-    if body.dimensions is not None:
-        if body.dimensions > vectors.shape[1]:
-            raise ApiError(400, f"dimensions is {body.dimensions}: this model's vectors have {vectors.shape[1]}", field="dimensions")
-        vectors = torch.nn.functional.normalize(vectors[:, : body.dimensions], dim=1)
+    found = await server.embed(request, body.model, texts)
+    vectors = found.shortened(body.dimensions)
 
     def written() -> Response:  # millions of numbers
         data = []
@@ -286,8 +281,8 @@ async def embeddings(body: Embedding, request: Request) -> Response:
             if body.encoding_format == "base64":
                 values = base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
             data.append({"object": "embedding", "index": index, "embedding": values})
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
+        usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
+        return JSONResponse({"object": "list", "data": data, "model": found.name, "usage": usage})
 
     return await asyncio.to_thread(written)
 

@@ -1,12 +1,13 @@
 """The bodies of OpenAI's requests, as pydantic reads them: every field is used, named as harmless, or refused.
 
 Spec: platform.openai.com/docs/api-reference. `top_k`, `min_p`, `repetition_penalty` (also as `repeat_penalty`), `stop_token_ids`,
-`ignore_eos`, `prompt_logprobs`, `priority`, `cache_prompt`, and -1 for off or no limit are taken as other servers take them.
+`ignore_eos`, `prompt_logprobs`, `structured_outputs`, `priority`, `cache_prompt`, and -1 for off or no limit are taken as other
+servers take them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema, model_validator
@@ -219,7 +220,47 @@ class ChoiceFormat(Body):
 ResponseFormat = Annotated[PlainFormat | SchemaFormat | RegexFormat | GrammarFormat | ChoiceFormat, Field(discriminator="type")]
 
 
-class Chat(Sampling):
+class StructuredOutputs(Body):
+    """vLLM's way to ask for a form; a grammar is in Lark's notation."""
+
+    json_: dict[str, Any] | bool | None = Field(default=None, alias="json")
+    json_object: On | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+    def constraint(self) -> Constraint:
+        """The form that answers are held to."""
+        forms: dict[str, Callable[[Any], Constraint]] = {
+            "json_": Constraint.json_schema,
+            "json_object": lambda _: Constraint.json_object(),
+            "regex": Constraint.regex,
+            "choice": Constraint.choice,
+            "grammar": Constraint.grammar,
+        }
+        said = [name for name in forms if getattr(self, name) is not None]
+        if len(said) != 1:
+            raise ApiError(
+                400, "structured_outputs: say json, json_object, regex, choice or grammar, one of them", field="structured_outputs"
+            )
+        return forms[said[0]](getattr(self, said[0]))
+
+
+class Formed(Sampling):
+    """Whose answers may be held to a form."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    def form(self) -> Constraint | None:
+        """The one that is asked for."""
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ApiError(400, "response_format and structured_outputs both ask for a form: send one of them", field="structured_outputs")
+        asked = self.response_format if self.structured_outputs is None else self.structured_outputs
+        return None if asked is None else asked.constraint()
+
+
+class Chat(Formed):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
@@ -229,7 +270,6 @@ class Chat(Sampling):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     continue_final_message: bool | None = None  # vLLM's: the last message is the beginning of the answer
     add_generation_prompt: bool | None = None  # its opposite
 
@@ -241,7 +281,7 @@ class Chat(Sampling):
         return ToolChoice("required" if self.tool_choice == "required" else "auto", parallel=self.parallel_tool_calls is not False)
 
 
-class Completion(Sampling):
+class Completion(Formed):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]

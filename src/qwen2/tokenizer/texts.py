@@ -1,8 +1,11 @@
 """Texts to learn a vocabulary from, or to measure one on: files in, (language, text) out, without ever holding a corpus.
 
-Files of JSON lines (`.jsonl`, also `.gz`) are documents with a `text` and, under `language` or `metadata.language`, a language;
-any other file is plain UTF-8 text, handed out in pieces that end where a line does. `de=FILE` names the language of a file; else
-it is "und", undetermined. A folder stands for all files in it. What is left out: HTML, parquet and the rest that `data/` reads.
+Files of JSON lines (`.jsonl`, also `.gz`) are documents with a `text` and, under `language` or `metadata.language`, a language; any
+other file is plain UTF-8 text, handed out in pieces that end where a line does. `de=FILE` names the language of a file; else it is
+"und", undetermined. A folder stands for all files in it that end in .jsonl or .txt. Documents that are marked with a split (`split`,
+or `metadata.role` as `qwen2 data` writes it) can be chosen by it; those without a mark belong to every split.
+
+What is left out: HTML, parquet and whatever else `data/` reads.
 
     for language, text in read_texts(["de=grimm.txt", "documents/"]): ...
 """
@@ -12,18 +15,19 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
 Text = tuple[str, str]  # language, text
 UNDETERMINED = "und"
+OF_FOLDERS = (".jsonl", ".txt")  # the files that a folder stands for; what else lies there is no text to learn from
 PIECE = 2**16  # bytes of a plain file that are handed out together, and the rest of their line
 LANGUAGE = re.compile(r"([a-z]{2,3}(?:[-_][A-Za-z]{2,8})?)=(.+)", re.DOTALL)
 
 
-def read_texts(sources: Iterable[str | Path]) -> Iterator[Text]:
-    """The texts of files and folders, in order.
+def read_texts(sources: Iterable[str | Path], split: str | None = None) -> Iterator[Text]:
+    """The texts of files and folders, in order; of documents that are marked with a split those of `split`, where it is given.
 
     Raises FileNotFoundError for what is not there, ValueError naming file and line for broken UTF-8 and for a line that is no document.
     """
@@ -31,7 +35,7 @@ def read_texts(sources: Iterable[str | Path]) -> Iterator[Text]:
         language, place = _named(source)
         for path in _files(place):
             if path.name.removesuffix(".gz").endswith(".jsonl"):
-                yield from _documents(path, language)
+                yield from _documents(path, language, split)
             else:
                 yield from ((language or UNDETERMINED, text) for text in _pieces(path))
 
@@ -46,9 +50,9 @@ def _named(source: str | Path) -> tuple[str | None, Path]:
 
 def _files(place: Path) -> list[Path]:
     if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = sorted(path for path in place.rglob("*") if path.is_file() and path.name.removesuffix(".gz").endswith(OF_FOLDERS))
         if not found:
-            raise ValueError(f"{place}: the folder has no files; name one with texts in it")
+            raise ValueError(f"{place}: the folder has no files that end in {', '.join(OF_FOLDERS)}, or in these and .gz")
         return found
     if not place.exists():
         raise FileNotFoundError(f"{place}: no such file or folder")
@@ -77,7 +81,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
         ) from None
 
 
-def _documents(path: Path, language: str | None) -> Iterator[Text]:
+def _documents(path: Path, language: str | None, split: str | None) -> Iterator[Text]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -88,12 +92,14 @@ def _documents(path: Path, language: str | None) -> Iterator[Text]:
         text = document.get("text") if isinstance(document, dict) else None
         if not isinstance(text, str):
             raise ValueError(f'{path}: line {number} has no text: a document is {{"text": "...", "language": "de"}}')
-        yield language or _language(document, path, number), text
+        metadata = document.get("metadata")
+        fields = {**metadata, **document} if isinstance(metadata, dict) else document
+        if split is None or fields.get("split", fields.get("role", split)) == split:
+            yield language or _language(fields, path, number), text
 
 
-def _language(document: dict[str, object], path: Path, number: int) -> str:
-    metadata = document.get("metadata")
-    found = document.get("language", metadata.get("language") if isinstance(metadata, dict) else None)
+def _language(fields: Mapping[str, object], path: Path, number: int) -> str:
+    found = fields.get("language")
     if found is None:
         return UNDETERMINED
     if not isinstance(found, str) or not found:

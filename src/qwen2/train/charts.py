@@ -60,6 +60,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x: str, y: str, marks: Seq
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.xaxis.set_major_formatter(_short())
+        axes.set_xlim(left=min(0.0, *(point[0] for points in lines.values() for point in points)))
         axes.margins(x=0.01)
 
     return _svg(draw, (7.2, 3.2), names=len(lines))
@@ -78,7 +79,8 @@ def dot_chart(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
     def draw(axes: Axes) -> None:
         for place, row in enumerate(shown.values()):
             if row:
-                axes.plot([min(row.values()), max(row.values())], [place, place], color="#cbd5e1", linewidth=1.6, zorder=1)
+                first = 0.0 if len(names) == 1 else min(row.values())
+                axes.plot([first, max(row.values())], [place, place], color="#cbd5e1", linewidth=1.6, zorder=1)
         for name, colour in zip(names, COLOURS * len(names), strict=False):
             across, down = zip(*[(row[name], place) for place, row in enumerate(shown.values()) if name in row], strict=True)
             axes.scatter(across, down, color=colour, s=24, label=name, zorder=2, gid=name)
@@ -86,6 +88,7 @@ def dot_chart(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="x")
         axes.set_xlabel(x)
+        axes.xaxis.set_major_formatter(_short())
         axes.set_xlim(left=min(0.0, *(value for row in shown.values() for value in row.values())))
 
     return _svg(draw, (7.2, 1.1 + 0.19 * len(shown)), names=len(names))

