@@ -217,8 +217,11 @@ class Loop(Generic[B]):
         self.progress.say(text)
 
     def _log(self, step: Step, tokens_per_s: float) -> None:
-        used = tokens_per_s * self.task.flops / self.rate if self.rate and self.task.flops else None
         state = self.state
+        wanted = tokens_per_s * self.task.flops
+        if wanted > self.rate > 0:  # something else ran when it was measured
+            self.rate = max(self.rate, product_rate(self.dtype, self.world.device) * self.world.size)
+        used = wanted / self.rate if self.rate and wanted else None
         line: dict[str, Any] = {"step": state.step, "tokens": state.tokens, "loss": step.loss, **step.sums}
         line |= {"lr": self.learning_rate(state.step - 1), "grad_norm": step.norm, "tokens_per_s": tokens_per_s, "mfu": used}
         if state.skipped:

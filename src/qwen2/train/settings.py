@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-FREE = frozenset({"log_every", "save_every", "keep", "tensorboard", "measure"})  # what a resumed run may change
+FREE = frozenset(
+    {"log_every", "eval_every", "save_every", "keep", "tensorboard", "measure", "export_dtype"}
+)  # what a resumed run may change
 
 
 def setting(default: Any, text: str) -> Any:
