@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 from qwen2 import kernels
 from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, RopeScaling, tiny
@@ -25,6 +26,9 @@ from qwen2.weights.gguf import GGUFFile
 from qwen2.weights.model import Model
 from qwen2.weights.store import Store
 from tests.kernels.remote import Remote
+
+settings.register_profile("qwen2", deadline=None)  # results are checked, not clocks
+settings.load_profile("qwen2")
 
 # What the decoder must do alike whatever the shape: the cases of every parity test.
 SHAPES = {

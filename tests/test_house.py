@@ -148,6 +148,7 @@ def modules_in(folder: Path) -> set[str]:
         "run('--version')",
         "run('run', '--help')",
         "run('list')",
+        "run('plan', 'qwen2:72b', '--gpus', '64')",
     ],
 )
 def test_starts_without_torch(statement: str, tmp_path: Path) -> None:

@@ -226,3 +226,23 @@ def test_the_real_models_calls_are_valid(coder):
         for call in output.tool_calls:
             Draft202012Validator(FORECAST).validate(json.loads(call.arguments))
     assert all(len(output.tool_calls) == 1 for output in free)
+
+
+@pytest.mark.xdist_group("real model")
+def test_calls_that_the_real_model_fences_are_calls(coder):
+    """What it writes when tools are offered and nothing holds it; streamed and whole alike. Strict tools are not called so."""
+    llm = LLM(coder)
+    tool = {"type": "function", "function": {"name": "forecast", "description": "The weather of a place", "parameters": FORECAST}}
+    asked = [{"role": "user", "content": "What will the weather be in Rome in 3 days, in celsius?"}]
+    *pieces, last = llm.stream(asked, replace(GREEDY, max_tokens=160), [tool])
+    assert last.output.text.startswith("```json")
+    assert (last.output.finish_reason, last.output.content) == ("tool_calls", "")
+    (call,) = last.output.tool_calls
+    assert (call.name, json.loads(call.arguments)["place"]) == ("forecast", "Rome")
+    assert not any(delta.content for piece in pieces for delta in piece.deltas)
+    assert llm.chat(asked, replace(GREEDY, max_tokens=160), [tool]).tool_calls == (call,)
+    strict = {"type": "function", "function": {**tool["function"], "strict": True}}
+    output = llm.chat(asked, replace(GREEDY, max_tokens=160), [strict])
+    assert (output.finish_reason, output.content, output.tool_calls) == ("stop", last.output.text, ())
+    cut = llm.chat(asked, replace(GREEDY, max_tokens=12), [tool])
+    assert (cut.finish_reason, cut.content, cut.tool_calls) == ("length", cut.text, ())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -48,10 +49,14 @@ def untried(monkeypatch):
 
 
 def random_rows(seed, size, prefer="", script=()):
-    """Rows of random logits that like to close what is open and prefer some characters, after a beginning that is wanted."""
+    """Rows of random logits, after a beginning that is wanted, that prefer some characters.
+
+    They like what closes what is open and what patterns wait for: one letter that has to stand somewhere in a text would take chance
+    alone hundreds of tokens.
+    """
     generator = torch.Generator().manual_seed(seed)
     bonus = torch.zeros(size)
-    bonus[list(b'"}]')] = 2.5
+    bonus[list(b'"}]b@.\xc3')] = 2.5
     bonus[EOS] = 3.0
     bonus[list(prefer.encode())] = 100.0
     for token in script:
@@ -102,47 +107,83 @@ INNER = st.recursive(LEAVES, lambda inner: st.one_of(objects(inner), arrays(inne
 PARAMETERS = st.builds(lambda schema: {"$defs": {"leaf": {"type": "string", "maxLength": 6}}, **schema}, objects(INNER))
 TOOL_NAMES = ["get", "get_all", "a-b.c", "\u5929\u6c14", "x" * 64]
 TOOLS = st.lists(st.tuples(st.sampled_from(TOOL_NAMES), PARAMETERS), min_size=1, max_size=3, unique_by=lambda pair: pair[0]).map(dict)
-MANY = settings(  # random rows may write lists and objects of any names for longer than any bound: those answers are not counted
+MANY = settings(
     max_examples=500,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
-@MANY
-@given(tools=TOOLS, way=st.sampled_from(list(WAYS)), parallel=st.booleans(), seed=st.integers(0, 999))
-def test_500_forced_answers_are_valid_calls(ways, tools, way, parallel, seed):
-    form, grammars = ways[way]
-    held = grammars.compiled(Constraint.call(tools, form, forced=True, parallel=parallel)).matcher([EOS])
-    text = write(held, random_rows(seed, grammars.vocab), grammars.tokenizer)
-    assume(text is not None)
-    message = parsed(text, form)
-    check(message, tools)
-    assert not message.content
-    assert 1 <= len(message.tool_calls) <= (MOST_CALLS if parallel else 1)
+def fixed(schema):
+    """Whether every object of a schema has the properties that are named and no other."""
+    if isinstance(schema, list):
+        return all(map(fixed, schema))
+    if not isinstance(schema, dict):
+        return True
+    return all(map(fixed, schema.values())) and (schema.get("type") != "object" or schema["additionalProperties"] is False)
 
 
-@settings(MANY, max_examples=200)
-@given(
-    tools=TOOLS, loose=st.booleans(), way=st.sampled_from([*WAYS, "hermes by letters"]), parallel=st.booleans(), seed=st.integers(0, 999)
-)
-def test_calls_that_a_model_begins_are_valid(ways, tools, loose, way, parallel, seed):
+class Ends:
+    """How many answers ended. Those of fixed properties must; an object of any names may go on for as long as a model likes."""
+
+    def __init__(self):
+        self.count = Counter()
+
+    def saw(self, text, tools):
+        kind = "any" if None in tools.values() or not fixed(list(tools.values())) else "fixed"
+        assert text is not None or kind == "any", "it does not end"
+        self.count[kind] += 1
+        self.count["endless"] += text is None
+        return text is not None
+
+    def check(self):
+        assert self.count["fixed"] > 10
+        assert self.count["endless"] <= self.count["any"] // 50
+
+
+def test_500_forced_answers_are_valid_calls(ways):
+    ends = Ends()
+
+    @MANY
+    @given(tools=TOOLS, way=st.sampled_from(list(WAYS)), parallel=st.booleans(), seed=st.integers(0, 999))
+    def every(tools, way, parallel, seed):
+        form, grammars = ways[way]
+        held = grammars.compiled(Constraint.call(tools, form, forced=True, parallel=parallel)).matcher([EOS])
+        text = write(held, random_rows(seed, grammars.vocab), grammars.tokenizer)
+        if ends.saw(text, tools):
+            message = parsed(text, form)
+            check(message, tools)
+            assert not message.content
+            assert 1 <= len(message.tool_calls) <= (MOST_CALLS if parallel else 1)
+
+    every()
+    ends.check()
+
+
+def test_calls_that_a_model_begins_are_valid(ways):
     """After a text with all that looks like a call and is none, a call is opened; then the model does as it likes.
 
     Also where the bracket is a token and the model spells it, as it was in the question.
     """
-    token, way = way == "hermes", way.removesuffix(" by letters")
-    form, grammars = ways[way]
-    tools = tools | ({"loose": None} if loose else {})
+    ends, begins = Ends(), [*WAYS, "hermes by letters"]
     text = 'Hm \u273f </tool_call> <tool_ \u273fARGS\u273f: {"\n'
-    script = [*text.encode(), *([OPEN] if token else DIALECTS[form].open.encode())]
-    held = grammars.compiled(Constraint.call(tools, form, forced=False, parallel=parallel)).matcher([EOS])
-    answer = write(held, random_rows(seed, grammars.vocab, script=script), grammars.tokenizer)
-    assume(answer is not None)
-    message = parsed(answer, form)
-    assert message.content.startswith(text[:-1])
-    assert len(message.tool_calls) == 1 if not parallel else message.tool_calls
-    check(message, tools)
+
+    @settings(MANY, max_examples=200)
+    @given(tools=TOOLS, loose=st.booleans(), way=st.sampled_from(begins), parallel=st.booleans(), seed=st.integers(0, 999))
+    def every(tools, loose, way, parallel, seed):
+        token, way = way == "hermes", way.removesuffix(" by letters")
+        form, grammars = ways[way]
+        tools = tools | ({"loose": None} if loose else {})
+        script = [*text.encode(), *([OPEN] if token else DIALECTS[form].open.encode())]
+        held = grammars.compiled(Constraint.call(tools, form, forced=False, parallel=parallel)).matcher([EOS])
+        answer = write(held, random_rows(seed, grammars.vocab, script=script), grammars.tokenizer)
+        if ends.saw(answer, tools):
+            message = parsed(answer, form)
+            assert message.content.startswith(text[:-1])
+            assert len(message.tool_calls) == 1 if not parallel else message.tool_calls
+            check(message, tools)
+
+    every()
+    ends.check()
 
 
 @pytest.mark.parametrize("way", WAYS)

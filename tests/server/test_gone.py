@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -11,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from tests.server.conftest import NAME, Running
 
 
 @contextmanager
-def asking(running: Running, model: str) -> Iterator[None]:
+def asking(running: Running, model: str, **more: Any) -> Iterator[None]:
     """A client that asks and leaves at the end."""
-    body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1})
+    body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1, **more})
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
         connection.sendall((head + body).encode())
@@ -102,3 +105,49 @@ def test_a_model_that_nobody_waited_for_is_free(serve: Callable[..., Running]) -
         go.set()
         assert other.result().status_code == 200
     assert (loads, list(server.models.loaded)) == ([NAME, "tiny:two"], ["tiny:two"])
+
+
+def ended(running: Running, model: str = NAME) -> dict[str, int]:
+    """Answers counted so far, by how they ended."""
+    found = re.findall(rf'^qwen2_requests_total{{model="{model}",reason="(\w+)"}} ([0-9.]+)$', running.client.get("/metrics").text, re.M)
+    return {reason: int(float(count)) for reason, count in found}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_answers_whose_client_left_are_counted_and_logged_as_such(running: Running, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "qwen2.server")
+    assert running.chat(max_tokens=1, ignore_eos=True, stream=stream).status_code == 200
+    assert ended(running) == {"length": 1}
+    engine = running.server.models.loaded[NAME].llm.engine
+    with engine.lock:  # nothing is written before it is seen that they left
+        with asking(running, NAME, stream=stream, n=2):
+            until(lambda: bool(engine.inbox))
+        until(lambda: len(ended(running)) == 2)
+    assert ended(running) == {"length": 1, "gone": 2}
+    until(lambda: any("/v1/completions 499 " in line for line in caplog.messages))
+    assert any("/v1/chat/completions 200 " in line for line in caplog.messages)
+    assert not any("/v1/completions 200 " in line for line in caplog.messages)
+
+
+def test_who_leaves_before_the_model_is_there_is_counted(running: Running) -> None:
+    begun, go = held_load(running)
+    with asking(running, NAME):
+        assert begun.wait(20)
+    until(lambda: running.server.answers == 0)
+    go.set()
+    until(lambda: NAME in running.server.models.loaded)
+    until(lambda: ended(running) == {"gone": 1})
+
+
+def test_answers_that_end_by_an_error_are_counted(running: Running) -> None:
+    running.chat(max_tokens=1, ignore_eos=True)
+    runner = running.server.models.loaded[NAME].llm.engine.runner
+    forward = runner.forward
+
+    def failing(batch: Any) -> Any:
+        raise MemoryError
+
+    runner.forward = failing
+    assert running.chat(max_tokens=5, n=3).status_code == 503
+    runner.forward = forward
+    assert ended(running) == {"length": 1, "error": 3}

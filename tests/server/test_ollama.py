@@ -33,10 +33,31 @@ def test_chat_is_the_engines_answer(client: ollama.Client, llm: LLM) -> None:
     assert answer.message.content == right.text
     assert (answer.done, answer.done_reason) == (True, right.finish_reason)
     assert (answer.prompt_eval_count, answer.eval_count) == (right.usage.prompt_tokens, right.usage.completion_tokens)
-    assert answer.total_duration == (answer.load_duration or 0) + (answer.prompt_eval_duration or 0) + (answer.eval_duration or 0)
     pieces = list(client.chat(NAME, MESSAGES, options=GREEDY, stream=True))
     assert "".join(piece.message.content or "" for piece in pieces) == right.text
     assert [piece.done for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_the_whole_duration_has_what_it_waited_for_others(client: ollama.Client, running: Running) -> None:
+    client.chat(NAME, [])
+    engine = running.server.models.loaded[NAME].llm.engine
+    with ThreadPoolExecutor(2) as pool:
+        with engine.lock:  # no step is taken
+            asked = pool.submit(client.chat, NAME, MESSAGES, options=GREEDY)
+            embedding = pool.submit(client.embed, NAME, "Hello")
+            while len(engine.inbox) < 2:
+                time.sleep(0.001)
+            begin = time.perf_counter_ns()
+            while (waited := time.perf_counter_ns() - begin) < 50_000_000:
+                time.sleep(0.001)
+        answer, found = asked.result(), embedding.result()
+    parts = (answer.load_duration, answer.prompt_eval_duration, answer.eval_duration)
+    assert all(part is not None and part >= 0 for part in parts)
+    assert answer.total_duration is not None
+    assert answer.total_duration >= waited + sum(part or 0 for part in parts)
+    assert found.total_duration is not None
+    assert found.load_duration is not None
+    assert found.total_duration >= waited + found.load_duration
 
 
 def test_generate_in_every_form(client: ollama.Client, llm: LLM) -> None:

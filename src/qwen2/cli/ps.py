@@ -38,7 +38,7 @@ def _row(model: dict[str, object]) -> dict[str, str]:
     left = stays if expires is None else f"{_seconds_left(str(expires)):.0f} s more"
     return {
         "name": str(model["name"]),
-        "size": human_size(int(str(model["size"]))),
+        "size": human_size(int(str(model["size"]))) + (", shared" if model["shares"] else ""),
         "device": str(model["device"]),
         "context": f"{model['context_length']:,}",
         "stays": left,

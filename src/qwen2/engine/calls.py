@@ -6,7 +6,9 @@ so that neither can miss the other, written as the model's chat format writes ca
 vocabulary has them, and forced calls have those. In free text the same letters spelled out open a call as well, and close it: a
 reader could not tell them apart, and models that were shown them in a question do spell them.
 
-Left out: a text after a call of Qwen2's format, which has no end of its own; a form for the text beside the calls.
+Left out: a text after a call of Qwen2's format, which has no end of its own; a form for the text beside the calls; a longest call.
+A schema bounds what it names: where it allows properties of any name, lists without maxItems or texts without maxLength, a model that
+goes on with them ends at max_tokens or at the window, with "length" and the arguments so far, as any answer does.
 
     ToolChoice("required", parallel=False)                # tool_choice of llm.chat, llm.stream, llm.ask
 """

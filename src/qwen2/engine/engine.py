@@ -34,6 +34,7 @@ from qwen2.engine.worker import Worker
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.config import GenerationDefaults
     from qwen2.engine.sampler import Sampler
     from qwen2.weights.model import Model
 
@@ -76,7 +77,8 @@ class Engine:
         self.drafted = self.drafted_right = 0  # those of them that the draft guessed
         self.grammars = Grammars(tokenizer, self.vocab)
         self.ids, self.turns = count(), count()
-        self.horizon = 0  # requests with a smaller id are to end
+        self.askers = count(1)  # models besides the first that share these weights (LLM.beside)
+        self.horizons: dict[int, int] = {}  # by asker: requests with a smaller id are to end
         self.inbox: deque[Answer] = deque()  # asked for since the last step
         self.told: dict[int, Callable[[], None]] = {}  # whom to notify after this step
         self.lock = threading.RLock()  # held during a step
@@ -205,10 +207,16 @@ class Engine:
         sampler = make_sampler(request.params, request.prompt, self.vocab, self.runner.device, index, matcher)
         return sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop)
 
-    def request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated."""
+    def request(
+        self, prompt: Sequence[int], params: SamplingParams, generation: GenerationDefaults | None = None, asker: int = 0
+    ) -> Request:
+        """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated.
+
+        `generation`: the defaults of the `asker`, where it is not the model that the engine was made with.
+        """
         self.check_ids("prompt", prompt)
-        context = self.generation.context if params.context is None else params.context
+        generation = self.generation if generation is None else generation
+        context = generation.context if params.context is None else params.context
         room = self.window - len(prompt)
         if context is not None and context < self.window and len(prompt) >= context:
             raise ValueError(f"the prompt has {len(prompt):,} tokens and num_ctx is {context:,}: raise it, or shorten the prompt")
@@ -217,10 +225,10 @@ class Engine:
             raise ValueError(f"prompt has {len(prompt):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_range(name, ids)
-        resolved = params.resolve(self.generation, room if context is None else min(room, context - len(prompt)))
+        resolved = params.resolve(generation, room if context is None else min(room, context - len(prompt)))
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
         form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
-        request = Request(next(self.ids), list(prompt), resolved, ends, form, only_read=resolved.max_tokens == 0)
+        request = Request(next(self.ids), list(prompt), resolved, ends, form, only_read=resolved.max_tokens == 0, asker=asker)
         if resolved.prompt_logprobs is not None:
             request.reader = request.scored = self.text_logprobs(request.prompt, resolved.prompt_logprobs)
         return request
@@ -229,14 +237,14 @@ class Engine:
         """A reader that finds the log-probabilities of the tokens that follow row `first` and those behind it."""
         return TextLogprobs(self.runner.network, tokens, self.vocab, top, first)
 
-    def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None], read_from: int = 0) -> Request:
+    def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None], read_from: int = 0, asker: int = 0) -> Request:
         """A request that only reads: `reader` gets the final hidden states (n, D) from row `read_from` on, chunk by chunk."""
         self.check_ids("prompt", tokens)
         if len(tokens) > self.window:
             cure = f"shorten the text by at least {len(tokens) - self.window:,} or read it in parts"
             raise ValueError(f"prompt has {len(tokens):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         params = READ_ONLY.resolve(self.generation, 1)
-        return Request(next(self.ids), list(tokens), params, reader=reader, read_from=read_from, only_read=True)
+        return Request(next(self.ids), list(tokens), params, reader=reader, read_from=read_from, only_read=True, asker=asker)
 
     def _wider(self) -> str:
         return f"; or raise context, this model allows {self.widest:,}" if self.window < self.widest else ""
@@ -291,9 +299,9 @@ class Engine:
         request.aborted = True
         self.worker.wake()
 
-    def abort_all(self) -> None:
-        """End everything that was asked for before this call, begun or not. Never waits: a step in progress is finished first."""
-        self.horizon = next(self.ids)
+    def abort_all(self, asker: int = 0) -> None:
+        """End everything that it asked for before this call, begun or not. Never waits: a step in progress is finished first."""
+        self.horizons[asker] = next(self.ids)
         self.worker.wake()
 
     def settle(self) -> None:
@@ -331,7 +339,7 @@ class Engine:
             self._tell(request)
 
     def _unwanted(self, request: Request) -> bool:
-        return request.aborted or request.id < self.horizon
+        return request.aborted or request.id < self.horizons.get(request.asker, 0)
 
     def check(self) -> None:
         """Every block is accounted for; RuntimeError names what is not."""

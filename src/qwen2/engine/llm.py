@@ -12,6 +12,7 @@ Every method is a translation into requests of the one engine; the non-streaming
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,16 @@ class LLM:
             draft=self.draft,
         )
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
+        self.asker = 0  # which of the models on this engine it is
+
+    def beside(self, model: Model) -> LLM:
+        """Another model of the same weights (`Model.made_as`) on the same engine: one batch, one cache, settings of its own."""
+        if model.network is not self.model.network:
+            raise ValueError(f"{model.name} has weights of its own: only a model of the same ones can be beside {self.model.name}")
+        other = copy(self)
+        other.model, other.template, other.generation = model, model.template, model.generation
+        other.asker = next(self.engine.askers)
+        return other
 
     # --- text
 
@@ -152,10 +163,12 @@ class LLM:
             return Asked(self._request(ids, params))
         if held is not None and params.constraint is not None:
             raise ValueError("an answer cannot be held to a form and to calls: leave the form out, or strict and tool_choice")
+        is_free = params.constraint is None and not choice.forced and not is_begun
         stop = self.generation.stop if params.stop is None else params.stop
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
-        parsers = [self.template.parser(in_pieces and held is not None) for _ in range(request.params.n)]
+        plain = [function["name"] for tool in tools if not (function := tool["function"]).get("strict")] if is_free else []
+        parsers = [self.template.parser(in_pieces and held is not None, plain, not choice.parallel) for _ in range(request.params.n)]
         return Asked(request, parsers, only_calls=in_pieces and choice.forced)
 
     def render(
@@ -190,8 +203,8 @@ class LLM:
         return [_fold(last[request.id]) for request in requests]
 
     def abort(self) -> None:
-        """End everything that runs, from any thread; answers so far come back with finish_reason "abort"."""
-        self.engine.abort_all()
+        """End everything that runs, from any thread; answers so far come back with finish_reason "abort". Not what is beside it."""
+        self.engine.abort_all(self.asker)
 
     # --- numbers
 
@@ -202,7 +215,7 @@ class LLM:
         """
         listed = [self._ids(prompt) for prompt in self._listed(texts)]
         readers = [self.engine.text_logprobs(ids) for ids in listed]
-        self._run([self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)])
+        self._read(listed, readers)
         return [[None, *(each.logprob for each in reader.found)] for reader in readers]
 
     def continuations(self, pairs: Iterable[tuple[Prompt, Prompt]]) -> list[Continuation]:
@@ -216,7 +229,7 @@ class LLM:
             ids, count = self._parted(*pair)
             self.engine.check_ids("continuation", ids[count:])
             readers.append(self.engine.text_logprobs(ids, first=count - 1))
-            requests.append(self.engine.reading(ids[:-1], readers[-1], count - 1))  # nothing is to follow the last one
+            requests.append(self._reading(ids[:-1], readers[-1], count - 1))  # nothing is to follow the last one
         self._run(requests)
         return [Continuation(tuple(reader.found)) for reader in readers]
 
@@ -252,7 +265,7 @@ class LLM:
             means = _finite(sums, "hidden states", self.model.network.dtype)
             return torch.nn.functional.normalize(means, dim=-1)  # the mean and the sum have one direction
 
-        return [self.engine.reading(ids, partial(add, total)) for ids, total in zip(listed, sums, strict=True)], vectors
+        return [self._reading(ids, partial(add, total)) for ids, total in zip(listed, sums, strict=True)], vectors
 
     def logits(self, prompt: Prompt) -> Tensor:
         """(T, V) float32: what the model says after every token, with the vocabulary's padding rows, for those who look inside."""
@@ -269,7 +282,10 @@ class LLM:
         return logits
 
     def _read(self, listed: Sequence[Sequence[int]], readers: Sequence[Callable[[Tensor], None]]) -> None:
-        self._run([self.engine.reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)])
+        self._run([self._reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)])
+
+    def _reading(self, ids: Sequence[int], reader: Callable[[Tensor], None], read_from: int = 0) -> Request:
+        return self.engine.reading(ids, reader, read_from, self.asker)
 
     def _run(self, requests: Sequence[Request]) -> None:
         for request, chunk in self.engine.run(requests):
@@ -279,7 +295,7 @@ class LLM:
     # --- prompts
 
     def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
-        return self.engine.request(ids, _checked(params))
+        return self.engine.request(ids, _checked(params), self.generation, self.asker)
 
     def _ids(self, prompt: Prompt) -> Sequence[int]:
         """Ids of a text, with the token that this model begins every text with, if it has one; ids as they are."""

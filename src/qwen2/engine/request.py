@@ -302,6 +302,7 @@ class Request:
     finished: bool = False  # has ended
     cached_tokens: int = 0
     error: Exception | None = None  # raised where the request is waited for
+    asker: int = 0  # which of the models that share the engine it is for
     priority: int = 0  # the smaller, the sooner
     turn: int = 0  # of equal ones the smaller is served first: numbered as they are handed in, which may be long after they are made
     notify: Callable[[], None] | None = None  # called by the engine's thread when there is something in the outbox, or the end

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import StreamingResponse
 
-from qwen2.server.errors import FAILURES, ApiError, Dialect, body, of_engine
+from qwen2.server.errors import FAILURES, GONE, ApiError, Dialect, body, of_engine
 from qwen2.server.streams import check_whole, room
 
 if TYPE_CHECKING:
@@ -35,10 +35,21 @@ class Answering:
     """Requests of one model; iterated once: (number of the request, chunk)."""
 
     def __init__(
-        self, name: str, llm: LLM, asked: Sequence[Asked], streams: Streams, metrics: Metrics, held: AsyncExitStack, load_seconds: float
+        self,
+        name: str,
+        llm: LLM,
+        asked: Sequence[Asked],
+        streams: Streams,
+        metrics: Metrics,
+        held: AsyncExitStack,
+        started: float,
+        load_seconds: float,
     ) -> None:
         self.name, self.llm, self.asked = name, llm, asked
-        self._streams, self._metrics, self._held, self.load_seconds = streams, metrics, held, load_seconds
+        self._streams, self._metrics, self._held = streams, metrics, held
+        self.started, self.load_seconds = started, load_seconds  # a clock reading, and the part before the model was there
+        self._left = {id(one.request): one.request.params.n for one in asked}  # answers without an end
+        self._broke = False  # they end by an error, and not because their client has gone
 
     @property
     def has_tools(self) -> bool:
@@ -50,7 +61,12 @@ class Answering:
         self._held.callback(call)
 
     async def close(self) -> None:
-        """Let the model go."""
+        """Let the model go; what has no end by then is counted."""
+        left = sum(self._left.values())
+        if left:
+            unread = [one.request for one in self.asked if self._left[id(one.request)] == one.request.params.n]
+            self._metrics.left(self.name, left, unread, "error" if self._broke else "gone")
+            self._left.clear()
         await self._held.aclose()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
@@ -88,8 +104,12 @@ class Answering:
         try:
             async for chunk in chunks:
                 self._metrics.saw(self.name, asked.request, chunk)
+                self._left[id(asked.request)] -= chunk.output is not None
                 check_whole(asked.request, chunk)
                 yield chunk
+        except (*FAILURES, ApiError):
+            self._broke = True
+            raise
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
 
@@ -119,7 +139,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ApiError(499, "the client has gone")
+        raise ApiError(GONE, "the client has gone")
     finally:
         for task in (working, leaving):
             task.cancel()

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from fastapi import FastAPI, Request
@@ -23,7 +23,7 @@ from starlette.routing import Match
 from qwen2 import __version__
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
-from qwen2.server.errors import FAILURES, ApiError, body, of_engine
+from qwen2.server.errors import FAILURES, GONE, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.health import Readiness, health
 from qwen2.server.metrics import Metrics
@@ -43,6 +43,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qwen2.server")
 KEPT = 1 << 30  # bytes of ended texts, which many clients come back to
+
+
+class Embedded(NamedTuple):
+    """Vectors (n, D), tokens read, the model's full name, and seconds: until the model was there, and all."""
+
+    vectors: torch.Tensor
+    tokens: int
+    name: str
+    load_seconds: float
+    seconds: float
 
 
 class Server:
@@ -108,18 +118,26 @@ class Server:
         """Load the model where it is not, check what is asked against it, and begin; so many `answers` are asked for. Raises ApiError."""
         async with AsyncExitStack() as held:
             held.enter_context(self.queued(answers))
+            full = self.models.full_name(name)
             start = time.perf_counter()
-            llm = await held.enter_async_context(self.model(request, name, keep_alive))
-            load_seconds = time.perf_counter() - start
+            try:
+                llm = await held.enter_async_context(self.model(request, full, keep_alive))
+            except ApiError as error:
+                if error.status == GONE:
+                    self.metrics.left(full, answers)
+                raise
+            loaded = time.perf_counter()
             asked = await asyncio.to_thread(ask, llm)
-            return Answering(self.models.full_name(name), llm, asked, self.streams, self.metrics, held.pop_all(), load_seconds)
+            return Answering(full, llm, asked, self.streams, self.metrics, held.pop_all(), start, loaded - start)
         raise AssertionError("the stack swallows nothing")
 
     async def embed(
         self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None, cut: bool = False
-    ) -> tuple[torch.Tensor, int, str]:
-        """Vectors (n, D), tokens read, and the model's full name. `most`: tokens that a text may have; `cut`: of longer ones the first."""
+    ) -> Embedded:
+        """`most`: tokens that a text may have; `cut`: of longer ones the first."""
+        start = time.perf_counter()
         async with self.model(request, name, keep_alive) as llm:
+            loaded = time.perf_counter()
             limit = llm.window if most is None else min(most, llm.window)
 
             def asked() -> tuple[list[EngineRequest], Callable[[], torch.Tensor]]:
@@ -144,7 +162,8 @@ class Server:
                 for task in reading:
                     task.cancel()
                 await asyncio.gather(*reading, return_exceptions=True)
-            return await asyncio.to_thread(vectors), sum(len(one.prompt) for one in reads), self.models.full_name(name)
+            tokens, found = sum(len(one.prompt) for one in reads), await asyncio.to_thread(vectors)
+            return Embedded(found, tokens, self.models.full_name(name), loaded - start, time.perf_counter() - start)
 
 
 def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:

@@ -15,7 +15,8 @@ TYPES = {
     405: "invalid_request_error",
     413: "invalid_request_error",
 }
-TYPES |= {429: "rate_limit_error", 499: "aborted"}
+GONE = 499  # the client has gone, in the words of nginx
+TYPES |= {429: "rate_limit_error", GONE: "aborted"}
 
 ANTHROPIC = TYPES | {413: "request_too_large", 503: "overloaded_error"}
 

@@ -19,7 +19,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from qwen2.server.errors import ApiError, Dialect, body
+from qwen2.server.errors import GONE, ApiError, Dialect, body
 from qwen2.server.memory import give_back
 
 if TYPE_CHECKING:
@@ -199,12 +199,14 @@ class _Request:
         scope.setdefault("state", {})["request_id"] = self.id
         self.extra: list[tuple[bytes, bytes]] = []
         self.read = 0  # bytes of its body
+        self.is_whole = False  # its answer was sent to the end
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *self.extra]}
         await self._send(message)
+        self.is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def refuse(self, error: ApiError) -> None:
         """An error in place of an answer."""
@@ -221,9 +223,10 @@ class _Request:
         await self.send({"type": "http.response.body", "body": b""})
 
     def log(self) -> None:
-        """One line for one request."""
+        """One line for one request; an answer that its client did not wait for is a 499, whatever it began as."""
         seconds = time.monotonic() - self.start
-        log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.status, seconds)
+        status = self.status if self.is_whole else GONE
+        log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], status, seconds)
 
 
 def _read_as_json(scope: Scope) -> Scope:

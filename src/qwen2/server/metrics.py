@@ -6,7 +6,7 @@ curl http://127.0.0.1:11434/metrics
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -56,6 +56,14 @@ class Metrics:
         if output.usage.completion_tokens > 1:
             self.next.labels(model).observe(output.timings.decode_seconds / (output.usage.completion_tokens - 1))
 
+    def left(self, model: str, answers: int, requests: Iterable[Request] = (), reason: str = "gone") -> None:
+        """Count answers that came to no end, "gone" with their client or by an "error", and what was read of their prompts."""
+        self.requests.labels(model, reason).inc(answers)
+        for request in requests:
+            if request.first_token is not None:
+                self.prompt.labels(model).inc(len(request.prompt))
+                self.cached.labels(model).inc(request.cached_tokens)
+
     def text(self) -> bytes:
         """In Prometheus' format."""
         return generate_latest(self.registry)
@@ -69,9 +77,12 @@ class _Engines:
 
     def collect(self) -> Iterator[Metric]:
         loaded = list(self.models.loaded.values())
+        engines = {id(one.llm.engine): one for one in reversed(loaded)}.values()  # of those that share one, under the name loaded first
+        own = {
+            "qwen2_running": ("Answers being written or read.", lambda e: list(e.scheduler.running)),
+            "qwen2_waiting": ("Answers that wait for their turn.", lambda e: [*e.scheduler.waiting, *e.inbox]),
+        }
         gauges = {
-            "qwen2_running": ("Answers being written or read.", lambda e: len(e.scheduler.running)),
-            "qwen2_waiting": ("Answers that wait for their turn.", lambda e: len(e.scheduler.waiting) + len(e.inbox)),
             "qwen2_cache_blocks_used": ("Blocks of the cache that are in use or can be found.", lambda e: e.cache.pool.taken),
             "qwen2_cache_blocks_idle": ("Those of them that nobody is using.", lambda e: len(e.cache.idle)),
             "qwen2_cache_blocks_limit": ("Blocks that there may be.", lambda e: e.cache.pool.limit),
@@ -89,13 +100,18 @@ class _Engines:
         yield GaugeMetricFamily("qwen2_models_loaded", "Models in memory.", value=len(loaded))
         yield GaugeMetricFamily("qwen2_scraped_seconds", "When this was read.", value=time.time())
         yield CounterMetricFamily("qwen2_kernel_seconds", "How long kernels have run, of all models.", value=kernels.busy_seconds())
-        for name, (text, read) in gauges.items():
+        for name, (text, answers) in own.items():
             gauge = GaugeMetricFamily(name, text, labels=["model"])
             for one in loaded:
+                gauge.add_metric([one.name], sum(answer.request.asker == one.llm.asker for answer in answers(one.llm.engine)))
+            yield gauge
+        for name, (text, read) in gauges.items():
+            gauge = GaugeMetricFamily(name, text, labels=["model"])
+            for one in engines:
                 gauge.add_metric([one.name], read(one.llm.engine))
             yield gauge
         for name, (text, read) in counts.items():
             counter = CounterMetricFamily(name, text, labels=["model"])
-            for one in loaded:
+            for one in engines:
                 counter.add_metric([one.name], read(one.llm.engine))
             yield counter

@@ -1,5 +1,6 @@
 """Models in memory: loaded when first asked for, kept for a while after the last request, unloaded when another needs the place.
 
+Those of the same weights, by their digest, share them and one engine, each with settings of its own; together they take one place.
 One that was made again under its name (`qwen2 create`) is loaded again when nobody uses it.
 
 async with models.use("qwen2.5-coder:0.5b") as llm: ...
@@ -67,13 +68,16 @@ class Models:
         self.keep_alive, self.max_loaded = keep_alive, max_loaded
         self.loaded: dict[str, Loaded] = {}
         self._changed = asyncio.Condition()
-        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._loading: dict[str, asyncio.Task[Loaded]] = {}  # by the weights' digest
         self._unwanted: set[asyncio.Task[None]] = set()
 
     def full_name(self, name: str) -> str:
         """The name of a model that is here. 404 where it is not; a path is not a name."""
+        return self._stored(name).name
+
+    def _stored(self, name: str) -> StoredModel:
         try:
-            return self.store.get(name).name
+            return self.store.get(name)
         except FileNotFoundError as error:
             raise ApiError(404, str(error), "model_not_found", "model") from None
         except ValueError:
@@ -106,14 +110,18 @@ class Models:
 
     async def _get(self, full: str) -> Loaded:
         async with self._changed:
-            there = self.loaded.get(full)
-            if there is not None and not there.users and there.stored != self.store.get(full):  # made again meanwhile
+            stored = self._stored(full)
+            alike = self._alike(stored)
+            if self._is_outdated(stored):  # perhaps of the same weights, which then are kept for it
                 self.unload(full)
             while full not in self.loaded:
-                if full not in self._loading and self._has_place():
-                    loading = self._loading[full] = asyncio.ensure_future(self._load_now(full))
+                alike = self._alike(stored) if alike is None else alike
+                if stored.digest not in self._loading and (alike is not None or self._has_place()):
+                    loading = self._loading[stored.digest] = asyncio.ensure_future(self._load_now(stored, alike))
                     break
+                alike = None  # it may go meanwhile
                 await self._changed.wait()
+                stored = self._stored(full)
             else:
                 self.loaded[full].users += 1
                 return self.loaded[full]
@@ -129,33 +137,56 @@ class Models:
         with suppress(ApiError):  # it is in the log
             await self._let_go(await loading)
 
-    async def _load_now(self, full: str) -> Loaded:
-        """The model, for the one who asked first."""
+    def _is_outdated(self, stored: StoredModel) -> bool:
+        """Whether another is in memory under its name, which was made again meanwhile, and nobody uses it."""
+        there = self.loaded.get(stored.name)
+        return there is not None and not there.users and there.stored != stored
+
+    def _alike(self, stored: StoredModel) -> Loaded | None:
+        """One in memory that has the same weights."""
+        return next((one for one in self.loaded.values() if one.stored.digest == stored.digest), None)
+
+    def _beside(self, alike: Loaded, stored: StoredModel) -> tuple[LLM, object]:
+        hold = self.store.hold(stored.name)
+        return alike.llm.beside(alike.llm.model.made_as(stored.name, stored.path, stored.made, hold)), hold
+
+    async def _load_now(self, stored: StoredModel, alike: Loaded | None) -> Loaded:
+        """The model, for the one who asked first; on the weights of one that is `alike`."""
+        full = stored.name
         try:
             start = time.monotonic()
-            stored = self.store.get(full)
             try:
-                llm, hold = await asyncio.to_thread(self._load, full)
+                llm, hold = await (asyncio.to_thread(self._load, full) if alike is None else asyncio.to_thread(self._beside, alike, stored))
             except (ValueError, OSError, RuntimeError) as error:  # it names files, which are no client's to know
                 log.error("%s cannot be loaded: %s", full, error)
                 raise ApiError(500, f"{full} cannot be loaded; the server's log says why", "model_not_loaded", "model") from None
             loaded = Loaded(stored, llm, hold, self.keep_alive, time.monotonic() - start, users=1)
-            log.info("loaded %s in %.1f s", full, loaded.seconds)
+            log.info("loaded %s in %.1f s%s", full, loaded.seconds, "" if alike is None else f", on the weights of {alike.name}")
             self.loaded[full] = loaded
             return loaded
         finally:
             async with self._changed:
-                del self._loading[full]
+                del self._loading[stored.digest]
                 self._changed.notify_all()
 
     def _has_place(self) -> bool:
-        """Make room for one more: of those that nobody uses the one used longest ago goes."""
-        while len(self.loaded) + len(self._loading) >= self.max_loaded:
-            unused = [one for one in self.loaded.values() if not one.users]
-            if not unused:
+        """Make room for one more: of the weights that nobody uses those used longest ago go, with every model that has them."""
+        while len({one.stored.digest for one in self.loaded.values()} | self._loading.keys()) >= self.max_loaded:
+            used = {one.stored.digest for one in self.loaded.values() if one.users} | self._loading.keys()
+            last: dict[str, float] = {}
+            for one in self.loaded.values():
+                if one.stored.digest not in used:
+                    last[one.stored.digest] = max(last.get(one.stored.digest, 0.0), one.last_used)
+            if not last:
                 return False
-            self.unload(min(unused, key=lambda one: one.last_used).name)
+            goes = min(last, key=lambda digest: last[digest])
+            for name in [one.name for one in self.loaded.values() if one.stored.digest == goes]:
+                self.unload(name)
         return True
+
+    def sharing(self, loaded: Loaded) -> list[str]:
+        """The other models in memory that have its weights."""
+        return [one.name for one in self.loaded.values() if one is not loaded and one.llm.engine is loaded.llm.engine]
 
     def leave(self, full: str) -> None:
         """Unload a model, if it is in memory, as soon as nobody uses it."""

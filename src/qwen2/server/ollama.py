@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
@@ -190,7 +191,7 @@ class Lines(ABC):
         return {
             "done": True,
             "done_reason": reason,
-            "total_duration": prompt + decode + int(self.answering.load_seconds * 1e9),
+            "total_duration": int((time.perf_counter() - self.answering.started) * 1e9),  # with what it waited for others
             "load_duration": int(self.answering.load_seconds * 1e9),
             "prompt_eval_count": usage.prompt_tokens,
             "prompt_eval_duration": prompt,
@@ -267,10 +268,11 @@ async def embed(body: Embed, request: Request) -> Response:
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         return JSONResponse({"model": body.model, "embeddings": []})
-    vectors, tokens, _ = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
+    found = await server.embed(request, body.model, texts, keep, most, cut=body.truncate)
 
     def written() -> Response:  # millions of numbers
-        return JSONResponse({"model": body.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens})
+        took = {"total_duration": int(found.seconds * 1e9), "load_duration": int(found.load_seconds * 1e9)}
+        return JSONResponse({"model": body.model, "embeddings": found.vectors.tolist(), **took, "prompt_eval_count": found.tokens})
 
     return await asyncio.to_thread(written)
 
@@ -282,5 +284,5 @@ async def embeddings(body: Embeddings, request: Request) -> Json:
     server.models.full_name(body.model)
     if not body.prompt:
         return {"embedding": []}
-    vectors, _, _ = await server.embed(request, body.model, [body.prompt], keep, body.options.num_ctx)
-    return {"embedding": vectors[0].tolist()}
+    found = await server.embed(request, body.model, [body.prompt], keep, body.options.num_ctx)
+    return {"embedding": found.vectors[0].tolist()}

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from qwen2.server.errors import ApiError
+from qwen2.server.errors import GONE, ApiError
 from qwen2.server.openai import server_of
 from qwen2.server.openai_schema import Body
 from qwen2.server.progress import respond, told
@@ -164,7 +164,7 @@ async def upload(digest: str, request: Request) -> Response:
         finally:
             coming.close()
     except ClientDisconnect:
-        raise ApiError(499, "the client has gone") from None
+        raise ApiError(GONE, "the client has gone") from None
     except OSError as error:
         full = error.errno in DISK_FULL or error.errno is None
         raise ApiError(507 if full else 500, "the disk is full" if error.errno in DISK_FULL else str(error.strerror or error)) from None

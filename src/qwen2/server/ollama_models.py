@@ -89,7 +89,7 @@ async def running(request: Request) -> Json:
     server = server_of(request)
     found = []
     for one in list(server.models.loaded.values()):
-        llm = one.llm
+        llm, shares = one.llm, server.models.sharing(one)  # whose memory is this one's too
         cache = llm.engine.cache
         size = llm.model.network.weight_bytes() + cache.nbytes
         on_gpu = llm.model.device.type != "cpu"
@@ -98,6 +98,7 @@ async def running(request: Request) -> Json:
             await asyncio.to_thread(_listed, one.stored)
             | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": about(llm).window}
             | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
+            | {"shares": shares}
         )
     return {"models": found}
 

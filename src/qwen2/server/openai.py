@@ -273,7 +273,7 @@ async def embeddings(body: Embedding, request: Request) -> Response:
     texts = listed(body.input)
     if not texts or len(texts) > server.settings.limits.inputs:
         raise ApiError(400, f"input has {len(texts)} texts: 1 to {server.settings.limits.inputs} at once", field="input")
-    vectors, tokens, name = await server.embed(request, body.model, texts)
+    vectors, tokens, name, *_ = await server.embed(request, body.model, texts)
     if body.dimensions is not None:
         if body.dimensions > vectors.shape[1]:
             raise ApiError(400, f"dimensions is {body.dimensions}: this model's vectors have {vectors.shape[1]}", field="dimensions")

@@ -135,6 +135,28 @@ def _refuse_constant(text: str) -> None:
 STRICT_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
 
 
+def members(text: str) -> dict[str, tuple[object, str]]:
+    """The members of a JSON object, each with its value and the value's own text."""
+    check_object(text, "the call")
+    found: dict[str, tuple[object, str]] = {}
+    at = 1
+    while (at := skip_space(text, at)) < len(text) and text[at] != "}":
+        key, at = STRICT_JSON.raw_decode(text, at)
+        start = skip_space(text, skip_space(text, at) + 1)  # over the colon
+        value, at = STRICT_JSON.raw_decode(text, start)
+        found[key] = (value, text[start:at])
+        at = skip_space(text, at)
+        at += text[at : at + 1] == ","
+    return found
+
+
+def skip_space(text: str, at: int) -> int:
+    """Where JSON goes on at or behind `at`."""
+    while text[at : at + 1] in (" ", "\t", "\n", "\r"):
+        at += 1
+    return at
+
+
 def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """Check tool definitions; an empty list is no tools. `strict` is for whoever holds the model to it, not for the model to read."""
     if tools is None:

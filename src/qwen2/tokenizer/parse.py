@@ -7,6 +7,7 @@ text is content as it stands.
 Content streams at once; only what could still become a marker waits. A call is given when it is complete. What looks like a call
 and is none (not JSON, no name, cut off) comes back as content, word for word, with the reason; nothing here raises. Where a grammar
 makes the form certain a call may also be given in pieces (`in_pieces`); one that is cut off then stays what it began as.
+Calls that a model writes as plain JSON, without these brackets, are told apart first (`plain.py`).
 The whole text parsed at once is the stream, folded, so both are equal wherever the stream is cut.
 """
 
@@ -17,8 +18,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from reprlib import repr as shown
 
-from qwen2.tokenizer.messages import NAME, STRICT_JSON, Message, ToolCall, check_object
+from qwen2.tokenizer.messages import NAME, Message, ToolCall, check_object, members
 from qwen2.tokenizer.pieces import CallSoFar
+from qwen2.tokenizer.plain import PlainCalls
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ def fold(deltas: Iterable[Delta]) -> Message:
 
 def read_hermes(body: str) -> ToolCall:
     """Qwen2.5: {"name": ..., "arguments": {...}}."""
-    members = _members(body.strip())
-    missing = [key for key in ("name", "arguments") if key not in members]
+    found = members(body.strip())
+    missing = [key for key in ("name", "arguments") if key not in found]
     if missing:
         raise ValueError(f"the call has no {missing[0]}")
-    name, arguments = _string(members["name"]), members["arguments"]
+    name, arguments = _string(found["name"]), found["arguments"]
     return _call(name, _string(arguments) or arguments[1])  # some models wrap the object in a string
 
 
@@ -91,27 +93,6 @@ def _call(name: str | None, arguments: str) -> ToolCall:
     return ToolCall(name, arguments)
 
 
-def _members(text: str) -> dict[str, tuple[object, str]]:
-    """The members of a JSON object, each with its value and the value's own text."""
-    check_object(text, "the call")
-    members: dict[str, tuple[object, str]] = {}
-    at = 1
-    while (at := _skip_space(text, at)) < len(text) and text[at] != "}":
-        key, at = STRICT_JSON.raw_decode(text, at)
-        start = _skip_space(text, _skip_space(text, at) + 1)  # over the colon
-        value, at = STRICT_JSON.raw_decode(text, start)
-        members[key] = (value, text[start:at])
-        at = _skip_space(text, at)
-        at += text[at : at + 1] == ","
-    return members
-
-
-def _skip_space(text: str, at: int) -> int:
-    while text[at : at + 1] in (" ", "\t", "\n", "\r"):
-        at += 1
-    return at
-
-
 HERMES = Dialect("<tool_call>", "</tool_call>", stops=(), lead=(), read=read_hermes, write=('\n{"name": "', '", "arguments": ', "}\n"))
 # A prompt that goes on after a result ends at `✿RETURN✿`, and the model writes the `: ` itself.
 QWEN2 = Dialect("✿FUNCTION✿:", None, stops=("✿RESULT✿", "✿RETURN✿"), lead=(": ", ":"), read=read_qwen2, write=(" ", "\n✿ARGS✿: ", ""))
@@ -123,10 +104,10 @@ BETWEEN = "\n"  # stands between two calls
 
 
 class StreamParser:
-    """Push text as it comes, flush at the end. With no dialect everything is content."""
+    """Push text as it comes, flush at the end. With no dialect everything is content. `plain`: calls that may be plain JSON."""
 
-    def __init__(self, dialect: Dialect | None, in_pieces: bool = False) -> None:
-        self._dialect, self._in_pieces = dialect, in_pieces
+    def __init__(self, dialect: Dialect | None, in_pieces: bool = False, plain: PlainCalls | None = None) -> None:
+        self._dialect, self._in_pieces, self._plain = dialect, in_pieces, plain
         self._so_far: CallSoFar | None = None
         self._text = ""  # not yet given out: a possible marker, or the body of the open call
         self._step: Callable[[list[Delta]], bool] = self._in_lead
@@ -138,6 +119,11 @@ class StreamParser:
 
     def push(self, text: str) -> list[Delta]:
         """What this text adds."""
+        if self._plain is not None:
+            text = self._plain.push(text)
+        return self._push(text)
+
+    def _push(self, text: str) -> list[Delta]:
         if self._dialect is None:
             return [Delta(content=text)] if text else []
         self._text += text
@@ -149,6 +135,11 @@ class StreamParser:
     def flush(self) -> list[Delta]:
         """The end: what was held back."""
         deltas: list[Delta] = []
+        if self._plain is not None:
+            calls, rest = self._plain.end()
+            if calls:
+                return [Delta(call=call) for call in calls]
+            deltas += self._push(rest) if rest else []
         if self._dialect is None:
             return deltas
         if self._step == self._in_lead:

@@ -26,6 +26,7 @@ from qwen2.tokenizer import styles
 from qwen2.tokenizer.jinja import Conversation
 from qwen2.tokenizer.messages import Message, Turn, read_messages, read_tools
 from qwen2.tokenizer.parse import DIALECTS, HERMES, QWEN2, Dialect, StreamParser, fold
+from qwen2.tokenizer.plain import PlainCalls
 from qwen2.tokenizer.sandbox import JinjaSandbox, Limits
 from qwen2.tokenizer.styles import CHAT_CONTROL, QWEN2_5_SYSTEM, QWEN2_JINJA, QWEN2_SYSTEM, Span
 from qwen2.tokenizer.tokenizer import Tokenizer
@@ -158,9 +159,12 @@ class ChatTemplate:
         """How this model writes calls, one of `parse.DIALECTS`; None if its template does not say."""
         return next((name for name, dialect in DIALECTS.items() if dialect is self._dialect), None)
 
-    def parser(self, in_pieces: bool = False) -> StreamParser:
-        """For the text of one answer to a request with tools; see `parse.py` for how to feed it, and for when pieces are allowed."""
-        return StreamParser(self._dialect, in_pieces)
+    def parser(self, in_pieces: bool = False, plain: Sequence[str] = (), one: bool = False) -> StreamParser:
+        """For the text of one answer to a request with tools; see `parse.py` for how to feed it, and for when pieces are allowed.
+
+        `plain`: names of the tools that models of Qwen2.5's format may also call in plain JSON; `one`: at most one call of that kind.
+        """
+        return StreamParser(self._dialect, in_pieces, PlainCalls(plain, one) if plain and self._dialect is HERMES else None)
 
     def parse(self, text: str) -> Message:
         """A whole answer: content and tool calls."""

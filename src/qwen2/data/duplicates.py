@@ -1,0 +1,228 @@
+"""Copies: whole documents and paragraphs alike but for case, punctuation and spacing, and near copies by MinHash.
+
+Exact copies are found by hashes of a text's units: every task writes its hashes, one step sorts them all and keeps the first of
+each. Near copies are found by datatrove's MinHash stages (Broder 1997; 14 buckets of 8 hashes: documents that share 0.9 of
+their runs of five units are found 9,996 times in 10,000, those that share half once in 20), with our units for its words, which
+need no dictionaries, and with multiplications modulo 2^64 in place of 2^61 - 1, which the units' hashes allow. Of a cluster the
+first document stays, where datatrove keeps any: the one that the exact step keeps is then never dropped here.
+
+Left out: copies across languages. A paragraph whose first place is in a document that goes for another reason is lost with it.
+The exact step holds 8 bytes a paragraph in memory, all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.io import get_datafolder
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+from datatrove.utils.hashing import HashConfig
+from datatrove.utils.word_tokenizers import WordTokenizer
+
+from qwen2.data.steps import CountedFilter, analysed
+from qwen2.data.units import Text
+
+SOME = 4096  # shingles hashed at a time: a table of 112 columns then fits into the processor's cache
+
+
+def near_config(shingle: int, seed: int) -> MinhashConfig:
+    """How near copies are found; all stages must be given the same."""
+    return MinhashConfig(n_grams=shingle, num_buckets=14, hashes_per_bucket=8, seed=seed + 1, hash_config=HashConfig(64, "sha1"))
+
+
+# ---------------------------------------------------------------- exact copies
+
+
+def paragraphs(text: Text, least_bytes: int) -> tuple[list[int], Any]:
+    """The lines that are long enough to count as paragraphs, and their hashes."""
+    numbers, hashes = text.line_hashes()
+    lines = text.text.split("\n")
+    long = [len(lines[number].encode("utf-8", "replace")) >= least_bytes for number in numbers]
+    return [int(number) for number, is_long in zip(numbers, long, strict=True) if is_long], hashes[np.array(long, bool)]
+
+
+class ExactSignatures(PipelineStep):
+    """Writes the hashes of documents and paragraphs, passes everything on."""
+
+    name = "exact signatures"
+    type = "DEDUP"
+
+    def __init__(self, folder: str, least_bytes: int) -> None:
+        super().__init__()
+        self.folder, self.least_bytes = get_datafolder(folder), least_bytes
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Each training document's hash (a held-out one's is its own), and its paragraphs'."""
+        whole, lines = [], []
+        for document in data:
+            if document.metadata["role"] == "train":
+                text = analysed(document)
+                whole.append(np.array([text.whole_hash()], np.uint64))
+                lines.append(paragraphs(text, self.least_bytes)[1])
+            yield document
+        for name, hashes in (("documents", whole), ("paragraphs", lines)):
+            with self.folder.open(f"{name}-{rank:05d}.u64", "wb") as file:
+                file.write(np.concatenate([np.empty(0, np.uint64), *hashes]).tobytes())
+
+
+class ExactCopies(PipelineStep):
+    """From all hashes to flags: which documents and paragraphs stood somewhere before. One task."""
+
+    name = "exact copies"
+    type = "DEDUP"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = get_datafolder(folder)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """First come, first kept, in the order of tasks."""
+        for name in ("documents", "paragraphs"):
+            places = sorted(self.folder.list_files(glob_pattern=f"{name}-*.u64"))
+            parts = [np.frombuffer(self.folder.open(place, "rb").read(), np.uint64) for place in places]
+            _, first = np.unique(np.concatenate(parts), return_index=True)
+            again = np.ones(sum(map(len, parts)), bool)
+            again[first] = False
+            for place, flags in zip(places, np.split(again, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
+                with self.folder.open(place.replace(".u64", ".again"), "wb") as file:
+                    file.write(flags.tobytes())
+
+
+class ExactFilter(CountedFilter):
+    """Drops documents that stood somewhere before, takes such paragraphs out of the others, and drops what is then too short."""
+
+    name = "exact"
+
+    def __init__(self, folder: str, least_bytes: int, recipe: Any, counts: str) -> None:
+        super().__init__(counts)
+        self.folder, self.least_bytes, self.recipe = get_datafolder(folder), least_bytes, recipe
+
+    def begin(self, rank: int) -> None:
+        """Read this task's flags."""
+        self.documents, self.paragraphs = (
+            np.frombuffer(self.folder.open(f"{name}-{rank:05d}.again", "rb").read(), bool) for name in ("documents", "paragraphs")
+        )
+        self.document = self.paragraph = 0
+
+    def look(self, document: Document) -> str | None:
+        """Documents come in the order of ExactSignatures."""
+        numbers, _ = paragraphs(analysed(document), self.least_bytes)
+        flags = self.paragraphs[self.paragraph : self.paragraph + len(numbers)]
+        is_copy = bool(self.documents[self.document])
+        self.document += 1
+        self.paragraph += len(numbers)
+        if is_copy:
+            return "copy of a document"
+        if flags.any():
+            gone = {number for number, flag in zip(numbers, flags, strict=True) if flag}
+            lines = document.text.split("\n")
+            text = "\n".join(line for number, line in enumerate(lines) if number not in gone)
+            if len(text.encode("utf-8", "replace")) < self.recipe.limits(document.metadata["language"]).least_bytes:
+                return "copied paragraphs"
+            document.text = text.strip("\n")
+        return None
+
+
+# ---------------------------------------------------------------- near copies
+
+
+class Units(WordTokenizer):
+    """Our units in the place of datatrove's words; its stages ask for nothing else once shingles are ours."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """Units as text."""
+        return list(map(str, Text(text).units.tolist()))
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        """Lines."""
+        return text.split("\n")
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """The text as one span."""
+        return [(0, len(text))]
+
+
+class NearSignatures(MinhashDedupSignature):
+    """datatrove's first stage with our shingles; the last step of a pipeline, as it passes nothing on."""
+
+    def __init__(self, folder: str, config: MinhashConfig) -> None:
+        super().__init__(folder, config, language=Units())
+        generator = np.random.Generator(np.random.PCG64(config.seed))
+        self.factors, self.terms = generator.integers(0, 2**64, (2, 1, self.num_hashes), dtype=np.uint64)
+        self.factors |= np.uint64(1)
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Any:
+        """Signatures of all documents; those of other splits than training get none, but keep their number."""
+        return super().run((self._as_input(document) for document in data), rank, world_size)
+
+    def _as_input(self, document: Document) -> Document:
+        self.shingles = analysed(document).shingles(self.config.n_grams) if document.metadata["role"] == "train" else None
+        return document
+
+    def get_shingles(self, text: str) -> Any:
+        """Of the document that was just handed in."""
+        return np.empty((0, 1), np.uint64) if self.shingles is None else np.unique(self.shingles).reshape(-1, 1)
+
+    def get_signature(self, shingles: Any) -> list[list[int]]:
+        """The least values under each hash function, as lists by bucket."""
+        least = np.full(self.num_hashes, np.iinfo(np.uint64).max, np.uint64)
+        for start in range(0, len(shingles), SOME):
+            least = np.minimum(least, (shingles[start : start + SOME] * self.factors + self.terms).min(axis=0))
+        return (least >> np.uint64(3)).reshape(self.config.num_buckets, -1).tolist()
+
+
+class NearClusters(PipelineStep):
+    """From pairs of near copies (datatrove's second stage) to what goes: all of a cluster but its first. One task."""
+
+    name = "near clusters"
+    type = "DEDUP"
+
+    def __init__(self, pairs: str, folder: str) -> None:
+        super().__init__()
+        self.pairs, self.folder = get_datafolder(pairs), get_datafolder(folder)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Union by the first; a pair is (task, document, task, document)."""
+        parent: dict[int, int] = {}
+
+        def root(node: int) -> int:
+            while parent.setdefault(node, node) != node:
+                parent[node] = node = parent[parent[node]]
+            return node
+
+        for place in sorted(self.pairs.list_files(glob_pattern="*.dups")):
+            pairs = np.frombuffer(self.pairs.open(place, "rb").read(), "<u4").reshape(-1, 2, 2).astype(np.int64)
+            for one, other in ((pairs[:, :, 0] << 32) + pairs[:, :, 1]).tolist():
+                first, last = sorted((root(one), root(other)))
+                parent[last] = first
+        gone: dict[int, list[int]] = {}
+        for node in sorted(parent):
+            if root(node) != node:
+                gone.setdefault(node >> 32, []).append(node & 0xFFFFFFFF)
+        for task, documents in gone.items():
+            with self.folder.open(f"{task:06d}.remove", "wb") as file:
+                file.write(np.array(documents, "<u4").tobytes())
+
+
+class NearFilter(CountedFilter):
+    """Drops what NearClusters marked."""
+
+    name = "near"
+
+    def __init__(self, folder: str, counts: str) -> None:
+        super().__init__(counts)
+        self.folder = get_datafolder(folder)
+
+    def begin(self, rank: int) -> None:
+        """Read which documents of the task go."""
+        name = f"{rank:06d}.remove"
+        data = self.folder.open(name, "rb").read() if self.folder.isfile(name) else b""
+        self.gone = set(np.frombuffer(data, "<u4").tolist())
+
+    def look(self, document: Document) -> str | None:
+        """By the document's number in its task, counted before any was dropped."""
+        return "near copy" if document.metadata["_number"] in self.gone else None

@@ -1,0 +1,76 @@
+"""Clean text to token shards: every task writes shards of its own, which are then joined in the order of tasks.
+
+Left out: training the tokenizer (`qwen2.tokenizer.train`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from qwen2.data.prepare import TEXT, RankReader, Say, run_pipeline
+from qwen2.data.recipe import Recipe
+from qwen2.data.shards import MANIFEST, Shards, ShardWriter, TokenizerInfo, merge, sha256_of
+from qwen2.tokenizer.parts import END_OF_TEXT
+from qwen2.tokenizer.tokenizer import Tokenizer
+
+SHARDS = "shards"
+
+
+def tokenizer_info(folder: Path) -> TokenizerInfo:
+    """What a manifest says of a tokenizer. ValueError where its folder has no tokenizer.json or it has no <|endoftext|>."""
+    path = folder / "tokenizer.json" if folder.is_dir() else folder
+    if path.name != "tokenizer.json" or not path.is_file():
+        raise FileNotFoundError(f"{folder}: no tokenizer.json there")
+    tokenizer = Tokenizer.from_json(path)
+    if END_OF_TEXT not in tokenizer.control:
+        raise ValueError(f"{path}: has no {END_OF_TEXT}, which ends documents")
+    return TokenizerInfo(sha256_of(path), tokenizer.vocab_size, tokenizer.control[END_OF_TEXT])
+
+
+class Tokenize(PipelineStep):
+    """Documents to shards below a folder of the task's own."""
+
+    name = "tokens"
+    type = "TOKENS"
+
+    def __init__(self, tokenizer: str, folder: str) -> None:
+        super().__init__()
+        self.tokenizer, self.folder = tokenizer, folder
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Any:
+        """Held-out documents become shards of their own split."""
+        place = Path(self.folder) / f"{rank:05d}"
+        shutil.rmtree(place, ignore_errors=True)  # of a task that was broken off
+        tokenizer = Tokenizer.from_json(Path(self.tokenizer))
+        with ShardWriter(place, tokenizer_info(Path(self.tokenizer))) as writer:
+            for document in data:
+                fields = document.metadata
+                ids = tokenizer.encode(document.text)
+                writer.add(fields["role"], fields["language"], fields["source"], ids, len(document.text.encode("utf-8")))
+
+
+def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, workers: int, say: Say = print) -> Shards:
+    """OUT/text to OUT/shards. Shards that are there and of the same text and tokenizer are checked and used."""
+    info = tokenizer_info(tokenizer)
+    place, parts = folder / SHARDS, folder / "tokens"
+    made_of = {key: manifest[key] for key in ("inputs", "libraries", "text")}
+    if (place / MANIFEST).exists():
+        shards = Shards.open(place)
+        if shards.tokenizer == info and {key: shards.manifest.get(key) for key in made_of} == made_of:
+            say(f"{place}: made already, used as they are")
+            return shards
+        raise FileExistsError(f"{place}: holds shards of another text or tokenizer; remove them or name another folder")
+    path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    shutil.rmtree(parts, ignore_errors=True)
+    run_pipeline([RankReader(str(folder / TEXT)), Tokenize(str(path), str(parts))], recipe.tasks, workers, str(parts / "logs"))
+    shards = merge([parts / f"{rank:05d}" for rank in range(recipe.tasks)], place, recipe.to_json(), made_of)
+    shutil.rmtree(parts)
+    tokens = sum(record.tokens for record in shards.shards)
+    say(f"{place}: {tokens:,} tokens in {len(shards.shards)} shards")
+    return shards
