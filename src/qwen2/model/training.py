@@ -37,9 +37,9 @@ KINDS = {torch.float32: training.FLOAT, torch.bfloat16: training.BF16}
 
 def computed(x: Tensor, norm: nn.Module | None, *layers: nn.Module) -> bool:
     """Whether this step of a layer is computed here: x and all weights plain float32 on the CPU, and nobody listening in between."""
-    if not torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32 or compute_dtype() not in KINDS or kernels.isa() is None:
+    if not torch.is_grad_enabled() or x.dtype != torch.float32 or compute_dtype() not in KINDS or not computes(x):
         return False
-    if norm is not None and not (_unheard(norm) and type(norm.weight) is nn.Parameter):
+    if norm is not None and not (_unheard(norm) and _plain(norm.weight)):  # type: ignore[arg-type]
         return False
     return all(type(layer) is Linear and _unheard(layer) and _plain(layer.weight) for layer in layers)
 
