@@ -105,9 +105,7 @@ def run(
     sampling
         How tokens are chosen and when to stop. What is left out is the model's own default.
     """
-    params = replace(
-        params_of(sampling), context=how.context, constraint=read_form(form)
-    )  # the context goes before a num_ctx of the model's own
+    params = replace(params_of(sampling), context=how.context, constraint=read_form(form))  # this context goes before a num_ctx
     model, given = split_words(words)
     check_complete(complete, system, at)
     server = None if local or complete else find_server(model, at, how)
