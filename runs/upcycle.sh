@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Whether upcycling pays: a dense model is trained on, and so is the mixture of 16 experts made from it, on the same further tokens.
 #
-#   runs/upcycle.sh [--steps N] [--more M] [--config FILE] [SHARDS] [OUT]     SHARDS: runs/out/base/data/shards, OUT: runs/out/upcycle
+#   runs/upcycle.sh [--steps N] [--more M] [--config FILE] [BASE] [OUT]     BASE: runs/out/base, OUT: runs/out/upcycle
 #
-# N steps (400) make the dense parent, of nano size or of FILE's; both go on for M (600) of 4,096 tokens. OUT/report.html has the
-# curves. Interrupted, the same command goes on.
+# BASE is a run of base.sh, whose shards and tokenizer are used. N steps (400) make the dense parent, of nano size or of FILE's; both
+# go on for M (600) of 4,096 tokens. OUT/report.html has the curves. Interrupted, the same command goes on.
 set -euo pipefail
 
 steps=400 more=600 shape=(--size nano) places=()
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-shards=${places[0]:-runs/out/base/data/shards} out=${places[1]:-runs/out/upcycle}
+base=${places[0]:-runs/out/base} out=${places[1]:-runs/out/upcycle}
 bin=$(dirname "$0")/../.venv/bin/qwen2
 [ -x "$bin" ] || bin=qwen2
 read -ra program <<< "${QWEN2:-$bin}"   # QWEN2='nice qwen2' runs it in another way
@@ -38,7 +38,8 @@ stage() {
 train() {
   local name=$1 resume=(); shift
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
-  qwen2 pretrain "$shards" --out "$out/$name" --length 256 --batch 16 --micro-batch 8 --temperature 2 --eval-tokens 4000 "$@" "${resume[@]}"
+  qwen2 pretrain "$base/data/shards" --tokenizer "$base/tokenizer" --out "$out/$name" --length 256 --batch 16 --micro-batch 8 \
+    --temperature 2 --log-every 5 --eval-tokens 4000 "$@" "${resume[@]}"
 }
 mixture() {
   rm -rf "$out/start"

@@ -14,6 +14,7 @@ from qwen2.cli.chat import COMMANDS, TOPICS, Chat, say
 from qwen2.cli.conversation import Conversation, Turn
 from qwen2.cli.partner import Local
 from qwen2.cli.sampling import KIND, LEFT_OUT, change
+from qwen2.engine.constraint import Constraint
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from tests.conftest import tiny_model
@@ -226,14 +227,14 @@ def test_verbose_names_speed_place_and_sampling(llm, capsys):
     ("/help me", "error: /help me: /help takes no words after it"),
     ("/retry that", "error: /retry that: /retry takes no words after it"),
     ("/retry", "error: /retry: there is no question yet that could be answered anew"),
-    ("/set temprature 0", "error: /set temprature: did you mean temperature? It is /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
-    ("/set xyzzy 0", "error: /set xyzzy: unknown; it is /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
+    ("/set temprature 0", "error: /set temprature: did you mean temperature? It is /set parameter NAME VALUE, /set system TEXT, /set format json, or /set verbose on|off"),
+    ("/set xyzzy 0", "error: /set xyzzy: unknown; it is /set parameter NAME VALUE, /set system TEXT, /set format json, or /set verbose on|off"),
     ("/set temperature", f"error: /set parameter NAME VALUE; the names: {', '.join(KIND)}"),
     ("/set temperature hot", "error: temperature 'hot': must be a number"),
     ("/show system now", f"error: /show system now: there are {', '.join(TOPICS)}"),
     ("/load ~nobody-of-that-name/x", "error: /load ~nobody-of-that-name/x: nobody of that name has a home folder here"),
     ("/load '/no such/file'", "error: /no such/file: No such file or directory"),
-    ("/set", "error: /set parameter NAME VALUE, /set system TEXT, or /set verbose on|off"),
+    ("/set", "error: /set parameter NAME VALUE, /set system TEXT, /set format json, or /set verbose on|off"),
     ("/set parameter temperature", f"error: /set parameter NAME VALUE; the names: {', '.join(KIND)}"),
     ("/set parameter temperature hot", "error: temperature 'hot': must be a number"),
     ("/set parameter temperature -1", "error: temperature -1.0: must be between 0 (greedy) and 100"),
@@ -272,6 +273,28 @@ def test_every_sampling_parameter_can_be_set_and_given_back(llm, name):
     assert getattr(chat.conversation.params, name) == value
     chat.handle(f"/set parameter {name} default")
     assert getattr(chat.conversation.params, name) == getattr(SamplingParams(), name)
+
+
+def test_format_holds_answers_and_is_saved(llm, tmp_path, capsys):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["fox", "dog"]}')
+    chat, _ = make_chat(llm, SamplingParams(temperature=1.0, seed=5, max_tokens=40))
+    chat.handle(f"/set format {schema}")
+    chat.handle("which one?")
+    assert chat.conversation.turns[-1].content in ('"fox"', '"dog"')
+    chat.handle(f"/save {tmp_path / 'kept.json'}")
+    chat.handle("/set format default")
+    assert chat.conversation.params.constraint is None
+    chat.handle(f"/load {tmp_path / 'kept.json'}")
+    assert chat.conversation.params.constraint == Constraint.json_schema(schema.read_text())
+    chat.handle("/set Format json")
+    assert chat.conversation.params.constraint == Constraint.json_object()
+    chat.handle("/set format yaml")
+    chat.handle("/set format " + str(tmp_path / "kept.json"))
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert first == "error: format 'yaml': must be json, or a file with a JSON schema"
+    assert second.startswith(f"error: format {tmp_path / 'kept.json'}: json_schema")
+    assert chat.conversation.params.constraint == Constraint.json_object()
 
 
 def test_show(llm, capsys):

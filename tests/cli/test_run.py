@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -251,6 +252,15 @@ def test_every_sampling_parameter_is_a_flag_with_help(tmp_path):
         flag = f"--{field.name.replace('_', '-')}"
         found = re.search(rf"{flag}\b(?: [A-Z.]+)? +([^ \u2502])", done.stdout)
         assert (found is not None) == (field.name not in ("n", "logprobs", "prompt_logprobs", "constraint")), flag
+
+
+def test_format_holds_the_answer(tmp_path, tiny_folder):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["fox", "dog"]}, "minItems": 2, "maxItems": 2}')
+    done = qwen2_run(tmp_path, tiny_folder, "fox", "--temperature", "1", "--seed", "4", "--format", schema)
+    assert set(json.loads(done.stdout)) <= {"fox", "dog"}
+    done = qwen2_run(tmp_path, tmp_path / "none", "fox", "--format", "yaml")
+    assert (done.returncode, done.stderr) == (1, "qwen2: format 'yaml': must be json, or a file with a JSON schema\n")
 
 
 def test_flags_of_lists_and_mappings_reach_the_engine(tmp_path, tiny_folder):

@@ -250,12 +250,21 @@ class Copies:
 
     norm_backward = norm_forward
 
-    def gated_forward(self, kind: int, gate_up: int, n: int, f: int, out: int) -> tuple[Any, ...]:
+    def gated_forward(self, kind: int, gate_up: int, n: int, f: int, scales: int, out: int) -> tuple[Any, ...]:
         count = n * f * (4 if kind == 0 else 2)
-        return kind, self.memory(gate_up, 2 * count), n, f, self.memory(out, count, back=True)
+        return kind, self.memory(gate_up, 2 * count), n, f, self.memory(scales, 4 * n), self.memory(out, count, back=True)
 
-    def gated_backward(self, kind: int, gate_up: int, n: int, f: int, product: int, into: int) -> tuple[Any, ...]:
-        return *self.gated_forward(kind, gate_up, n, f, product), self.memory(into, 2 * n * f * (4 if kind == 0 else 2), back=True)
+    def gated_backward(
+        self, kind: int, gate_up: int, n: int, f: int, scales: int, product: int, into: int, dscales: int
+    ) -> tuple[Any, ...]:
+        into = self.memory(into, 2 * n * f * (4 if kind == 0 else 2), back=True)
+        return *self.gated_forward(kind, gate_up, n, f, scales, product), into, self.memory(dscales, 4 * n, back=True)
+
+    def gather_rows(self, kind: int, x: int, places: int, n: int, active: int, columns: int, base: int, out: int) -> tuple[Any, ...]:
+        named = struct.unpack(f"<{n * active}q", ctypes.string_at(places, 8 * n * active))
+        rows = self.memory(x, (max(named, default=-1) + 1) * columns * (4 if kind == 0 else 2))
+        base, out = self.memory(base, 4 * n * columns), self.memory(out, 4 * n * columns, back=True)
+        return kind, rows, self.memory(places, 8 * n * active), n, active, columns, base, out
 
     def add(self, kind: int, x: int, y: int, count: int, out: int) -> tuple[Any, ...]:
         return (

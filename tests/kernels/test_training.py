@@ -12,8 +12,9 @@ from torch import Tensor
 
 from qwen2 import kernels
 from qwen2.config import ModelConfig, tiny
-from qwen2.model import Qwen2, packed_attend
+from qwen2.model import Qwen2, packed_attend, training_moe
 from qwen2.model import training as steps
+from qwen2.model.training_moe import BLOCK, sorted_by_expert
 from tests.conftest import SHAPES, random_network
 
 LENGTHS = (130, 1, 64, 90, 7)
@@ -56,11 +57,17 @@ def errors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, floa
     return {name: float((ours[name] - theirs[name]).norm() / theirs[name].norm().clamp(min=1e-6)) for name in ours}
 
 
+def test_a_mixture_is_two_functions(monkeypatch: pytest.MonkeyPatch):
+    network, seen = random_network(SHAPES["moe"]).requires_grad_(), calls(monkeypatch)
+    step(network, LENGTHS)
+    assert seen == ["NormedProducts", "RotatedAttention", "AddedProduct", "Norm", "SharedExpert", "RoutedExperts"] * 2 + ["Norm"]
+
+
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the functions of model/training.py, as they are called."""
+    """The names of the functions of model/training.py and training_moe.py, as they are called."""
     seen: list[str] = []
-    for name in ("NormedProducts", "AddedProduct", "AddedFeedForward", "RotatedAttention", "Norm"):
-        function = getattr(steps, name)
+    for name in ("NormedProducts", "AddedProduct", "AddedFeedForward", "RotatedAttention", "Norm", "RoutedExperts", "SharedExpert"):
+        function = getattr(steps, name, None) or getattr(training_moe, name)
         real = function.apply
         monkeypatch.setattr(function, "apply", lambda *given, name=name, real=real: (seen.append(name), real(*given))[1])
     return seen
@@ -74,21 +81,40 @@ def test_a_step_is_torchs(isa: str, config: ModelConfig):
     assert max(errors(gradients, theirs).values()) < 2e-5
 
 
+def test_a_mixture_whose_experts_get_one_row_or_none(isa: str):
+    network = random_network(SHAPES["moe"]).requires_grad_()
+    _, gradients = step(network, (3,))
+    _, theirs = in_torch(network, (3,))
+    assert max(errors(gradients, theirs).values()) < 2e-5
+    idle = gradients["model.layers.0.mlp.experts.down_proj"].flatten(1).abs().amax(1) == 0
+    assert idle.sum() >= 2, "three tokens with two experts each of eight"
+
+
+def test_rows_sorted_by_expert_are_found_again():
+    chosen = torch.tensor([[3, 1], [1, 0], [3, 0], [1, 3]])
+    order = sorted_by_expert(chosen, 4)
+    assert order.counts == [BLOCK, BLOCK, 0, BLOCK]
+    assert torch.equal(order.rows[order.places], torch.arange(4)[:, None].expand(4, 2))
+    assert torch.equal(order.places.div(BLOCK, rounding_mode="floor"), torch.tensor([0, 1, 9, 2])[chosen])
+
+
 def test_a_dense_layer_is_four_functions(monkeypatch: pytest.MonkeyPatch):
     network, seen = random_network(tiny()).requires_grad_(), calls(monkeypatch)
     step(network, LENGTHS)
     assert seen == ["NormedProducts", "RotatedAttention", "AddedProduct", "AddedFeedForward"] * 2 + ["Norm"]
 
 
-def test_bfloat16_is_no_further_from_float32_than_torchs(isa: str):
-    network = random_network(tiny(layers=3)).requires_grad_()
+@pytest.mark.parametrize("shape", [tiny(layers=3), SHAPES["moe"], ODD["one-group"], ODD["odd-widths"]])
+def test_bfloat16_is_no_further_from_float32_than_torchs(isa: str, shape: ModelConfig):
+    network = random_network(shape).requires_grad_()
     _, exact = in_torch(network, LENGTHS)
     _, ours = step(network, LENGTHS, torch.bfloat16)
     _, theirs = in_torch(network, LENGTHS, torch.bfloat16)
     ours_off, theirs_off = errors(ours, exact), errors(theirs, exact)
     assert all(gradient.dtype == torch.float32 for gradient in ours.values())
-    for name in ours_off:
-        assert ours_off[name] < 1.2 * theirs_off[name] + 1e-3, name
+    assert sum(ours_off.values()) < 1.1 * sum(theirs_off.values())
+    for name in ours_off:  # the bias of k is what remains of a sum that cancels out but for the rotation
+        assert ours_off[name] < (3.0 if name.endswith("k_proj.bias") else 1.6) * theirs_off[name] + 1e-3, name
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -223,7 +223,7 @@ def test_broken_files_are_named(name: str, data: bytes, message: str, tmp_path: 
 
 
 def test_places_without_texts(tmp_path: Path):
-    with pytest.raises(ValueError, match="the folder has no files that end in .jsonl, .txt"):
+    with pytest.raises(ValueError, match=r"the folder has no files that end in \.jsonl, \.txt"):
         list(read_texts([tmp_path]))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         list(read_texts([tmp_path / "gone"]))

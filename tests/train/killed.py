@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first optimizer step imports: once here instead of in every process
 
 from qwen2.config import MoEConfig, tiny
 from qwen2.data.shards import Shards

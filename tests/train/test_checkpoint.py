@@ -66,6 +66,19 @@ def test_a_resumed_run_is_the_same_bit_for_bit(config: ModelConfig, changes: dic
     assert resumed.average is None or (resumed.average.count == whole.average.count > 0)  # type: ignore[union-attr]
 
 
+def test_who_interrupts_a_run_is_told_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    class Interrupted(Toy):
+        def next_step(self):
+            if self.turn == 3:
+                raise KeyboardInterrupt
+            return super().next_step()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", Interrupted())
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped after step 3; --resume goes on from step-000002"
+    assert run(tmp_path / "run", Toy(), resume=True).state.step == 6
+
+
 def test_the_newest_are_kept(tmp_path: Path):
     run(tmp_path / "run", steps=7, keep=2)
     assert [path.name for path in numbered(tmp_path / "run" / "checkpoints")] == ["step-000006", "step-000007"]

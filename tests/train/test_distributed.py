@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,21 +28,23 @@ from tests.train.conftest import write_shards
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 MIXTURE = MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64, aux_coef=0.01)
-ALIKE = ("--batch", "4", "--length", "48", "--log-every", "1", "--save-every", "2", "--lr", "0.01", "--z-loss", "0.001")
-ALIKE += ("--no-measure", "--no-tensorboard", "--precision", "float32")
+ALIKE = ("--batch", "4", "--length", "48", "--log-every", "1", "--save-every", "2", "--lr", "0.01", "--schedule", "constant")
+ALIKE += ("--z-loss", "0.001", "--no-measure", "--no-tensorboard", "--precision", "float32")
+AVERAGED = ("--average", "ema", "--ema-decay", "0.5")
 KINDS = {  # run: what two processes are asked for beside the model
-    "data": ("--average", "ema", "--ema-decay", "0.5"),
-    "data-accumulated": ("--recompute", "layers"),
-    "tensor": ("--tensor-parallel", "2", "--average", "ema", "--ema-decay", "0.5"),
-    "context": ("--context-parallel", "2"),
-    "tied-data": (),
+    "averaged-data": AVERAGED,
+    "plain-accumulated": ("--recompute", "layers"),
+    "plain-tensor": ("--tensor-parallel", "2"),
+    "plain-context": ("--context-parallel", "2"),
     "tied-tensor": ("--tensor-parallel", "2"),
-    "mixture-data": (),
     "mixture-expert": ("--expert-parallel", "2"),
     "mixture-tensor": ("--tensor-parallel", "2", "--recompute", "layers"),
     "mixture-context": ("--context-parallel", "2"),
 }
-ALONE = {"data": "plain-averaged", "tensor": "plain-averaged", "data-accumulated": "plain", "context": "plain"}
+RESUMED = {  # run: whose first steps it has, and how two processes go on with it
+    "plain-one-to-two": ("plain", ("--tensor-parallel", "2")),
+    "plain-one-to-shared": ("plain", ("--context-parallel", "2")),
+}
 
 
 def line(root: Path, run: str, *more: str) -> list[str]:
@@ -62,47 +65,76 @@ def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str) -> subproce
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     return subprocess.run(
-        [sys.executable, *words, str(SCRIPT), str(file), *more], env=surroundings, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *words, str(SCRIPT), str(file), *more], env=surroundings, capture_output=True, text=True, timeout=300, check=False
     )
 
 
 def logged(run: Path) -> list[tuple[float, ...]]:
     """Loss and norm of every step, and what it evaluated to."""
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        (one["loss"], one["grad_norm"]) if "loss" in one else tuple(one["eval"].values()) for one in lines if "loss" in one or "eval" in one
-    ]
+    return [(one["loss"], one["grad_norm"]) if "loss" in one else tuple(one["eval"].values()) for one in lines]
+
+
+def steps(run: Path) -> list[tuple[float, ...]]:
+    """Loss and norm of every step alone."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(one["loss"], one["grad_norm"]) for one in lines if "loss" in one]
+
+
+def go_on(root: Path, run: str, begun: str, steps: int = 6) -> None:
+    """A run that has the first steps of another, as if it had been started for more."""
+    shutil.copytree(root / begun, root / run)
+    config = json.loads((root / run / "config.json").read_text())
+    config["settings"]["steps"] = steps
+    (root / run / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every kind on two processes, and what one process makes of the same."""
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of all."""
     root = tmp_path_factory.mktemp("ranks")
     write_shards(root / "shards")
     for name, config in (("plain", tiny()), ("tied", tiny(tied=True)), ("mixture", tiny(moe=MIXTURE))):
         (root / f"{name}.json").write_text(json.dumps(config.to_hf()))
-    assert main(line(root, "plain")) == main(line(root, "tied")) == main(line(root, "mixture")) == 0
-    assert main(line(root, "plain-averaged", "--average", "ema", "--ema-decay", "0.5")) == 0
-    done = torchrun([line(root, run, *flags) for run, flags in KINDS.items()], root / "lines.json")
-    assert done.returncode == 0, done.stderr[-4000:]
+        assert main(line(root, name)) == 0
+    assert main(line(root, "averaged", *AVERAGED)) == 0
+    assert main(line(root, "plain-long", "--steps", "6")) == 0
     return root
+
+
+@pytest.fixture(scope="module")
+def killed(alone: Path) -> subprocess.CompletedProcess[str]:
+    """A run of two whose second process is killed before its fourth step."""
+    return torchrun([line(alone, "mixture-killed", "--expert-parallel", "2")], alone / "killed.json", "3")
+
+
+@pytest.fixture(scope="module")
+def root(alone: Path, killed: subprocess.CompletedProcess[str]) -> Path:
+    """Every kind on two processes, and runs that two processes go on with."""
+    lines = [line(alone, run, *flags) for run, flags in KINDS.items()]
+    for run, (begun, flags) in RESUMED.items():
+        go_on(alone, run, begun)
+        lines.append(line(alone, run, *flags, "--resume", "--steps", "6"))
+    lines.append(line(alone, "mixture-killed", "--expert-parallel", "2", "--resume"))
+    done = torchrun(lines, alone / "lines.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return alone
 
 
 @pytest.mark.parametrize("run", KINDS)
 def test_two_processes_lose_what_one_loses(run: str, root: Path) -> None:
-    alone = logged(root / ALONE.get(run, run.partition("-")[0]))
-    shared = logged(root / run)
+    alone, shared = logged(root / run.partition("-")[0]), logged(root / run)
     assert len(shared) == len(alone) == 4 + 2
     for ours, theirs in zip(shared, alone, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
 
 
-def test_the_exported_model_is_whole(root: Path) -> None:
-    for run in ("data", "tensor", "mixture-expert"):
-        alone, shared = (load_file(root / name / "model" / "model.safetensors") for name in (ALONE.get(run, "mixture"), run))
-        assert alone.keys() == shared.keys()
-        for name, tensor in alone.items():
-            assert torch.allclose(tensor, shared[name], atol=2e-3), f"{run}: {name}"  # AdamW's first steps have the sign of rounding
+@pytest.mark.parametrize("run", ["averaged-data", "plain-tensor", "mixture-expert"])
+def test_the_exported_model_is_whole(run: str, root: Path) -> None:
+    alone, shared = (load_file(root / name / "model" / "model.safetensors") for name in (run.partition("-")[0], run))
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, shared[name], atol=2e-3), name  # AdamW's first steps have the sign of rounding
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
@@ -110,12 +142,12 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "tensors-0000.safetensors")
 
 
-@pytest.mark.parametrize("run", ["data", "tensor", "mixture-expert"])
+@pytest.mark.parametrize("run", ["averaged-data", "plain-tensor", "mixture-expert"])
 def test_shards_are_read_by_one_process(run: str, root: Path) -> None:
     """Every weight, moment and average in its place, from files of two ranks."""
     files = sorted(path.name for path in (root / run / "checkpoints" / "step-000004").iterdir())
     assert [name.partition("-model")[0] for name in files] == ["shard-00001", "shard-00002", "state.json"]
-    wanted = saved(root / ALONE.get(run, "mixture") / "checkpoints" / "step-000004")
+    wanted = saved(root / run.partition("-")[0] / "checkpoints" / "step-000004")
     found = {name: torch.full_like(tensor, float("nan")) for name, tensor in wanted.items()}
     read_shards(root / run / "checkpoints" / "step-000004", found)
     for name, tensor in wanted.items():
@@ -123,57 +155,30 @@ def test_shards_are_read_by_one_process(run: str, root: Path) -> None:
 
 
 def test_shards_that_do_not_fit_are_named(root: Path) -> None:
-    folder = root / "tensor" / "checkpoints" / "step-000004"
+    folder = root / "plain-tensor" / "checkpoints" / "step-000004"
     with pytest.raises(ValueError, match="1 tensors of this run are not there, the first is model/lost"):
         read_shards(folder, {"model/lost": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"model/model.norm.weight has shape \[64\], this run's has \[3\]"):
         read_shards(folder, {"model/model.norm.weight": torch.zeros(3)})
 
 
-def go_on(run: Path, steps: int) -> None:
-    """As if the run had been started for more steps."""
-    config = json.loads((run / "config.json").read_text())
-    config["settings"]["steps"] = steps
-    (run / "config.json").write_text(json.dumps(config))
-
-
 def test_a_run_goes_on_with_another_number_of_processes(root: Path) -> None:
     """Two begin and one goes on; one begins and two go on, as tensor and as context ranks: as one that did it all."""
-    flags = ("--schedule", "constant")
-    assert main(line(root, "plain-long", *flags, "--steps", "6")) == 0
-    begin, more = line(root, "plain-two", *flags, "--tensor-parallel", "2"), ("--resume", "--steps", "6")
-    for run in ("plain-one", "plain-other"):
-        assert main(line(root, run, *flags)) == 0
-        go_on(root / run, 6)
-    two = [
-        begin,
-        line(root, "plain-one", *flags, *more, "--tensor-parallel", "2"),
-        line(root, "plain-other", *flags, *more, "--context-parallel", "2"),
-    ]
-    done = torchrun(two, root / "other.json")
-    assert done.returncode == 0, done.stderr[-4000:]
-    go_on(root / "plain-two", 6)
-    assert main(line(root, "plain-two", *flags, *more)) == 0
-    wanted = [row for row in logged(root / "plain-long") if len(row) == 2][-2:]
-    for run in ("plain-two", "plain-one", "plain-other"):
-        found = [row for row in logged(root / run) if len(row) == 2][-2:]
-        for ours, theirs in zip(found, wanted, strict=True):
+    go_on(root, "plain-two-to-one", "plain-tensor")
+    assert main(line(root, "plain-two-to-one", "--resume", "--steps", "6")) == 0
+    wanted = steps(root / "plain-long")[-2:]
+    for run in ("plain-two-to-one", *RESUMED):
+        for ours, theirs in zip(steps(root / run)[-2:], wanted, strict=True):
             assert ours == pytest.approx(theirs, abs=2e-5), run
 
 
-def test_a_killed_process_ends_the_run_and_it_resumes_exactly(root: Path) -> None:
-    asked = line(root, "mixture-killed", "--expert-parallel", "2")
-    done = torchrun([asked], root / "killed.json", "3")
-    assert done.returncode != 0
-    assert "another process of this run is gone, so this one ends; start all of them again with --resume" in done.stderr, done.stderr[
+def test_a_killed_process_ends_the_run_and_it_resumes_exactly(killed: subprocess.CompletedProcess[str], root: Path) -> None:
+    assert killed.returncode != 0
+    assert "another process of this run is gone, so this one ends; start all of them again with --resume" in killed.stderr, killed.stderr[
         -3000:
     ]
-    assert [path.name for path in (root / "mixture-killed" / "checkpoints").iterdir()] == ["step-000002"]
-    done = torchrun([[*asked, "--resume"]], root / "resumed.json")
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "going on from step 2 of 4" in done.stderr
-    wanted, found = ([row for row in logged(root / run) if len(row) == 2] for run in ("mixture-expert", "mixture-killed"))
-    assert found[-2:] == wanted[-2:], "bit by bit"
+    assert len(steps(root / "mixture-killed")) == 4
+    assert steps(root / "mixture-killed")[-2:] == steps(root / "mixture-expert")[-2:], "bit by bit"
 
 
 @pytest.mark.parametrize(

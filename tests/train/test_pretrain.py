@@ -192,13 +192,13 @@ def test_a_later_stage_starts_from_the_model_of_the_one_before(shards: Shards, t
     pretrain(job(shards, tmp_path / "short"))
     start = load(str(tmp_path / "short" / "model"), dtype="float32")
     longer = replace(job(shards, tmp_path / "long", length=96), config=replace(start.config, rope_theta=1e6, context=96), start=start)
-    for ours, theirs in zip(make_network(longer, World()).parameters(), start.network.parameters(), strict=True):
+    for ours, theirs in zip(make_network(longer).parameters(), start.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     pretrain(longer)
     written = json.loads((tmp_path / "long" / "model" / "config.json").read_text())
     assert (written["rope_theta"], written["max_position_embeddings"]) == (1e6, 96)
     with pytest.raises(ValueError, match=r"mlp.gate_proj.weight has shape \[128, 64\], not \[96, 64\]: the model does not fit"):
-        make_network(replace(longer, config=replace(start.config, ffn=96)), World())
+        make_network(replace(longer, config=replace(start.config, ffn=96)))
 
 
 # --- kill -9

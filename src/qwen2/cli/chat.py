@@ -19,7 +19,7 @@ from qwen2.cli.answer import figures, say_how_it_ended, show_answer
 from qwen2.cli.app import one_line, take_debug
 from qwen2.cli.conversation import Conversation, Turn, read_conversation
 from qwen2.cli.plain import neutralise
-from qwen2.cli.sampling import KIND, change
+from qwen2.cli.sampling import KIND, change, read_form
 from qwen2.engine.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from qwen2.cli.plain import Renderer
 
 TOPICS = ("info", "parameters", "system", "template", "context", "history")
-SETTINGS = ("parameter", "system", "verbose")
+SETTINGS = ("parameter", "system", "format", "verbose")
+SET = "/set parameter NAME VALUE, /set system TEXT, /set format json, or /set verbose on|off"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ COMMANDS = {
 }
 ALIASES = {"/?": "/help", "/exit": "/bye", "/quit": "/bye"}
 MORE_HELP = """  /set system TEXT            Set the system prompt (TEXT default: the model's)
+  /set format json            Hold answers to JSON, or to the JSON schema in a
+                              file (default: free text)
   /set verbose on|off         Say how fast an answer was, and on what
 
   \"\"\" ... \"\"\"                 A text of several lines; Alt-Enter, and \\ at the
@@ -131,6 +134,9 @@ class Chat:
             self._set_parameter(value)
         elif what == "system":
             self.system(value)
+        elif what == "format":
+            self.conversation.params = replace(self.conversation.params, constraint=read_form(value or None))
+            say(f"format: {value or 'default'}")
         elif what == "verbose":
             if value.lower() not in ("on", "off"):
                 raise ValueError(f"/set verbose {value}: must be on or off")
@@ -141,7 +147,7 @@ class Chat:
         else:
             close = get_close_matches(what, [*SETTINGS, *KIND], n=1)
             hint = f"/set {what}: did you mean {close[0]}? It is " if close else f"/set {what}: unknown; it is " if what else ""
-            raise ValueError(f"{hint}/set parameter NAME VALUE, /set system TEXT, or /set verbose on|off")
+            raise ValueError(f"{hint}{SET}")
 
     def _set_parameter(self, rest: str) -> None:
         name, _, value = rest.partition(" ")

@@ -18,7 +18,7 @@ from cyclopts import Parameter
 
 from qwen2.cli.client import Address
 from qwen2.cli.pull import ensure, make_store
-from qwen2.cli.sampling import Flags, params_of
+from qwen2.cli.sampling import Flags, params_of, read_form
 from qwen2.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def run(
     at: Address = None,
     plain: Switch = False,
     verbose: Switch = False,
+    form: Annotated[str | None, Parameter(name="--format")] = None,
     how: Annotated[How, Parameter(name="*")] = NO_HOW,
     sampling: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
 ) -> int:
@@ -97,12 +98,14 @@ def run(
         Show the text as the model wrote it, not as rendered Markdown.
     verbose
         Say on stderr how fast it was, on what, with how much memory, and what sampling was used.
+    form
+        The form of answers: json for any JSON object, or a file with a JSON schema.
     how
         How to compute.
     sampling
         How tokens are chosen and when to stop. What is left out is the model's own default.
     """
-    params = replace(params_of(sampling), context=how.context)  # which goes before a num_ctx of the model's own
+    params = replace(params_of(sampling), context=how.context, constraint=read_form(form))  # this context goes before a num_ctx
     model, given = split_words(words)
     check_complete(complete, system, at)
     server = None if local or complete else find_server(model, at, how)

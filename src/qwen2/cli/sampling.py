@@ -1,7 +1,8 @@
 """Sampling parameters as people write them: flags of `qwen2 run`, and `/set parameter` in a conversation.
 
 Both are derived from the fields of `SamplingParams`: names, types, defaults, and what each says of itself as its help. Left out:
-`n`, the log-probabilities, `constraint` and `context`, which one conversation has no place for; Python and the servers have them.
+`n`, the log-probabilities and `context`, which one conversation has no place for; Python and the servers have them. A `constraint` is
+`--format` and `/set format`.
 
     read_value("top_p", "0.9")      # 0.9
 """
@@ -12,12 +13,14 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import field, fields, make_dataclass, replace
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Union, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
 from qwen2.cli.app import BIAS_FORM
+from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 
 LEFT_OUT = ("n", "logprobs", "prompt_logprobs", "constraint", "context")
@@ -66,6 +69,21 @@ def change(params: SamplingParams, name: str, text: str) -> SamplingParams:
         raise ValueError(f"parameter {name!r}: unknown; there are {', '.join(KIND)}")
     value = getattr(SamplingParams(), name) if text == "default" else read_value(name, text)
     return replace(params, **{name: value})
+
+
+def read_form(text: str | None) -> Constraint | None:
+    """The form of answers: "json" for any JSON object, or a file with a JSON schema; "default" or nothing is free text."""
+    if text is None or text == "default":
+        return None
+    if text == "json":
+        return Constraint.json_object()
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise ValueError(f"format {text!r}: must be json, or a file with a JSON schema")
+    try:
+        return Constraint.json_schema(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"format {path}: {error}") from None
 
 
 def read_value(name: str, text: str) -> Any:

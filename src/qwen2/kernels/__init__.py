@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_THREADS = 256  # of pool.h
 SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
 
@@ -93,8 +93,9 @@ def declare(native: ctypes.CDLL) -> None:
         ("lend_team", None, [address, ctypes.c_int]),
         ("norm_forward", code, [address]),
         ("norm_backward", code, [address]),
-        ("gated_forward", code, [i32, address, i64, i64, address]),
-        ("gated_backward", code, [i32, address, i64, i64, address, address]),
+        ("gated_forward", code, [i32, address, i64, i64, address, address]),
+        ("gated_backward", code, [i32, address, i64, i64, address, address, address, address]),
+        ("gather_rows", code, [i32, address, address, i64, i64, i64, address, address]),
         ("add", code, [i32, address, address, i64, address]),
         ("sum_rows", code, [i32, address, i64, i64, i64, address]),
         ("entropy_rows", code, [address]),

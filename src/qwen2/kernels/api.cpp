@@ -42,13 +42,20 @@ auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((sta
     return (set->*function)(arguments...);
 }
 
+const TrainSet* train_set_of(const KernelSet* set) {
+#if defined(__x86_64__) || defined(_M_X64)
+    if (set == &qwen2::AVX512_SET && (qwen2_cpu_features() & QWEN2_AVX512BF16)) return &qwen2::AVX512_BF16_TRAIN;
+#endif
+    return set->train;
+}
+
 // The same of the steps of training.
 template <class Function, class... Arguments>
 auto run_train(Function TrainSet::*function, Arguments... arguments) -> decltype((static_cast<const TrainSet*>(nullptr)->*function)(arguments...)) {
     qwen2::Turn turn;
     const KernelSet* set = chosen();
     if (set == nullptr) return qwen2::NOT_SUPPORTED;
-    return (set->train->*function)(arguments...);
+    return (train_set_of(set)->*function)(arguments...);
 }
 
 }  // namespace
@@ -175,12 +182,16 @@ int qwen2_norm_backward(const qwen2_norm_step* step) {
     return run_train(&TrainSet::norm_backward, step);
 }
 
-int qwen2_gated_forward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* out) {
-    return run_train(&TrainSet::gated_forward, type, gate_up, n, f, out);
+int qwen2_gated_forward(int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* out) {
+    return run_train(&TrainSet::gated_forward, type, gate_up, n, f, scales, out);
 }
 
-int qwen2_gated_backward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into) {
-    return run_train(&TrainSet::gated_backward, type, gate_up, n, f, product, into);
+int qwen2_gated_backward(int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* product, void* into, float* dscales) {
+    return run_train(&TrainSet::gated_backward, type, gate_up, n, f, scales, product, into, dscales);
+}
+
+int qwen2_gather_rows(int32_t type, const void* x, const int64_t* places, int64_t n, int64_t active, int64_t columns, const float* base, float* out) {
+    return run_train(&TrainSet::gather_rows, type, x, places, n, active, columns, base, out);
 }
 
 int qwen2_add(int32_t type, const float* x, const void* y, int64_t count, float* out) {

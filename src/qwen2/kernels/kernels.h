@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 6
+#define QWEN2_ABI_VERSION 7
 
 #ifdef __cplusplus
 extern "C" {
@@ -211,10 +211,14 @@ typedef struct {
 QWEN2_API int qwen2_norm_forward(const qwen2_norm_step* step);
 QWEN2_API int qwen2_norm_backward(const qwen2_norm_step* step);
 
-// SwiGLU: out (n, f) = silu(gate) * up of gate_up (n, 2f), side by side. Backward: `product` comes in as its gradient and goes out as
-// silu(gate) * up again; `into` (n, 2f) is the gradient of gate_up and may be gate_up itself.
-QWEN2_API int qwen2_gated_forward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* out);
-QWEN2_API int qwen2_gated_backward(int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into);
+// SwiGLU: out (n, f) = silu(gate) * up of gate_up (n, 2f), side by side, rows times `scales` (n) where that is not NULL. Backward:
+// `product` comes in as its gradient and goes out as out again; `into` (n, 2f) is the gradient of gate_up and may be gate_up itself,
+// `dscales` (n) that of the scales, or NULL.
+QWEN2_API int qwen2_gated_forward(int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* out);
+QWEN2_API int qwen2_gated_backward(int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* product, void* into, float* dscales);
+
+// out (n, columns) = base, or zeros where that is NULL, + the rows of x of the type that `places` (n, active) names, which is not checked.
+QWEN2_API int qwen2_gather_rows(int32_t type, const void* x, const int64_t* places, int64_t n, int64_t active, int64_t columns, const float* base, float* out);
 
 // out = x + y, `count` numbers, y of the type; out may be x.
 QWEN2_API int qwen2_add(int32_t type, const float* x, const void* y, int64_t count, float* out);

@@ -9,8 +9,9 @@ namespace qwen2 {
 struct TrainSet {  // of train_*.cpp
     int (*norm_forward)(const qwen2_norm_step*);
     int (*norm_backward)(const qwen2_norm_step*);
-    int (*gated_forward)(int32_t type, const void* gate_up, int64_t n, int64_t f, void* out);
-    int (*gated_backward)(int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into);
+    int (*gated_forward)(int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* out);
+    int (*gated_backward)(int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* product, void* into, float* dscales);
+    int (*gather_rows)(int32_t type, const void* x, const int64_t* places, int64_t n, int64_t active, int64_t columns, const float* base, float* out);
     int (*add)(int32_t type, const float* x, const void* y, int64_t count, float* out);
     int (*sum_rows)(int32_t type, const void* x, int64_t n, int64_t columns, int64_t stride, float* sums);
     int (*entropy_rows)(const qwen2_entropy*);
@@ -40,7 +41,7 @@ struct KernelSet {
     const TrainSet* train;
 };
 
-extern const TrainSet AVX512_TRAIN, AVX2_TRAIN, NEON_TRAIN;
+extern const TrainSet AVX512_TRAIN, AVX512_BF16_TRAIN, AVX2_TRAIN, NEON_TRAIN;
 extern const KernelSet AVX512_SET, AVX2_SET, NEON_SET;
 
 }  // namespace qwen2

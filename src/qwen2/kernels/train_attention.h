@@ -1,6 +1,6 @@
 // Causal attention inside the sequences of a ragged batch, forward and backward (FlashAttention-2, arXiv 2307.08691): tiles of 64 queries
 // by 64 keys, a running softmax forward, probabilities computed again backward. Queries and keys come unrotated; numbers that lie in
-// memory as bfloat16 are computed with in float32. The work is cut by shapes alone: the same bits for any number of threads.
+// memory as bfloat16 are multiplied as pairs where the processor can, and else in float32; sums are float32. The work is cut by shapes alone: the same bits for any number of threads.
 #ifndef QWEN2_TRAIN_ATTENTION_H
 #define QWEN2_TRAIN_ATTENTION_H
 
@@ -13,8 +13,24 @@ constexpr int64_t TILE = 64;             // queries, and keys
 constexpr int ROW_BLOCK = 6, VECTOR_BLOCK = L == 8 ? 2 : 4;  // of a micro-kernel: what the registers hold
 constexpr int64_t FEW_ITEMS = 16;        // pairs of sequence and kv head below which the heads of a group are items of their own
 
+// What operands consist of: units of 32 bits that are a float, or a pair of bfloat16.
+struct Floats {
+    static constexpr int64_t PER = 1;
+    static inline F multiply(F a, F b, F sum) { return f_fma(a, b, sum); }
+};
+#ifdef QWEN2_DOT_BF16
+struct Pairs {
+    static constexpr int64_t PER = 2;
+    static inline F multiply(F a, F b, F sum) { return f_dot_bf16(a, b, sum); }
+};
+template <class T> struct OperandOf { typedef Floats type; };
+template <> struct OperandOf<Bf16> { typedef Pairs type; };
+#else
+template <class T> struct OperandOf { typedef Floats type; };
+#endif
+
 // c[r][v] (+)= sum over k < count of a[r * ar + k * ak] * b[k * bk + v], R rows and V vectors.
-template <int R, int V>
+template <class O, int R, int V>
 static inline void block_product(const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, int64_t count, float* c, int64_t cr, bool add) {
     F sums[R][V];
     for (int r = 0; r < R; r++)
@@ -24,55 +40,59 @@ static inline void block_product(const float* a, int64_t ar, int64_t ak, const f
         for (int v = 0; v < V; v++) vectors[v] = f_load(b + k * bk + v * L);
         for (int r = 0; r < R; r++) {
             const F one = f_set(a[r * ar + k * ak]);
-            for (int v = 0; v < V; v++) sums[r][v] = f_fma(one, vectors[v], sums[r][v]);
+            for (int v = 0; v < V; v++) sums[r][v] = O::multiply(one, vectors[v], sums[r][v]);
         }
     }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) f_store(c + r * cr + v * L, sums[r][v]);
 }
 
-template <int R, int V>
+template <class O, int R, int V>
 static void block_rows(int rows, const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, int64_t count, float* c, int64_t cr, bool add) {
-    if (rows >= R) block_product<R, V>(a, ar, ak, b, bk, count, c, cr, add);
-    else if constexpr (R > 1) block_rows<R - 1, V>(rows, a, ar, ak, b, bk, count, c, cr, add);
+    if (rows >= R) block_product<O, R, V>(a, ar, ak, b, bk, count, c, cr, add);
+    else if constexpr (R > 1) block_rows<O, R - 1, V>(rows, a, ar, ak, b, bk, count, c, cr, add);
 }
 
 // The same for up to ROW_BLOCK rows and any number of whole vectors.
+template <class O>
 static void block_of_rows(int rows, int64_t width, const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, int64_t count, float* c, int64_t cr, bool add) {
     int64_t v = 0;
-    for (; v + VECTOR_BLOCK * L <= width; v += VECTOR_BLOCK * L) block_rows<ROW_BLOCK, VECTOR_BLOCK>(rows, a, ar, ak, b + v, bk, count, c + v, cr, add);
+    for (; v + VECTOR_BLOCK * L <= width; v += VECTOR_BLOCK * L) block_rows<O, ROW_BLOCK, VECTOR_BLOCK>(rows, a, ar, ak, b + v, bk, count, c + v, cr, add);
     if constexpr (VECTOR_BLOCK == 4)
-        for (; v + 2 * L <= width; v += 2 * L) block_rows<ROW_BLOCK, 2>(rows, a, ar, ak, b + v, bk, count, c + v, cr, add);
-    for (; v < width; v += L) block_rows<ROW_BLOCK, 1>(rows, a, ar, ak, b + v, bk, count, c + v, cr, add);
+        for (; v + 2 * L <= width; v += 2 * L) block_rows<O, ROW_BLOCK, 2>(rows, a, ar, ak, b + v, bk, count, c + v, cr, add);
+    for (; v < width; v += L) block_rows<O, ROW_BLOCK, 1>(rows, a, ar, ak, b + v, bk, count, c + v, cr, add);
 }
 
 static inline int64_t whole_vectors(int64_t width) { return (width + L - 1) / L * L; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Where the step's numbers lie, in float32, rows of W numbers (d filled up to whole vectors): memory of the caller.
+// Where the step's numbers lie: memory of the caller, for every head and token W floats (d filled up to whole vectors), or as many
+// pairs, which leave half of it free. Tiles of 64 tokens follow each other. Operands that are multiplied one by one have rows (..., W);
+// those that vectors are loaded from have the summed dimension first, in units: tokens (units, W), or the numbers of a head (units, 64).
 struct TrainRoom {
-    int64_t W, padded;   // padded: tokens, every sequence filled up to whole tiles
-    float *q, *k, *v;    // [head][padded][W], rotated, q times the scale
-    float *kt, *vt;      // [kv head][padded / 64][W][64]: tiles the other way round
-    float *dout;         // [head][padded][W]
-    float *delta;        // [head][padded]
-    float *dq, *dk, *dv; // [head][padded][W]; dk and dv of every part
+    int64_t W, padded;               // padded: tokens, every sequence filled up to whole tiles
+    float *q, *q_by_token;           // rotated, times the scale; the second is the first where units are floats
+    float *k_by_token, *v_by_token, *k_by_number, *v_by_number;
+    float *dout, *dout_by_token;
+    float *dq, *dk, *dv;             // sums, rows (W); dk and dv of every part
+    float* delta;                    // one a token
 
     static int64_t floats(const qwen2_train_attention& s, int64_t padded, bool backward) {
         const int64_t W = whole_vectors(s.head_dim), H = s.heads, K = s.kv_heads;
-        const int64_t forward = (H + 3 * K) * W;
-        return padded * (backward ? forward + K * W + 2 * H * W + H + 2 * H * W : forward) + 16;
+        return padded * (backward ? (7 * H + 4 * K) * W + H : (H + 3 * K) * W) + 16;
     }
-    TrainRoom(const qwen2_train_attention& s, int64_t padded_, bool backward) : W(whole_vectors(s.head_dim)), padded(padded_) {
+    TrainRoom(const qwen2_train_attention& s, int64_t padded_, bool backward, bool pairs) : W(whole_vectors(s.head_dim)), padded(padded_) {
         float* p = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(s.workspace) + 63) / 64 * 64);
         const auto take = [&](int64_t count) { float* place = p; p += count * padded; return place; };
         const int64_t H = s.heads, K = s.kv_heads;
-        q = take(H * W), k = take(K * W), v = take(K * W), kt = take(K * W);
-        vt = dout = delta = dq = dk = dv = nullptr;
-        if (backward) vt = take(K * W), dout = take(H * W), dq = take(H * W), dk = take(H * W), dv = take(H * W), delta = take(H);
+        q = q_by_token = take(H * W), k_by_number = take(K * W), v_by_token = take(K * W);
+        k_by_token = v_by_number = dout = dout_by_token = delta = dq = dk = dv = nullptr;
+        if (!backward) return;
+        k_by_token = take(K * W), v_by_number = take(K * W), dout = dout_by_token = take(H * W);
+        dq = take(H * W), dk = take(H * W), dv = take(H * W), delta = take(H);
+        if (pairs) q_by_token = take(H * W), dout_by_token = take(H * W);
     }
-    float* rows(float* base, int64_t head, int64_t token) const { return base + (head * padded + token) * W; }
-    float* turned(float* base, int64_t head, int64_t token) const { return base + (head * padded + token) * W; }  // of the tile that begins there
+    float* rows(float* base, int64_t head, int64_t token) const { return base + (head * padded + token) * W; }  // or a tile that begins there
 };
 
 // A tile of tokens of one sequence: its place among all tokens, among the padded ones, in the sequence.
@@ -116,69 +136,96 @@ static inline void turn_row(const From* in, const float* cos, const float* sin, 
 
 static inline void clear(float* p, int64_t count) { __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(float)); }
 
-// rows (64, W) the other way round: (W, 64)
-static inline void turn_tile(const float* rows, int64_t W, float* out) {
-    for (int64_t w = 0; w < W; w += 16)  // pieces that stay in the first cache
+// A tile's rows (64, W), floats, as operands. One by one: as they are, or (64, W / 2) pairs of neighbours.
+static inline void by_row(Floats, const float* rows, int64_t W, float* out) { __builtin_memcpy(out, rows, static_cast<size_t>(TILE * W) * sizeof(float)); }
+// Summed over tokens: as they are, or (32, W) pairs of a token and the next.
+static inline void by_token(Floats, const float* rows, int64_t W, float* out) { by_row(Floats(), rows, W, out); }
+#ifdef QWEN2_DOT_BF16
+static inline void by_row(Pairs, const float* rows, int64_t W, float* out) {
+    for (int64_t i = 0; i < TILE * W; i += L) put(reinterpret_cast<Bf16*>(out) + i, f_load(rows + i));
+}
+static inline void by_token(Pairs, const float* rows, int64_t W, float* out) {
+    for (int64_t pair = 0; pair < TILE / 2; pair++)
+        for (int64_t i = 0; i < W; i += L) f_store(out + pair * W + i, f_pair_bf16(f_load(rows + 2 * pair * W + i), f_load(rows + (2 * pair + 1) * W + i)));
+}
+#endif
+// Summed over a head's numbers: what `by_row` makes, the other way round, (units, 64).
+template <class O>
+static inline void by_number(const float* rows, int64_t W, float* memory, float* out) {
+    by_row(O(), rows, W, memory);
+    const int64_t units = W / O::PER;
+    for (int64_t w = 0; w < units; w += 16)  // pieces that stay in the first cache
         for (int64_t key = 0; key < TILE; key++)
-            for (int64_t i = w; i < w + 16 && i < W; i++) out[i * TILE + key] = rows[key * W + i];
+            for (int64_t i = w; i < w + 16 && i < units; i++) __builtin_memcpy(out + i * TILE + key, memory + key * units + i, sizeof(float));
 }
 
 // Queries, keys and values of a tile, into the workspace; backward also the output's gradient, and its products with the output.
-template <class T>
-static void prepare_tile(const qwen2_train_attention& s, const TrainRoom& room, const TokenTile& tile, bool backward) {
-    const int64_t d = s.head_dim, W = room.W;
-    const auto fill = [&](const void* base, int64_t stride, float* into, int64_t head, bool turned, float factor) {
-        for (int64_t i = 0; i < TILE; i++) {
-            float* out = room.rows(into, head, tile.padded + i);
-            clear(out, W);
+template <class T, class O>
+static void prepare_tile(const qwen2_train_attention& s, const TrainRoom& room, const TokenTile& tile, bool backward, float* memory) {
+    const int64_t d = s.head_dim, W = room.W, at = tile.padded;
+    float *rows = memory, *more = memory + TILE * W;
+    const auto read = [&](const void* base, int64_t stride, int64_t head, bool turned, float factor) {
+        clear(rows, TILE * W);
+        for (int64_t i = 0; i < tile.count; i++) {
             const int64_t token = tile.token + i;
             const float *cos = turned ? s.cos + token * (d / 2) : nullptr, *sin = turned ? s.sin + token * (d / 2) : nullptr;
-            if (i < tile.count) turn_row(static_cast<const T*>(base) + token * stride + head * d, cos, sin, false, d, factor, out);
+            turn_row(static_cast<const T*>(base) + token * stride + head * d, cos, sin, false, d, factor, rows + i * W);
         }
     };
     const bool rotated = s.cos != nullptr;
-    for (int64_t head = 0; head < s.heads; head++) fill(s.q, s.q_stride, room.q, head, rotated, s.scale);
-    for (int64_t head = 0; head < s.kv_heads; head++) {
-        fill(s.k, s.k_stride, room.k, head, rotated, 1.0f), fill(s.v, s.v_stride, room.v, head, false, 1.0f);
-        turn_tile(room.rows(room.k, head, tile.padded), W, room.turned(room.kt, head, tile.padded));
-        if (backward) turn_tile(room.rows(room.v, head, tile.padded), W, room.turned(room.vt, head, tile.padded));
-    }
-    if (!backward) return;
     for (int64_t head = 0; head < s.heads; head++) {
-        fill(s.dout, s.heads * d, room.dout, head, false, 1.0f);
-        for (int64_t i = 0; i < TILE; i++) {
+        read(s.q, s.q_stride, head, rotated, s.scale);
+        by_row(O(), rows, W, room.rows(room.q, head, at));
+        if (backward && room.q_by_token != room.q) by_token(O(), rows, W, room.rows(room.q_by_token, head, at));
+    }
+    for (int64_t head = 0; head < s.kv_heads; head++) {
+        read(s.k, s.k_stride, head, rotated, 1.0f);
+        by_number<O>(rows, W, more, room.rows(room.k_by_number, head, at));
+        if (backward) by_token(O(), rows, W, room.rows(room.k_by_token, head, at));
+        read(s.v, s.v_stride, head, false, 1.0f);
+        by_token(O(), rows, W, room.rows(room.v_by_token, head, at));
+        if (backward) by_number<O>(rows, W, more, room.rows(room.v_by_number, head, at));
+    }
+    for (int64_t head = 0; backward && head < s.heads; head++) {
+        read(s.dout, s.heads * d, head, false, 1.0f);
+        by_row(O(), rows, W, room.rows(room.dout, head, at));
+        if (room.dout_by_token != room.dout) by_token(O(), rows, W, room.rows(room.dout_by_token, head, at));
+        for (int64_t i = 0; i < tile.count; i++) {
             F sum = f_zero();
             const T* out = static_cast<const T*>(s.out) + (tile.token + i) * s.heads * d + head * d;
-            const float* gradient = room.rows(room.dout, head, tile.padded + i);
-            if (i < tile.count) along(d, [&](int64_t at, auto part) { sum = f_fma(part.load(out + at), part.load(gradient + at), sum); });
-            room.delta[head * room.padded + tile.padded + i] = f_sum(sum);
+            along(d, [&](int64_t n, auto part) { sum = f_fma(part.load(out + n), part.load(rows + i * W + n), sum); });
+            room.delta[head * room.padded + at + i] = f_sum(sum);
         }
-        clear(room.rows(room.dq, head, tile.padded), TILE * W);
+        clear(room.rows(room.dq, head, at), TILE * W);
     }
 }
 
 // Scores of a tile of queries (rows) against a tile of keys, each row as far as it can see, filled up to whole vectors: products of
-// `a` (64, W) with `b` (W, 64).
+// `a` (64, units) with `b` (units, 64).
+template <class O>
 static inline void tile_scores(const float* a, const float* b, int64_t W, int64_t rows, bool diagonal, float* out) {
+    const int64_t units = W / O::PER;
     for (int64_t r = 0; r < rows; r += ROW_BLOCK) {
         const int64_t count = least(ROW_BLOCK, rows - r), width = diagonal ? whole_vectors(r + count) : TILE;
-        block_of_rows(static_cast<int>(count), least(width, TILE), a + r * W, W, 1, b, TILE, W, out + r * TILE, TILE, false);
+        block_of_rows<O>(static_cast<int>(count), least(width, TILE), a + r * units, units, 1, b, TILE, units, out + r * TILE, TILE, false);
     }
 }
 
-// sums (rows, W) += weights (rows, 64) times values (64, W)
+// sums (rows, W) += weights (rows, 64 in units) times values (units, W)
+template <class O>
 static inline void tile_values(const float* weights, const float* values, int64_t W, int64_t rows, int64_t keys, bool diagonal, float* sums) {
     for (int64_t r = 0; r < rows; r += ROW_BLOCK) {
         const int64_t count = least(ROW_BLOCK, rows - r), seen = diagonal ? least(r + count, keys) : keys;
-        block_of_rows(static_cast<int>(count), W, weights + r * TILE, TILE, 1, values, W, seen, sums + r * W, W, true);
+        block_of_rows<O>(static_cast<int>(count), W, weights + r * (TILE / O::PER), TILE / O::PER, 1, values, W, (seen + O::PER - 1) / O::PER, sums + r * W, W, true);
     }
 }
 
-// sums (keys, W) += weights' (rows, 64) times values (rows, W): the other way round
+// sums (keys, W) += weights' (rows in units, 64) times values (units, W): the other way round
+template <class O>
 static inline void tile_back(const float* weights, const float* values, int64_t W, int64_t rows, int64_t keys, bool diagonal, float* sums) {
     for (int64_t key = 0; key < keys; key += ROW_BLOCK) {
-        const int64_t count = least(ROW_BLOCK, keys - key), from = diagonal ? key : 0;
-        if (from < rows) block_of_rows(static_cast<int>(count), W, weights + from * TILE + key, 1, TILE, values + from * W, W, rows - from, sums + key * W, W, true);
+        const int64_t count = least(ROW_BLOCK, keys - key), from = (diagonal ? key : 0) / O::PER, units = (rows + O::PER - 1) / O::PER;
+        if (from < units) block_of_rows<O>(static_cast<int>(count), W, weights + from * TILE + key, 1, TILE, values + from * W, W, units - from, sums + key * W, W, true);
     }
 }
 
@@ -207,15 +254,15 @@ static inline float highest_of(const float* scores, int64_t visible) {
 }
 
 // A tile of queries of one head against all keys that it sees.
-template <class T>
+template <class T, class O>
 static void attend_forward(const qwen2_train_attention& s, const TrainRoom& room, const TokenTile& tile, int64_t head, float* memory) {
     const int64_t W = room.W, d = s.head_dim, kv = head / (s.heads / s.kv_heads), begin = tile.padded - tile.position;
-    float *scores = memory, *sums = scores + TILE * TILE, *highest = sums + TILE * W, *total = highest + TILE;
+    float *scores = memory, *sums = scores + TILE * TILE, *highest = sums + TILE * W, *total = highest + TILE, *units = O::PER == 1 ? scores : total + TILE;
     clear(sums, TILE * W);
     for (int64_t r = 0; r < TILE; r++) highest[r] = -__builtin_inff(), total[r] = 0.0f;
     for (int64_t key = 0; key <= tile.position; key += TILE) {
         const bool diagonal = key == tile.position;
-        tile_scores(room.rows(room.q, head, tile.padded), room.turned(room.kt, kv, begin + key), W, tile.count, diagonal, scores);
+        tile_scores<O>(room.rows(room.q, head, tile.padded), room.rows(room.k_by_number, kv, begin + key), W, tile.count, diagonal, scores);
         for (int64_t r = 0; r < tile.count; r++) {
             const int64_t visible = diagonal ? r + 1 : TILE;
             const float top = highest_of(scores + r * TILE, visible);
@@ -226,7 +273,8 @@ static void attend_forward(const qwen2_train_attention& s, const TrainRoom& room
             }
             total[r] += weigh_row(scores + r * TILE, visible, highest[r]);
         }
-        tile_values(scores, room.rows(room.v, kv, begin + key), W, tile.count, tile.count < TILE && diagonal ? tile.count : TILE, diagonal, sums);
+        if (units != scores) by_row(O(), scores, TILE, units);
+        tile_values<O>(units, room.rows(room.v_by_token, kv, begin + key), W, tile.count, diagonal ? tile.count : TILE, diagonal, sums);
     }
     for (int64_t r = 0; r < tile.count; r++) {
         s.log_sums[head * s.tokens + tile.token + r] = highest[r] + __builtin_logf(total[r]);
@@ -235,14 +283,14 @@ static void attend_forward(const qwen2_train_attention& s, const TrainRoom& room
 }
 
 // One tile of keys against one tile of queries of one head: adds to the gradients of all three.
+template <class O>
 static void attend_backward(const qwen2_train_attention& s, const TrainRoom& room, const TokenTile& tile, int64_t head, int64_t kv, int64_t part, int64_t key, float* memory) {
     const int64_t W = room.W, begin = tile.padded - tile.position;
-    float *weights = memory, *slopes = weights + TILE * TILE;
+    float *weights = memory, *slopes = weights + TILE * TILE, *units = O::PER == 1 ? nullptr : slopes + TILE * TILE;
     const bool diagonal = key == tile.position;
     const int64_t keys = diagonal ? tile.count : TILE;
-    const float *q = room.rows(room.q, head, tile.padded), *dout = room.rows(room.dout, head, tile.padded);
-    tile_scores(q, room.turned(room.kt, kv, begin + key), W, tile.count, diagonal, weights);
-    tile_scores(dout, room.turned(room.vt, kv, begin + key), W, tile.count, diagonal, slopes);
+    tile_scores<O>(room.rows(room.q, head, tile.padded), room.rows(room.k_by_number, kv, begin + key), W, tile.count, diagonal, weights);
+    tile_scores<O>(room.rows(room.dout, head, tile.padded), room.rows(room.v_by_number, kv, begin + key), W, tile.count, diagonal, slopes);
     for (int64_t r = 0; r < tile.count; r++) {
         float *p = weights + r * TILE, *ds = slopes + r * TILE;
         const int64_t visible = diagonal ? r + 1 : TILE;
@@ -250,9 +298,14 @@ static void attend_backward(const qwen2_train_attention& s, const TrainRoom& roo
         const F delta = f_set(room.delta[head * room.padded + tile.padded + r]);
         for (int64_t i = 0; i < TILE; i += L) f_store(ds + i, i < visible ? f_mul(f_load(p + i), f_sub(f_load(ds + i), delta)) : f_zero());
     }
-    tile_back(weights, dout, W, tile.count, keys, diagonal, room.rows(room.dv, part, begin + key));
-    tile_back(slopes, q, W, tile.count, keys, diagonal, room.rows(room.dk, part, begin + key));
-    tile_values(slopes, room.rows(room.k, kv, begin + key), W, tile.count, keys, diagonal, room.rows(room.dq, head, tile.padded));
+    if (O::PER == 2 && tile.count % 2) clear(weights + tile.count * TILE, TILE), clear(slopes + tile.count * TILE, TILE);  // the last one's partner
+    float *q = room.rows(room.q_by_token, head, tile.padded), *dout = room.rows(room.dout_by_token, head, tile.padded), *back = weights;
+    if (units != nullptr) by_token(O(), weights, TILE, back = units);
+    tile_back<O>(back, dout, W, tile.count, keys, diagonal, room.rows(room.dv, part, begin + key));
+    if (units != nullptr) by_token(O(), slopes, TILE, units);
+    tile_back<O>(units != nullptr ? units : slopes, q, W, tile.count, keys, diagonal, room.rows(room.dk, part, begin + key));
+    if (units != nullptr) by_row(O(), slopes, TILE, units);
+    tile_values<O>(units != nullptr ? units : slopes, room.rows(room.k_by_token, kv, begin + key), W, tile.count, keys, diagonal, room.rows(room.dq, head, tile.padded));
 }
 
 // The gradients of a tile's tokens as the caller takes them: turned back, the parts of a kv head added up.
@@ -279,34 +332,36 @@ static void finish_tile(const qwen2_train_attention& s, const TrainRoom& room, c
 
 template <class T>
 static int train_attention(const qwen2_train_attention& s, bool backward) {
+    typedef typename OperandOf<T>::type O;
     const TileList list(s.lengths, s.sequences);
-    const int64_t padded = list.tiles * TILE, H = s.heads, group = s.heads / s.kv_heads;
-    const TrainRoom room(s, padded, backward);
-    const size_t bytes = static_cast<size_t>(TILE * (2 * TILE + room.W + 2)) * sizeof(float);
+    const int64_t H = s.heads, group = s.heads / s.kv_heads;
+    const TrainRoom room(s, list.tiles * TILE, backward, O::PER == 2);
+    const size_t bytes = static_cast<size_t>(TILE * (3 * TILE + 2 * room.W + 2)) * sizeof(float);
     Failure failure;
-    for_lent_tiles(static_cast<int>(list.tiles), [&](int tile, int) { prepare_tile<T>(s, room, list.find(tile), backward); });
-    if (!backward) {  // the longest first, so that the threads end together
-        for_lent_tiles(static_cast<int>(list.tiles * H), [&](int item, int thread) {
+    const auto with_memory = [&](int tiles, auto&& work) {
+        for_lent_tiles(tiles, [&](int tile, int thread) {
             float* memory = static_cast<float*>(scratch(thread, PRODUCT, bytes));
-            if (memory == nullptr) return failure.note();
-            attend_forward<T>(s, room, list.find(list.tiles - 1 - item / H), item % H, memory);
+            if (memory == nullptr) failure.note();
+            else work(tile, memory);
         });
         return failure.happened() ? NO_MEMORY : 0;
-    }
+    };
+    int code = with_memory(static_cast<int>(list.tiles), [&](int tile, float* memory) { prepare_tile<T, O>(s, room, list.find(tile), backward, memory); });
+    if (code != 0) return code;
+    if (!backward)  // the longest first, so that the threads end together
+        return with_memory(static_cast<int>(list.tiles * H), [&](int item, float* memory) { attend_forward<T, O>(s, room, list.find(list.tiles - 1 - item / H), item % H, memory); });
     const int64_t parts = s.sequences * s.kv_heads >= FEW_ITEMS ? 1 : group, heads = group / parts, items = s.kv_heads * parts;
-    for_lent_tiles(static_cast<int>(s.sequences * items), [&](int item, int thread) {
-        float* memory = static_cast<float*>(scratch(thread, PRODUCT, bytes));
-        if (memory == nullptr) return failure.note();
+    code = with_memory(static_cast<int>(s.sequences * items), [&](int item, float* memory) {
         int64_t first = 0;
         for (int64_t sequence = 0; sequence < item / items; sequence++) first += (s.lengths[sequence] + TILE - 1) / TILE;
         const int64_t tiles = (s.lengths[item / items] + TILE - 1) / TILE, part = item % items;
         for (int64_t key = 0; key < tiles; key++) {
             clear(room.rows(room.dk, part, (first + key) * TILE), TILE * room.W), clear(room.rows(room.dv, part, (first + key) * TILE), TILE * room.W);
             for (int64_t head = part * heads; head < (part + 1) * heads; head++)
-                for (int64_t tile = key; tile < tiles; tile++) attend_backward(s, room, list.find(first + tile), head, part / parts, part, key * TILE, memory);
+                for (int64_t tile = key; tile < tiles; tile++) attend_backward<O>(s, room, list.find(first + tile), head, part / parts, part, key * TILE, memory);
         }
     });
-    if (failure.happened()) return NO_MEMORY;
+    if (code != 0) return code;
     for_lent_tiles(static_cast<int>(list.tiles), [&](int tile, int) { finish_tile<T>(s, room, list.find(tile), parts); });
     return 0;
 }

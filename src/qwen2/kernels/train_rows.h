@@ -70,37 +70,57 @@ static int norm_backward(const qwen2_norm_step& s) {
 
 static inline F logistic(F v) { return f_div(f_set(1.0f), f_add(f_set(1.0f), f_exp(f_sub(f_zero(), v)))); }
 
-// out = silu(gate) * up; gate and up lie side by side.
+// out = silu(gate) * up, times the row's scale where there are some; gate and up lie side by side.
 template <class T>
-static int gated_forward(const void* gate_up, int64_t n, int64_t f, void* out) {
+static int gated_forward(const void* gate_up, int64_t n, int64_t f, const float* scales, void* out) {
     for_lent_tiles(tiles_of(n, ROWS), [&](int tile, int) {
         for (int64_t row = tile * ROWS; row < n && row < (tile + 1) * ROWS; row++) {
             const T *gate = static_cast<const T*>(gate_up) + row * 2 * f, *up = gate + f;
             T* y = static_cast<T*>(out) + row * f;
+            const F scale = f_set(scales == nullptr ? 1.0f : scales[row]);
             along(f, [&](int64_t i, auto part) {
                 const F g = part.load(gate + i);
-                part.store(y + i, f_mul(f_mul(g, logistic(g)), part.load(up + i)));
+                part.store(y + i, f_mul(f_mul(f_mul(g, logistic(g)), part.load(up + i)), scale));
             });
         }
     });
     return 0;
 }
 
-// From the product's gradient those of gate and up, side by side, and the product again in the place of its gradient.
+// From the product's gradient those of gate and up, side by side, and of the scales; the product again in the place of its gradient.
 template <class T>
-static int gated_backward(const void* gate_up, int64_t n, int64_t f, void* product, void* into) {
+static int gated_backward(const void* gate_up, int64_t n, int64_t f, const float* scales, void* product, void* into, float* dscales) {
     for_lent_tiles(tiles_of(n, ROWS), [&](int tile, int) {
         for (int64_t row = tile * ROWS; row < n && row < (tile + 1) * ROWS; row++) {
             const T *gate = static_cast<const T*>(gate_up) + row * 2 * f, *up = gate + f;
             T *y = static_cast<T*>(product) + row * f, *d_gate = static_cast<T*>(into) + row * 2 * f, *d_up = d_gate + f;
+            const F scale = f_set(scales == nullptr ? 1.0f : scales[row]);
+            F sum = f_zero();
             along(f, [&](int64_t i, auto part) {
                 const F g = part.load(gate + i), u = part.load(up + i), dy = part.load(y + i), s = logistic(g), silu = f_mul(g, s);
                 const F slope = f_fma(silu, f_sub(f_set(1.0f), s), s);  // of silu: s + g s (1 - s)
-                part.store(y + i, f_mul(silu, u));
-                part.store(d_up + i, f_mul(dy, silu));
-                part.store(d_gate + i, f_mul(f_mul(dy, u), slope));
+                const F all = f_mul(silu, u), scaled = f_mul(dy, scale);
+                sum = f_fma(dy, all, sum);
+                part.store(y + i, f_mul(all, scale));
+                part.store(d_up + i, f_mul(scaled, silu));
+                part.store(d_gate + i, f_mul(f_mul(scaled, u), slope));
             });
+            if (dscales != nullptr) dscales[row] = f_sum(sum);
         }
+    });
+    return 0;
+}
+
+// out (n, columns) = base + the sum of `active` rows of x, those that `places` (n, active) names, in order
+template <class T>
+static int gather_rows(const void* x, const int64_t* places, int64_t n, int64_t active, int64_t columns, const float* base, float* out) {
+    for_lent_tiles(tiles_of(n, ROWS), [&](int tile, int) {
+        for (int64_t row = tile * ROWS; row < n && row < (tile + 1) * ROWS; row++)
+            along(columns, [&](int64_t i, auto part) {
+                F sum = base == nullptr ? f_zero() : part.load(base + row * columns + i);
+                for (int64_t a = 0; a < active; a++) sum = f_add(sum, part.load(static_cast<const T*>(x) + places[row * active + a] * columns + i));
+                part.store(out + row * columns + i, sum);
+            });
     });
     return 0;
 }

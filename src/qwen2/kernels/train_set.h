@@ -24,11 +24,14 @@ constexpr TrainSet train_set() {
     return {
         [](const qwen2_norm_step* s) { return of_type(s->type, [&](auto t) { return norm_forward<decltype(t)>(*s); }); },
         [](const qwen2_norm_step* s) { return of_type(s->type, [&](auto t) { return norm_backward<decltype(t)>(*s); }); },
-        [](int32_t type, const void* gate_up, int64_t n, int64_t f, void* out) {
-            return of_type(type, [&](auto t) { return gated_forward<decltype(t)>(gate_up, n, f, out); });
+        [](int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* out) {
+            return of_type(type, [&](auto t) { return gated_forward<decltype(t)>(gate_up, n, f, scales, out); });
         },
-        [](int32_t type, const void* gate_up, int64_t n, int64_t f, void* product, void* into) {
-            return of_type(type, [&](auto t) { return gated_backward<decltype(t)>(gate_up, n, f, product, into); });
+        [](int32_t type, const void* gate_up, int64_t n, int64_t f, const float* scales, void* product, void* into, float* dscales) {
+            return of_type(type, [&](auto t) { return gated_backward<decltype(t)>(gate_up, n, f, scales, product, into, dscales); });
+        },
+        [](int32_t type, const void* x, const int64_t* places, int64_t n, int64_t active, int64_t columns, const float* base, float* out) {
+            return of_type(type, [&](auto t) { return gather_rows<decltype(t)>(x, places, n, active, columns, base, out); });
         },
         [](int32_t type, const float* x, const void* y, int64_t count, float* out) {
             return of_type(type, [&](auto t) { return add_rows<decltype(t)>(x, y, count, out); });

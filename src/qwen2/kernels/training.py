@@ -56,12 +56,16 @@ def norm_backward(step: NormStruct) -> None:
     check(native().qwen2_norm_backward(ctypes.addressof(step)))
 
 
-def gated_forward(kind: int, gate_up: int, n: int, width: int, out: int) -> None:
-    check(native().qwen2_gated_forward(kind, gate_up, n, width, out))
+def gated_forward(kind: int, gate_up: int, n: int, width: int, scales: int | None, out: int) -> None:
+    check(native().qwen2_gated_forward(kind, gate_up, n, width, scales, out))
 
 
-def gated_backward(kind: int, gate_up: int, n: int, width: int, product: int, into: int) -> None:
-    check(native().qwen2_gated_backward(kind, gate_up, n, width, product, into))
+def gated_backward(kind: int, gate_up: int, n: int, width: int, scales: int | None, product: int, into: int, dscales: int | None) -> None:
+    check(native().qwen2_gated_backward(kind, gate_up, n, width, scales, product, into, dscales))
+
+
+def gather_rows(kind: int, x: int, places: int, n: int, active: int, columns: int, base: int | None, out: int) -> None:
+    check(native().qwen2_gather_rows(kind, x, places, n, active, columns, base, out))
 
 
 def add(kind: int, x: int, y: int, count: int, out: int) -> None:

@@ -25,6 +25,7 @@ from qwen2.model.fused import added_feed_forward, added_mixture, added_product, 
 from qwen2.model.linear import Linear, as_int8, linear
 from qwen2.model.moe import Experts, gated, route
 from qwen2.model.packed import PackedEmbedding, PackedExperts, TiedEmbedding
+from qwen2.model.training_moe import mixed, mixture_computed
 from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class MoE(nn.Module):
         if router_logits is not None:
             router_logits.append(logits)
         weights, chosen = route(logits, self.moe)
+        if mixture_computed(x, self):
+            return mixed(x, self, weights, chosen)
         shared = self.shared_expert_gate(x).sigmoid() * self.shared_expert.plain(x)
         return self.experts(x, chosen, weights.to(x.dtype)) + shared
 

@@ -37,9 +37,9 @@ KINDS = {torch.float32: training.FLOAT, torch.bfloat16: training.BF16}
 
 def computed(x: Tensor, norm: nn.Module | None, *layers: nn.Module) -> bool:
     """Whether this step of a layer is computed here: x and all weights plain float32 on the CPU, and nobody listening in between."""
-    if not torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32 or compute_dtype() not in KINDS or kernels.isa() is None:
+    if not torch.is_grad_enabled() or x.dtype != torch.float32 or compute_dtype() not in KINDS or not computes(x):
         return False
-    if norm is not None and not (_unheard(norm) and type(norm.weight) is nn.Parameter):
+    if norm is not None and not (_unheard(norm) and _plain(norm.weight)):  # type: ignore[arg-type]
         return False
     return all(type(layer) is Linear and _unheard(layer) and _plain(layer.weight) for layer in layers)
 
@@ -211,7 +211,7 @@ class AddedFeedForward(Function):
         y, inverse = normed(x, norm, eps, dtype)
         gate_up = product(y, stacked((gate, up), dtype), None)  # (N, 2F)
         gated = y.new_empty(len(x), len(gate))
-        training.gated_forward(kind_of(dtype), gate_up.data_ptr(), len(x), len(gate), gated.data_ptr())
+        training.gated_forward(kind_of(dtype), gate_up.data_ptr(), len(x), len(gate), None, gated.data_ptr())
         ctx.save_for_backward(x, norm, inverse, gate_up, gate, up, down)
         return plus(x, product(gated, down.to(dtype), None))
 
@@ -223,7 +223,7 @@ class AddedFeedForward(Function):
         dout = dx.to(dtype)
         gated = gradient_to_input(dout, down.to(dtype))  # its gradient (N, F), until the next line but one
         into = torch.empty_like(gate_up)
-        training.gated_backward(kind_of(dtype), gate_up.data_ptr(), len(x), len(gate), gated.data_ptr(), into.data_ptr())
+        training.gated_backward(kind_of(dtype), gate_up.data_ptr(), len(x), len(gate), None, gated.data_ptr(), into.data_ptr(), None)
         ddown = gradient_to_weight(dout, gated).float()
         dy = gradient_to_input(into, stacked((gate, up), dtype))
         dx, dnorm = norm_gradients(x, norm, inverse, dy, dx)

@@ -217,8 +217,11 @@ class Loop(Generic[B]):
         self.progress.say(text)
 
     def _log(self, step: Step, tokens_per_s: float) -> None:
-        used = tokens_per_s * self.task.flops / self.rate if self.rate and self.task.flops else None
         state = self.state
+        wanted = tokens_per_s * self.task.flops
+        if wanted > self.rate > 0:  # something else ran when it was measured
+            self.rate = max(self.rate, product_rate(self.dtype, self.world.device) * self.world.size)
+        used = wanted / self.rate if self.rate and wanted else None
         line: dict[str, Any] = {"step": state.step, "tokens": state.tokens, "loss": step.loss, **step.sums}
         line |= {"lr": self.learning_rate(state.step - 1), "grad_norm": step.norm, "tokens_per_s": tokens_per_s, "mfu": used}
         if state.skipped:
@@ -295,8 +298,14 @@ class Loop(Generic[B]):
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
+        """Around the steps: whatever ends them, lines are written out, and who pressed Ctrl-C is told how to go on."""
         try:
             yield
+        except KeyboardInterrupt:
+            kept = [path.name for path in checkpoint.numbered(self.folder.checkpoints)]
+            if self.world.main:
+                print(f"stopped after step {self.state.step}; --resume goes on from {kept[-1] if kept else 'the start'}", file=sys.stderr)
+            raise
         finally:
             if self.metrics is not None:
                 self.metrics.close()

@@ -128,9 +128,10 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     )
 
 
-def make_network(job: Job, world: World) -> Qwen2:
+def make_network(job: Job, world: World | None = None) -> Qwen2:
     """The network that a stage begins with: new weights from the seed, or those of the model it starts from."""
     if job.start is None:
+        world = World() if world is None else world
         return world.new_network(job.config, job.settings.seed, chosen(job.settings.precision, world.device))
     network = Qwen2(job.config, dtype=torch.float32)
     with torch.no_grad():

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-FREE = frozenset({"log_every", "save_every", "keep", "tensorboard", "measure"})  # what a resumed run may change
+# What a resumed run may change.
+FREE = frozenset({"log_every", "eval_every", "save_every", "keep", "tensorboard", "measure", "export_dtype"})
 
 
 def setting(default: Any, text: str) -> Any:

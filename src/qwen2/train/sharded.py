@@ -7,6 +7,7 @@ and the one reader takes what a single process wrote (tensors.py) as well. What 
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         if found[name].size != tensor.shape:
             raise ValueError(f"{folder}: {name} has shape {list(found[name].size)}, this run's has {list(tensor.shape)}")
     try:
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():  # that one process reads alone is not worth a warning
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         rank, cause = first_failure(error)
         raise ValueError(f"{folder}: rank {rank} cannot read it: {cause}") from None
