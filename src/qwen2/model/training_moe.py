@@ -53,8 +53,8 @@ def sorted_by_expert(chosen: Tensor, experts: int) -> Sorted:
 
 def added_rows(x: Tensor, places: Tensor) -> Tensor:
     """The sum of each token's rows of x (M, D), places (N, A) -> (N, D) float32."""
-    out = torch.empty(len(places), x.shape[1])
-    training.gather_rows(kind_of(x.dtype), x.data_ptr(), places.data_ptr(), *places.shape, x.shape[1], None, out.data_ptr())
+    out, (n, active) = torch.empty(len(places), x.shape[1]), places.shape
+    training.gather_rows(kind_of(x.dtype), x.data_ptr(), places.data_ptr(), n, active, x.shape[1], None, out.data_ptr())
     return out
 
 
