@@ -220,3 +220,56 @@ def test_refusals(running: Running, path: str, body: dict[str, Any], message: st
     error = answer.json()["error"]["message"]
     assert message in error
     assert "\n" not in error
+
+
+# --- calls in plain JSON, as Qwen2.5-Coder writes them
+
+PLAIN = '```json\n{\n  "name": "sum",\n  "arguments": {"of": [1, 2]}\n}\n```'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"), [(PLAIN, 1), (PLAIN.replace("sum", "total"), 0), (f"So:\n{PLAIN}", 0)], ids=["call", "name", "words"]
+)
+def test_plain_json_is_a_call_in_every_dialect_whole_and_streamed(
+    running: Running, openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, text: str, calls: int
+) -> None:
+    running.chat(max_tokens=1)
+    llm = running.server.models.loaded[NAME].llm
+    end = next(iter(llm.engine.eos))
+
+    def says() -> None:
+        tokens = iter([*llm.tokenizer.encode(text), *[end] * 9])
+        monkeypatch.setattr("qwen2.engine.engine.Sampled.token", lambda self, row, sampler: next(tokens))
+
+    called = [("sum", {"of": [1, 2]})] * calls
+    content = "" if calls else text
+    chat = openai_client.chat.completions
+    asked: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "tools": FUNCTIONS, "logprobs": True}
+    says()
+    whole = chat.create(**asked).choices[0]
+    says()
+    with chat.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    for one in (whole, streamed):
+        found = [
+            (call.function.name, json.loads(call.function.arguments)) for call in one.message.tool_calls or () if call.type == "function"
+        ]
+        assert (one.message.content or "", found, one.finish_reason) == (content, called, "tool_calls" if calls else "stop")
+    assert whole.logprobs is not None
+    assert streamed.logprobs is not None
+    assert whole.logprobs.content == streamed.logprobs.content
+    client = ollama.Client(host=running.url)
+    says()
+    message = client.chat(NAME, MESSAGES, tools=FUNCTIONS).message
+    says()
+    pieces = [piece.message for piece in client.chat(NAME, MESSAGES, tools=FUNCTIONS, stream=True)]
+    for messages in ([message], pieces):
+        assert "".join(one.content or "" for one in messages) == content
+        assert [(call.function.name, call.function.arguments) for one in messages for call in one.tool_calls or ()] == called
+    says()
+    blocks = running.post("/v1/messages", model=NAME, messages=MESSAGES, tools=BLOCKS, max_tokens=200).json()
+    assert [(one["name"], one["input"]) for one in blocks["content"] if one["type"] == "tool_use"] == called
+    assert blocks["stop_reason"] == ("tool_use" if calls else "end_turn")
+    says()
+    items = openai_client.responses.create(model=NAME, input="Sum?", tools=FLAT).output
+    assert [(one.name, json.loads(one.arguments)) for one in items if one.type == "function_call"] == called

@@ -162,9 +162,9 @@ class ChatTemplate:
     def parser(self, in_pieces: bool = False, plain: Sequence[str] = (), one: bool = False) -> StreamParser:
         """For the text of one answer to a request with tools; see `parse.py` for how to feed it, and for when pieces are allowed.
 
-        `plain`: names of the tools that models of Qwen2.5's format may also call in plain JSON; `one`: at most one call of that kind.
+        `plain`: names of the tools that may also be called in plain JSON (plain.py); `one`: at most one call of that kind.
         """
-        return StreamParser(self._dialect, in_pieces, PlainCalls(plain, one) if plain and self._dialect is HERMES else None)
+        return StreamParser(self._dialect, in_pieces, PlainCalls(plain, one) if plain else None)
 
     def parse(self, text: str) -> Message:
         """A whole answer: content and tool calls."""
