@@ -157,7 +157,9 @@ def test_what_cannot_be_held_is_refused_and_names_the_tool(make_llm, styled, mon
     slow = {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}
     assert refused(properties={"a": slow}) == "tool 'odd': its parameters: not compiled within 1 s; make it simpler"
     assert refused(required=["a"], properties={"a": False}).startswith("tool 'odd': its parameters: Unsatisfiable schema")
-    assert "tool 'odd': json_schema at #: the keyword 'dependentRequired'" in refused(dependentRequired={})
+    strict = [{"type": "function", "function": {"name": "odd", "strict": True, "parameters": {"dependentRequired": {}}}}]
+    with pytest.raises(ValueError, match="tool 'odd': json_schema at #: the keyword 'dependentRequired'"):
+        llm.chat(MESSAGES, GREEDY, strict, REQUIRED)
     assert "which is not among the tools: weather, sum, odd" in refused(ToolChoice(name="none"))
     form = replace(GREEDY, constraint=Constraint.json_object())
     assert "an answer cannot be held to a form and to calls" in refused(params=form)

@@ -273,3 +273,40 @@ def test_plain_json_is_a_call_in_every_dialect_whole_and_streamed(
     says()
     items = openai_client.responses.create(model=NAME, input="Sum?", tools=FLAT).output
     assert [(one.name, json.loads(one.arguments)) for one in items if one.type == "function_call"] == called
+
+
+# --- conversations as clients hold them
+
+
+def test_a_call_that_was_cut_off_is_text_when_it_comes_back(running: Running) -> None:
+    asked: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "tools": FUNCTIONS, "tool_choice": "required", **WARM}
+    (cut,) = running.post("/v1/chat/completions", **(asked | {"max_tokens": 40})).json()["choices"]
+    assert cut["finish_reason"] == "length"
+    (call,) = cut["message"]["tool_calls"]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "no such place"}
+    more = running.post("/v1/chat/completions", model=NAME, messages=[*MESSAGES, cut["message"], result], max_tokens=3).json()
+    assert more["usage"]["completion_tokens"] == 3
+    written = f'{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}'
+    said = {"role": "assistant", "content": written}
+    same = running.post("/v1/chat/completions", model=NAME, messages=[*MESSAGES, said, result], max_tokens=3).json()
+    assert same["usage"]["prompt_tokens"] == more["usage"]["prompt_tokens"]
+
+
+def test_an_index_left_over_from_a_stream_says_nothing(running: Running) -> None:
+    call = {"id": "call_1", "type": "function", "index": 0, "function": {"index": 0, "name": "sum", "arguments": '{"of": [1]}'}}
+    said = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]}
+    parts = [{"type": "text", "text": "And now?", "cache_control": {"type": "ephemeral"}}]
+    body = {"model": NAME, "messages": [*MESSAGES, said, {"role": "user", "content": parts}], "max_tokens": 2, "reasoning_effort": "low"}
+    assert running.post("/v1/chat/completions", **body).json()["usage"]["completion_tokens"] == 2
+    own = {"role": "assistant", "content": "", "tool_calls": [{"function": {"index": 0, "name": "sum", "arguments": {"of": [1]}}}]}
+    asked = {"model": NAME, "messages": [*MESSAGES, own, {"role": "tool", "content": "1"}], "stream": False, "options": {"num_predict": 2}}
+    answer = running.post("/api/chat", **asked).json()
+    assert answer.get("eval_count") == 2, answer
+
+
+def test_forced_calls_are_held_to_what_can_be_enforced(running: Running) -> None:
+    schema = {**SUMS, "properties": {"of": {**SUMS["properties"]["of"], "uniqueItems": True}}, "dependentRequired": {}}
+    tool = {"type": "function", "function": {"name": "sum", "parameters": schema}}
+    asked: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "tools": [tool], "tool_choice": "required", "max_tokens": 400, **WARM}
+    (choice,) = running.post("/v1/chat/completions", **(asked | {"parallel_tool_calls": False})).json()["choices"]
+    valid("sum", choice["message"]["tool_calls"][0]["function"]["arguments"])

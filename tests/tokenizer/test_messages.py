@@ -38,7 +38,7 @@ def test_calls_keep_the_text_of_their_arguments():
         ([USER | {"tool_call_id": "1"}], r"messages\[0\]: only a tool result has a tool_call_id, not 'user'"),
         ([{"role": "assistant", "tool_calls": "x"}], r"messages\[0\].tool_calls is str, not a list"),
         ([{"role": "assistant", "tool_calls": ["x"]}], r"messages\[0\].tool_calls\[0\] is str, not an object with a function"),
-        ([call(index=0)], r"tool_calls\[0\] has the unknown key 'index'; known are function, id, type"),
+        ([call(extra=0)], r"tool_calls\[0\] has the unknown key 'extra'; known are function, id, index, type"),
         ([call(type="code")], r"tool_calls\[0\].type is 'code'; only 'function' is known"),
         ([call(function={"name": "get"})], r"tool_calls\[0\].function is an object with exactly name and arguments"),
         ([call(function={"name": 'a"b', "arguments": {}})], r"""name is 'a"b'; a tool's name is 1 to 64 letters"""),

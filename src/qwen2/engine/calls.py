@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwen2.engine.constraint import Constraint, ConstraintError
+from qwen2.engine.constraint import Constraint, ConstraintError, enforced
 from qwen2.tokenizer import BETWEEN, DIALECTS, NAME, read_tools
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ def constraint(tools: Sequence[Schema] | None, choice: ToolChoice, form: str | N
 
 
 def _schema(function: Schema, forced: bool) -> Schema | None:
-    """That of a tool's arguments. Forced calls are held to it unless the tool says otherwise, others only if it says so."""
+    """That of a tool's arguments. Forced calls are held to it unless the tool says otherwise, others only if it says so.
+
+    A keyword that cannot be enforced is an error for a tool that says so, and is left out of a forced call's schema: there the call
+    was asked for, and not that each word of its schema holds.
+    """
     strict, schema = function.get("strict"), function.get("parameters")
     if strict is False or not (strict or forced):
         return None
@@ -86,7 +90,7 @@ def _schema(function: Schema, forced: bool) -> Schema | None:
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise ValueError(f"tool {function['name']!r}: arguments are an object, and the type of its parameters is {kind!r:.80}")
-    return {**schema, "type": "object"}
+    return {**(schema if strict else enforced(schema)), "type": "object"}
 
 
 # --- the grammar

@@ -159,6 +159,24 @@ def check_schema(schema: Any, where: str) -> None:
     _check_values(schema, where)
 
 
+def enforced(schema: Any) -> Any:
+    """A schema without the keywords that cannot be enforced."""
+    if not isinstance(schema, dict):
+        return schema
+    kept: dict[str, Any] = {}
+    for name, value in schema.items():
+        holds = HOLDS.get(name, "value")
+        if name not in HOLDS and name not in SAY_NOTHING:
+            continue
+        if holds == "names" and isinstance(value, dict):
+            kept[name] = {key: enforced(inner) for key, inner in value.items()}
+        elif holds in ("list", "items") and isinstance(value, list):
+            kept[name] = [enforced(inner) for inner in value]
+        else:
+            kept[name] = enforced(value) if holds in ("schema", "items") else value
+    return kept
+
+
 def _inner(holds: str, value: Any, place: str) -> dict[str, Any]:
     """The schemas that a keyword holds, by the rest of their pointers."""
     if holds == "schema" or (holds == "items" and not isinstance(value, list)):

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse
 from qwen2.server.answering import Answering, EventsResponse, collected, events
 from qwen2.server.errors import ApiError
 from qwen2.server.openai_schema import Chat, Detokenize, Embedding, Sampling, Tokenize
+from qwen2.tokenizer.messages import check_object
 
 if TYPE_CHECKING:
     from qwen2.engine.asked import Asked
@@ -61,13 +62,39 @@ def _model(name: str, changed: float) -> Json:
 
 # --- chat
 
-ASIDE = {"id", "extra", "annotations"}  # of messages: what clients note for themselves, or show beside a text
+ASIDE = {"id", "extra", "annotations", "reasoning_content"}  # of messages: what clients note for themselves, or show beside a text
 
 
 def conversation(messages: Sequence[Json]) -> list[Json]:
     """Messages without what says nothing: answers come back as clients hold them, with keys that are null. Developers are the system."""
     kept = [{key: value for key, value in one.items() if value is not None and key not in ASIDE} for one in messages]
-    return [one | {"role": "system"} if one.get("role") == "developer" else one for one in kept]
+    return [as_read(one | {"role": "system"} if one.get("role") == "developer" else one) for one in kept]
+
+
+def as_read(message: Json) -> Json:
+    """A message whose calls are whole. One that was cut off, at max_tokens say, is text again, so that the conversation can go on."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list) or not any(map(_is_cut, calls)):
+        return message
+    content = message.get("content") or ""
+    texts = [f'{{"name": "{one["function"].get("name")}", "arguments": {one["function"]["arguments"]}' for one in calls if _is_cut(one)]
+    text = content if not isinstance(content, str) else "\n".join([*([content] if content else []), *texts])
+    whole = [one for one in calls if not _is_cut(one)]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"} | {"content": text}
+    return rest | ({"tool_calls": whole} if whole else {})
+
+
+def _is_cut(call: Any) -> bool:
+    """Whether a call's arguments are the beginning of an object and no more."""
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, str) or (arguments.strip() and not arguments.lstrip().startswith("{")):
+        return False
+    try:
+        check_object(arguments, "arguments")
+    except ValueError:
+        return True
+    return False
 
 
 @router.post("/v1/chat/completions")

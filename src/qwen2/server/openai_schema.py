@@ -89,7 +89,7 @@ class Harmless(Body):
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: str | None = None
 
 
 class Sampling(Harmless):
@@ -270,6 +270,9 @@ class Chat(Formed):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None  # of models that think before they answer: these do not
+    verbosity: Literal["medium"] | None = None  # OpenAI's default, as clients send it
+    modalities: list[Literal["text"]] | None = None
     continue_final_message: bool | None = None  # vLLM's: the last message is the beginning of the answer
     add_generation_prompt: bool | None = None  # its opposite
 

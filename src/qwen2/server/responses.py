@@ -19,7 +19,7 @@ from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
-from qwen2.server.openai import server_of
+from qwen2.server.openai import as_read, server_of
 from qwen2.server.openai_schema import Body, Harmless, Off, PlainFormat, offered
 from qwen2.tokenizer import Delta
 
@@ -165,7 +165,7 @@ class Ask(Harmless):
                     found.append({"role": "assistant", "content": ""})
                 call = {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
                 found[-1].setdefault("tool_calls", []).append(call)
-        return found
+        return [as_read(one) for one in found]
 
     def functions(self) -> list[Json] | None:
         """Tools as chat has them."""

@@ -18,6 +18,7 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id"}
+TEXT_PART = ("type", "text", "cache_control", "annotations")  # the latter two: notes for other servers' caches, and of answers
 NAME = re.compile(r"[\w.-]{1,64}")  # of a tool: stands in prompts without quotes, so no spaces or signs
 
 
@@ -94,13 +95,13 @@ def _read_message(message: Mapping[str, Any], at: str) -> Turn:
 def _read_call(call: object, at: str) -> tuple[ToolCall, str | None]:
     if not isinstance(call, Mapping):
         raise ValueError(f"{at} is {type(call).__name__}, not an object with a function")
-    unknown = [key for key in call if key not in {"id", "type", "function"}]
+    unknown = [key for key in call if key not in {"id", "type", "function", "index"}]  # an index is left over from a stream
     if unknown:
-        raise ValueError(f"{at} has the unknown key {shown(unknown[0])}; known are function, id, type")
+        raise ValueError(f"{at} has the unknown key {shown(unknown[0])}; known are function, id, index, type")
     if call.get("type", "function") != "function":
         raise ValueError(f"{at}.type is {shown(call['type'])}; only 'function' is known")
     function = call.get("function")
-    if not isinstance(function, Mapping) or set(function) != {"name", "arguments"}:
+    if not isinstance(function, Mapping) or set(function) - {"index"} != {"name", "arguments"}:
         raise ValueError(f"{at}.function is an object with exactly name and arguments")
     name = _name(function["name"], f"{at}.function.name")
     arguments = _arguments(function["arguments"], f"{at}.function.arguments")
@@ -196,8 +197,10 @@ def _content(value: object, at: str) -> str:
     if not isinstance(value, list):
         return _text(value, at)
     for i, part in enumerate(value):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or set(part) != {"type", "text"}:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or "text" not in part:
             raise ValueError(f'{at}[{i}] is not a text part, {{"type": "text", "text": ...}}: these models read text only')
+        if unknown := [key for key in part if key not in TEXT_PART]:
+            raise ValueError(f"{at}[{i}] has the unknown key {shown(unknown[0])}; known are {', '.join(TEXT_PART)}")
     return "\n".join(_text(part["text"], f"{at}[{i}].text") for i, part in enumerate(value))
 
 
