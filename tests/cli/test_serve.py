@@ -208,7 +208,9 @@ def test_what_is_in_memory_and_how_it_goes(tmp_path: Path, tiny_folder: Path, ca
         assert main(["stop", "tiny:one"]) == 0
         assert capsys.readouterr().out == "tiny:one: unloaded\n"
         assert main(["stop", "tiny:none"]) == 1
-        assert "model 'tiny:none' is not here" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.startswith(f"qwen2: the server at {url.removeprefix('http://')} says: model 'tiny:none' is not here")
+        assert error.endswith("; GET /v1/models lists those that are\n"), "its words alone, and not the JSON around them"
 
 
 def test_where_no_server_is(capsys: Out) -> None:

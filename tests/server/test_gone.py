@@ -18,10 +18,11 @@ from tests.server.conftest import NAME, Running
 
 
 @contextmanager
-def asking(running: Running, model: str, **more: Any) -> Iterator[None]:
+def asking(running: Running, model: str, path: str = "/v1/completions", **more: Any) -> Iterator[None]:
     """A client that asks and leaves at the end."""
-    body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1, **more})
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    asked = {"prompt": "a", "max_tokens": 1} if path == "/v1/completions" else {}
+    body = json.dumps({"model": model, **asked, **more})
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
         connection.sendall((head + body).encode())
         yield
@@ -139,6 +140,21 @@ def test_who_leaves_before_the_model_is_there_is_counted(running: Running) -> No
     until(lambda: ended(running) == {"gone": 1})
 
 
+def test_texts_that_are_embedded_are_counted(running: Running) -> None:
+    assert running.post("/v1/embeddings", model=NAME, input=["a rose", "b"]).status_code == 200
+    assert ended(running) == {"embedded": 2}
+    assert running.post("/api/embed", model=NAME, input="Hello").status_code == 200
+    assert running.post("/api/embeddings", model=NAME, prompt="Hello").status_code == 200
+    assert ended(running) == {"embedded": 4}
+    llm = running.server.models.loaded[NAME].llm
+    read = sum(len(llm.tokenizer.encode(text)) for text in ("a rose", "b", "Hello", "Hello"))
+    assert f'qwen2_prompt_tokens_total{{model="{NAME}"}} {float(read)}\n' in running.client.get("/metrics").text
+    with llm.engine.lock:  # nothing is read before it is seen that they left
+        with asking(running, NAME, "/v1/embeddings", input=["a", "b"]):
+            until(lambda: len(llm.engine.inbox) == 2)
+        until(lambda: ended(running) == {"embedded": 4, "gone": 2})
+
+
 def test_answers_that_end_by_an_error_are_counted(running: Running) -> None:
     running.chat(max_tokens=1, ignore_eos=True)
     runner = running.server.models.loaded[NAME].llm.engine.runner
@@ -149,5 +165,6 @@ def test_answers_that_end_by_an_error_are_counted(running: Running) -> None:
 
     runner.forward = failing
     assert running.chat(max_tokens=5, n=3).status_code == 503
+    assert running.post("/v1/embeddings", model=NAME, input=["a", "b"]).status_code == 503
     runner.forward = forward
-    assert ended(running) == {"length": 1, "error": 3}
+    assert ended(running) == {"length": 1, "error": 5}

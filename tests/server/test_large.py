@@ -150,6 +150,27 @@ def test_one_request_of_many_prompts_leaves_places_to_others(serve: Callable[...
     assert texts == alone
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
+def test_texts_to_embed_are_answers_in_the_queue(serve: Callable[..., Running], path: str) -> None:
+    running = serve(limits=Limits(queue=4, inputs=6))
+    running.chat(max_tokens=1)
+    engine = running.server.models.loaded[NAME].llm.engine
+    with ThreadPoolExecutor(1) as pool:
+        with engine.lock:
+            waiting = pool.submit(running.post, path, model=NAME, input=["a"] * 3)
+            while not engine.inbox:
+                pass
+            refused = running.post(path, model=NAME, input=["a"] * 2)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+            assert message_of(refused) == "3 answers run or wait already, and with 2 more they are over 4: ask again"
+            assert running.chat(n=2, max_tokens=1).status_code == 429
+        assert waiting.result().status_code == 200
+    assert running.post(path, model=NAME, input=["a"] * 6).status_code == 200, "alone, one may be larger than the queue"
+    refused = running.post(path, model=NAME, input=["a"] * 7)
+    assert (refused.status_code, message_of(refused)) == (400, "input has 7 texts: 1 to 6 at once")
+    assert running.server.answers == 0
+
+
 def test_answers_count_and_not_requests_alone(serve: Callable[..., Running]) -> None:
     running = serve(limits=Limits(queue=8))
     running.chat(max_tokens=1)

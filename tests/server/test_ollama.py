@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 from qwen2 import LLM, SamplingParams
 from qwen2.config import tiny
 from qwen2.server.ollama_models import counted
+from qwen2.weights import describe
 from qwen2.weights.store import Store
 from tests.server.conftest import NAME, Running
 
@@ -134,6 +136,40 @@ def test_details_are_written_as_ollama_writes_them(running: Running, home: Path)
         "494.03M", "1.5B", "7B", "135M", "4K", "12",
     ]  # fmt: skip
     assert running.client.head("/api/tags").status_code == 200
+
+
+def test_what_is_shown_is_read_once(running: Running, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a tokenizer, and Python's lock while that is made; what changes is seen nevertheless."""
+    read, store, name = list[Path](), Store(home), "mine:shown"
+    config = Path(shutil.copytree(store.find(NAME), tmp_path / "model")) / "config.json"
+    store.copy(str(config.parent), "mine:base")  # which leaves the files there
+
+    def counted_reading(path: Path) -> describe.Description:
+        read.append(path)
+        return reading(path)
+
+    reading = describe.describe
+    monkeypatch.setattr(describe, "describe", counted_reading)
+    try:
+        for temperature in (0.25, 0.5):
+            made = {"model": name, "from": "mine:base", "system": "Be brief", "parameters": {"temperature": temperature}, "stream": False}
+            assert running.post("/api/create", **made).status_code == 200
+            read.clear()
+            first, second = (running.post("/api/show", model=name).json() for _ in range(2))
+            assert first == second
+            assert f"{temperature}\n" in first["parameters"]
+            assert first["system"] == "Be brief"
+            assert read == [config.parent]
+        values = json.loads(config.read_text())
+        assert running.post("/api/show", model=name).json()["model_info"]["qwen2.rope.freq_base"] == values["rope_theta"]
+        assert len(read) == 1
+        config.write_text(json.dumps({**values, "rope_theta": 123.0}))
+        assert running.post("/api/show", model=name).json()["model_info"]["qwen2.rope.freq_base"] == 123.0
+        assert len(read) == 2
+    finally:
+        for one in (name, "mine:base"):
+            if store.has(one):
+                store.remove(one)
 
 
 def test_tools_are_a_capability_where_the_template_has_a_place_for_them(running: Running, home: Path) -> None:

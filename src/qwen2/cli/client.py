@@ -22,6 +22,12 @@ def headers_of() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def message_of(refusal: Any) -> str:
+    """The words of a refusal, in the shape of any dialect (server/errors.py). TypeError or KeyError where it is none."""
+    said = refusal["error"]
+    return str(said["message"] if isinstance(said, dict) else said)
+
+
 def ask(address: str | None, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """The answer. OSError where no server of this kind is there, ValueError with its own words where it refuses."""
     import httpx
@@ -31,10 +37,11 @@ def ask(address: str | None, method: str, path: str, body: dict[str, Any] | None
     try:
         answer = httpx.request(method, f"{url.rstrip('/')}{path}", json=body, headers=headers_of(), timeout=60)
         found = answer.json()
+        said = None if answer.status_code == httpx.codes.OK else message_of(found)
     except httpx.HTTPError as error:
         raise OSError(f"no server answers at {place} ({error}): start one with qwen2 serve, or say where it is with --at") from None
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         raise OSError(f"what answers at {place} is no server of this kind; say where ours is with --at") from None
-    if answer.status_code != httpx.codes.OK:
-        raise ValueError(f"the server at {place} says: {found.get('error', found)}")
+    if said is not None:
+        raise ValueError(f"the server at {place} says: {said}")
     return dict(found)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from qwen2 import __version__
-from qwen2.cli.client import DEFAULT, address_of, headers_of
+from qwen2.cli.client import DEFAULT, address_of, headers_of, message_of
 from qwen2.engine.about import About
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import Chunk, Output, ResolvedParams, SamplingParams, Timings, TokenLogprob, Usage
@@ -87,8 +87,7 @@ class Server:
 
     def _refuse(self, answer: HTTPResponse) -> None:
         try:
-            said = json.loads(answer.read(LONGEST_LINE))["error"]
-            text = str(said["message"] if isinstance(said, dict) else said)
+            text = message_of(json.loads(answer.read(LONGEST_LINE)))
         except (ValueError, TypeError, KeyError):
             raise OSError(f"what answers at {self.address} is no server of ours (status {answer.status})") from None
         if answer.status == NO_KEY:

@@ -115,10 +115,19 @@ class Server:
             self.answers -= answers
 
     @asynccontextmanager
-    async def model(self, request: Request, name: str, keep_alive: object = UNSAID) -> AsyncIterator[LLM]:
-        """A model, held; waited for as long as its client is there, so that none is loaded, and no other given up, for nobody."""
+    async def model(self, request: Request, name: str, keep_alive: object = UNSAID, answers: int = 0) -> AsyncIterator[LLM]:
+        """A model, held; waited for as long as its client is there, so that none is loaded, and no other given up, for nobody.
+
+        So many `answers`, of the model's full name, are counted where the client goes before.
+        """
         async with AsyncExitStack() as held:
-            yield await unless_gone(request, held.enter_async_context(self.models.use(name, keep_alive)))
+            try:
+                llm = await unless_gone(request, held.enter_async_context(self.models.use(name, keep_alive)))
+            except ApiError as error:
+                if error.status == GONE and answers:
+                    self.metrics.left(name, answers)
+                raise
+            yield llm
 
     async def answer(
         self, request: Request, name: str, ask: Callable[[LLM], Sequence[Asked]], keep_alive: object = UNSAID, answers: int = 1
@@ -128,12 +137,7 @@ class Server:
             held.enter_context(self.queued(answers))
             full = self.models.full_name(name)
             start = time.perf_counter()
-            try:
-                llm = await held.enter_async_context(self.model(request, full, keep_alive))
-            except ApiError as error:
-                if error.status == GONE:
-                    self.metrics.left(full, answers)
-                raise
+            llm = await held.enter_async_context(self.model(request, full, keep_alive, answers))
             loaded = time.perf_counter()
             asked = await asyncio.to_thread(ask, llm)
             return Answering(full, llm, asked, self.streams, self.metrics, held.pop_all(), start, loaded - start)
@@ -142,36 +146,54 @@ class Server:
     async def embed(
         self, request: Request, name: str, texts: Sequence[Any], keep_alive: object = UNSAID, most: int | None = None, cut: bool = False
     ) -> Embedded:
-        """`most`: tokens that a text may have; `cut`: of longer ones the first."""
-        start = time.perf_counter()
-        async with self.model(request, name, keep_alive) as llm:
-            loaded = time.perf_counter()
-            limit = llm.window if most is None else min(most, llm.window)
+        """`most`: tokens that a text may have; `cut`: of longer ones the first. Each text counts as an answer, in the queue too.
 
-            def asked() -> tuple[list[EngineRequest], Callable[[], torch.Tensor]]:
-                return llm.embedding_requests([llm.tokenizer.encode(text)[:limit] if cut and text else text for text in texts])
+        A request of more texts than the queue has places takes all of them: clients send thousands at once, of which few run.
+        """
+        start, full, limits = time.perf_counter(), self.models.full_name(name), self.settings.limits
+        if len(texts) > limits.inputs:
+            raise ApiError(400, f"input has {len(texts):,} texts: 1 to {limits.inputs:,} at once", field="input")
+        with self.queued(min(len(texts), limits.queue)):
+            async with self.model(request, full, keep_alive, len(texts)) as llm:
+                loaded = time.perf_counter()
+                limit = llm.window if most is None else min(most, llm.window)
 
-            reads, vectors = await asyncio.to_thread(asked)
-            longest = max(len(one.prompt) for one in reads)
-            if most is not None and longest > most:
-                raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
+                def asked() -> tuple[list[EngineRequest], Callable[[], torch.Tensor]]:
+                    return llm.embedding_requests([llm.tokenizer.encode(text)[:limit] if cut and text else text for text in texts])
 
-            places = room(llm)
+                reads, vectors = await asyncio.to_thread(asked)
+                longest = max(len(one.prompt) for one in reads)
+                if most is not None and longest > most:
+                    raise ApiError(400, f"a text has {longest:,} tokens and num_ctx is {most:,}: raise it, or shorten the text")
+                await self._read(request, full, llm, reads)
+                tokens, found = sum(len(one.prompt) for one in reads), await asyncio.to_thread(vectors)
+                return Embedded(found, tokens, full, loaded - start, time.perf_counter() - start)
+        raise AssertionError("the contexts swallow nothing")
 
-            async def read(one: EngineRequest) -> None:
-                async with places:
-                    async for chunk in self.streams.requests(llm, one):
-                        check_whole(one, chunk)
+    async def _read(self, request: Request, full: str, llm: LLM, reads: Sequence[EngineRequest]) -> None:
+        """Have all texts read, and count how that ended."""
+        places, left, reason = room(llm), len(reads), "gone"
 
-            reading = [asyncio.ensure_future(read(one)) for one in reads]
-            try:
-                await unless_gone(request, asyncio.gather(*reading))
-            finally:  # where one failed the others are for nobody
-                for task in reading:
-                    task.cancel()
-                await asyncio.gather(*reading, return_exceptions=True)
-            tokens, found = sum(len(one.prompt) for one in reads), await asyncio.to_thread(vectors)
-            return Embedded(found, tokens, self.models.full_name(name), loaded - start, time.perf_counter() - start)
+        async def read(one: EngineRequest) -> None:
+            nonlocal left
+            async with places:
+                async for chunk in self.streams.requests(llm, one):
+                    check_whole(one, chunk)
+            self.metrics.embedded(full, one)
+            left -= 1
+
+        reading = [asyncio.ensure_future(read(one)) for one in reads]
+        try:
+            await unless_gone(request, asyncio.gather(*reading))
+        except (*FAILURES, ApiError) as error:
+            reason = "gone" if isinstance(error, ApiError) and error.status == GONE else "error"
+            raise
+        finally:  # where one failed the others are for nobody
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+            if left:
+                self.metrics.left(full, left, reason=reason)
 
 
 def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:

@@ -28,7 +28,7 @@ class Metrics:
     def __init__(self, models: Models) -> None:
         self.registry = CollectorRegistry()
         label = ["model"]
-        self.requests = Counter("qwen2_requests", "Answers by how they ended.", ["model", "reason"], registry=self.registry)
+        self.requests = Counter("qwen2_requests", "Answers and texts embedded, by their end.", ["model", "reason"], registry=self.registry)
         self.prompt = Counter("qwen2_prompt_tokens", "Tokens of prompts.", label, registry=self.registry)
         self.cached = Counter("qwen2_cached_tokens", "Tokens of prompts that were not read again.", label, registry=self.registry)
         self.written = Counter("qwen2_completion_tokens", "Tokens written.", label, registry=self.registry)
@@ -55,6 +55,11 @@ class Metrics:
                 self.first.labels(model).observe(request.first_token - request.made)
         if output.usage.completion_tokens > 1:
             self.next.labels(model).observe(output.timings.decode_seconds / (output.usage.completion_tokens - 1))
+
+    def embedded(self, model: str, request: Request) -> None:
+        """Count a text that was read for its vector."""
+        self.requests.labels(model, "embedded").inc()
+        self.prompt.labels(model).inc(len(request.prompt))
 
     def left(self, model: str, answers: int, requests: Iterable[Request] = (), reason: str = "gone") -> None:
         """Count answers that came to no end, "gone" with their client or by an "error", and what was read of their prompts."""

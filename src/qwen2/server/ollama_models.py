@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from qwen2.server.errors import ApiError
 from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
 from qwen2.server.openai import server_of
 from qwen2.server.progress import respond, told
-from qwen2.weights.modelfile import spelled
+from qwen2.weights.modelfile import Modelfile, spelled
 from qwen2.weights.parameters import shown_parameters
 from qwen2.weights.registry import ENTRIES, by_repository
 
@@ -112,10 +113,35 @@ async def show(body: Show, request: Request) -> Json:
 
 
 def _shown(stored: StoredModel) -> Json:
+    made = stored.made
+    said = json.dumps({key: value for key, value in made.to_json().items() if key in ("template", "parameters")})
+    found = _read(stored.path, stored.digest, _stamp(stored.path), said)
+    return found | {
+        "license": "\n".join(made.licence) or stored.licence,
+        "modelfile": made.text(stored.name),
+        "system": found["system"] if made.system is None else made.system,
+        "messages": [{"role": role, "content": content} for role, content in made.messages],
+        "details": _listed(stored)["details"],
+        "modified_at": stored.pulled,
+    }
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes with the files at a path: names, sizes, dates in nanoseconds."""
+    files = [path] if path.is_file() else sorted(one for one in path.glob("*") if one.is_file())
+    return tuple((one.name, stat.st_size, stat.st_mtime_ns) for one in files for stat in [one.stat()])
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, digest: str, stamp: object, said: str) -> Json:
+    """What is shown of files whose digest and stamp these are, and of what a Modelfile says beside them.
+
+    Kept, since it takes a tokenizer, which is a second of Python in which nobody's answer goes on.
+    """
     from qwen2.tokenizer import ChatTemplate
     from qwen2.weights.describe import describe
 
-    described, made = describe(stored.path), stored.made
+    described, made = describe(path), Modelfile.from_json(json.loads(said))
     config, arch = described.config, described.architecture
     template = ChatTemplate.of(described.tokenizer, source=made.template)
     parameters = shown_parameters(made.defaults(described.generation))
@@ -123,13 +149,9 @@ def _shown(stored: StoredModel) -> Json:
     capabilities = ["completion", "embedding"] + (["tools"] if template.takes_tools else [])
     capabilities += ["insert"] if all(name in described.tokenizer.control for name in FIM) else []
     return {
-        "license": "\n".join(made.licence) or stored.licence,
-        "modelfile": made.text(stored.name),
         "parameters": "\n".join(_lines({**parameters, "stop": (*ends, *made.defaults(described.generation).stop)})),
         "template": template.jinja,
-        "system": template.default_system if made.system is None else made.system,
-        "messages": [{"role": role, "content": content} for role, content in made.messages],
-        "details": _listed(stored)["details"],
+        "system": template.default_system,
         "model_info": {
             "general.architecture": arch,
             "general.parameter_count": config.parameters(),
@@ -142,7 +164,6 @@ def _shown(stored: StoredModel) -> Json:
             f"{arch}.rope.freq_base": config.rope_theta,
         },
         "capabilities": capabilities,
-        "modified_at": stored.pulled,
     }
 
 

@@ -17,7 +17,8 @@ class Limits:
     body_bytes: int = field(default=16 << 20, metadata={"help": "Of a request's body."})
     blob_bytes: int = field(default=1 << 40, metadata={"help": "Of a file that is uploaded, which the disk must have room for too."})
     queue: int = field(
-        default=256, metadata={"help": "Requests that run or wait, and answers (prompts times n), of all clients; then 429."}
+        default=256,
+        metadata={"help": "Requests that run or wait, and answers (prompts times n, texts to embed), of all clients; then 429."},
     )
     per_client: int = field(default=64, metadata={"help": "Requests that run or wait of one client."})
     samples: int = field(default=16, metadata={"help": "n of one request."})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen2.weights.locks import make
 from qwen2.weights.manifest import MANIFEST, StoredFile, StoredModel, read_manifest
 from qwen2.weights.partial import file_digest
 from qwen2.weights.registry import SAFETENSORS
@@ -53,10 +55,23 @@ def _listed(model: StoredModel) -> list[tuple[str, str]]:
 
 def move(ready: Path, folder: Path) -> None:
     """Make a finished folder visible, at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():  # without a manifest: not ours, and not a model
         shutil.rmtree(folder)
-    os.replace(ready, folder)
+    while True:
+        make(folder.parent)
+        try:
+            os.replace(ready, folder)
+            return
+        except FileNotFoundError:
+            if not ready.exists():
+                raise  # else the one above has just been removed as empty
+
+
+def prune(*folders: Path) -> None:
+    """Remove those of the folders that are empty. Who is about to put something into one makes it again (`make`, `move`)."""
+    for folder in folders:
+        with suppress(OSError):  # not empty, or not there
+            folder.rmdir()
 
 
 def link(source: Path, target: Path) -> None:

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # a store shared for reading
+TRIES = 100  # before it is believed that a folder cannot be made
+
+
+def make(folder: Path) -> None:
+    """Make a folder and those above it, also where another process is removing one of them as empty (`folders.prune`)."""
+    for left in reversed(range(TRIES)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except (FileNotFoundError, FileExistsError):  # the one above it went in between, or it did itself
+            if not left:
+                raise
 
 
 class Hold:
@@ -32,7 +44,7 @@ class Hold:
         self._end: Callable[[], object] | None = None
         path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.lock"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make(folder)
             lock = FileLock(path, thread_local=False)  # a model may be closed in another thread
             lock.acquire(timeout=0)
             path.with_suffix(".txt").write_text(_command(), encoding="utf-8")

@@ -102,5 +102,7 @@ def read_manifest(folder: Path) -> StoredModel | None:
         if (part := values.get("part")) is not None and PART.fullmatch(part) is None:
             raise ValueError(f"part {part!r}")
         return StoredModel(**values, files=files, folder=folder, made=made)
+    except FileNotFoundError:  # it went just now
+        return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a manifest of this program ({error}); remove the folder and pull the model again") from None

@@ -16,14 +16,15 @@ import os
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from qwen2.weights.blobs import Blobs
-from qwen2.weights.folders import freed_bytes, link, move, now, publish, register
-from qwen2.weights.locks import NOT_WRITABLE, Hold, holders
+from qwen2.weights.folders import freed_bytes, link, move, now, prune, publish, register
+from qwen2.weights.locks import NOT_WRITABLE, Hold, holders, make
 from qwen2.weights.manifest import MANIFEST, StoredModel, read_manifest
 from qwen2.weights.names import ONLY_LISTED, Name, is_hub_like, nearest, parse
 from qwen2.weights.registry import ENTRIES, by_repository, canonical, lookup, unknown
@@ -61,9 +62,10 @@ class Store:
     def list(self, on_damaged: Callable[[ValueError], None] | None = None) -> tuple[StoredModel, ...]:
         """Every model that is there, by name. One whose manifest cannot be read is passed over, and told to `on_damaged`."""
         found = []
-        for path in (self.home / "models").glob(f"*/*/{MANIFEST}"):
+        models = self.home / "models"
+        for path in glob(f"*/*/{MANIFEST}", root_dir=models):  # unlike Path.glob not troubled by a folder that goes meanwhile
             try:
-                model = read_manifest(path.parent)
+                model = read_manifest((models / path).parent)
             except ValueError as error:
                 if on_damaged is not None:
                     on_damaged(error)
@@ -155,7 +157,7 @@ class Store:
             if there is not None:  # while this one waited
                 return there
             work = self._folder("partial", asked)
-            work.mkdir(parents=True, exist_ok=True)
+            make(work)
             pull = Pull(self.home, entry, tried, watch)
             files = pull.run(work)
             ready = pull.folder(work)
@@ -174,7 +176,7 @@ class Store:
         with self._lock(name):
             self._free(target)  # while this one waited
             shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
+            make(work)
             if model.location is None:
                 for file in model.files:
                     link(model.base / file.path, work / file.path)
@@ -207,7 +209,7 @@ class Store:
             work = self._folder("partial", name)
             shutil.rmtree(work, ignore_errors=True)
             for part in ("model", "files"):
-                (work / part).mkdir(parents=True)
+                make(work / part)
             try:
                 base = uploaded(self, files or {}, work / "files") if held is None else held
                 publish(prepare(str(name), modelfile, base.model, mix, work / "model", tell), self._folder("models", name))
@@ -244,11 +246,11 @@ class Store:
                 freed = freed_bytes(folder) + freed_bytes(work)
                 if folder.exists():
                     doomed = self.home / "partial" / asked.family / f"{asked.tag}.removed"
-                    shutil.rmtree(doomed, ignore_errors=True)
-                    doomed.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(folder, doomed)  # from here on it is not seen, whatever interrupts
+                    move(folder, doomed)  # from here on it is not seen, whatever interrupts
                     shutil.rmtree(doomed)
                 shutil.rmtree(work, ignore_errors=True)
+                holds = self._folder("holds", asked)
+                prune(folder.parent, work.parent, holds, holds.parent)  # and not the lock's file: others may wait for it
         except Timeout:
             raise OSError(f"{asked} is being pulled by another process: end that first") from None
         return freed
