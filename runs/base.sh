@@ -49,7 +49,7 @@ stage_tokenizer() {
   [ -d "$out/tokenizer" ] || qwen2 tokenizer train "$out/data/text" --vocab $vocab --out "$out/tokenizer"
   local others=()
   if qwen2 list | grep -q "^$released "; then others=("$released"); else echo "no $released here to compare with: qwen2 pull $released"; fi
-  qwen2 tokenizer compare "$out/tokenizer" "${others[@]}" --texts "$out/data/text" --json > "$out/tokenizer/compare.part"
+  qwen2 tokenizer compare "$out/tokenizer" "${others[@]}" --texts "$out/data/held-out" --json > "$out/tokenizer/compare.part"
   mv "$out/tokenizer/compare.part" "$out/tokenizer/compare.json"
 }
 stage_shards() { qwen2 data prepare "$recipe" "$out/data" --corpus "$out/corpus" --tokenizer "$out/tokenizer"; }

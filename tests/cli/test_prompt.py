@@ -68,7 +68,7 @@ def test_history_is_kept_for_the_next_time_and_private(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "choices"), [
-    ("/s", ["/set", "/system", "/show", "/save"]), ("/set ", ["parameter", "system", "verbose"]),
+    ("/s", ["/set", "/system", "/show", "/save"]), ("/set ", ["parameter", "system", "format", "verbose"]),
     ("/set parameter top", ["top_k", "top_p"]), ("/show t", ["template"]), ("/set verbose o", ["on", "off"]), ("s", []), ("/x", []),
 ])  # fmt: skip
 def test_completion(text, choices):
