@@ -6,11 +6,31 @@ Left out: whether it is a call at all; `parse.py` says that at its end, from the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qwen2.tokenizer.messages import ToolCall
 
 TOKEN = re.compile(r'\s*([{}\[\]:,]|"(?:[^"\\]|\\.)*"|[^\s{}\[\]:,"]+)', re.DOTALL)
+
+
+@dataclass
+class Nesting:
+    """Where in a JSON text a reader is, after every character that it takes."""
+
+    depth: int = 0  # brackets that are open
+    in_string: bool = False
+    _escaped: bool = False
+
+    def take(self, char: str) -> None:
+        """The next character."""
+        if self._escaped:
+            self._escaped = False
+        elif self.in_string:
+            self._escaped, self.in_string = char == "\\", char != '"'
+        elif char == '"':
+            self.in_string = True
+        else:
+            self.depth += (char in "{[") - (char in "}]")
 
 
 @dataclass
@@ -21,14 +41,12 @@ class CallSoFar:
     name: str | None = None  # once it is complete
     arguments: str = ""  # what was given out of the JSON object
     _at: int = 0  # where the rest of them begins
-    _depth: int = 0  # brackets that are open; the object is over when none is
-    _in_string: bool = False
-    _escaped: bool = False
+    _nesting: Nesting = field(default_factory=Nesting)  # the object is over when no bracket is open
 
     @property
     def call(self) -> ToolCall | None:
         """As far as it goes, once its name is complete."""
-        return None if self.name is None else ToolCall(self.name, self.arguments, cut=self._depth > 0)
+        return None if self.name is None else ToolCall(self.name, self.arguments, cut=self._nesting.depth > 0)
 
     def look(self, body: str) -> tuple[str | None, str]:
         """The body so far, longer with every look -> the name, if it is new, and what is new of the arguments."""
@@ -38,8 +56,8 @@ class CallSoFar:
             if new is None:
                 return None, ""
         start = self._at
-        while self._at < len(body) and (self._depth or (not self.arguments and self._at == start)):
-            self._step(body[self._at])
+        while self._at < len(body) and (self._nesting.depth or (not self.arguments and self._at == start)):
+            self._nesting.take(body[self._at])
             self._at += 1
         piece = body[start : self._at]
         self.arguments += piece
@@ -56,16 +74,6 @@ class CallSoFar:
             return None
         self.name, self._at = body[len(before) : end], at
         return self.name
-
-    def _step(self, char: str) -> None:
-        if self._escaped:
-            self._escaped = False
-        elif self._in_string:
-            self._escaped, self._in_string = char == "\\", char != '"'
-        elif char == '"':
-            self._in_string = True
-        else:
-            self._depth += (char in "{[") - (char in "}]")
 
 
 def closed(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qwen2.tokenizer.messages import NAME, STRICT_JSON, ToolCall, check_object, members, skip_space
+from qwen2.tokenizer.pieces import Nesting
 
 FENCE = "```"
 FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
@@ -28,9 +29,7 @@ class PlainCalls:
     _text: str = ""
     _may_be: bool = True
     _at: int = 0  # how far brackets were counted
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
+    _nesting: Nesting = field(default_factory=Nesting)
     _openings: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,22 +60,15 @@ class PlainCalls:
     def _goes_on(self) -> bool:
         """Whether nothing follows its end but the fence's."""
         for char in self._text[self._at :]:
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string:
-                self._escaped, self._in_string = char == "\\", char != '"'
-            elif char == '"':
-                self._in_string = True
-            else:
-                self._depth += (char in "{[") - (char in "}]")
+            self._nesting.take(char)
             self._at += 1
-            if char in "}]" and self._depth <= 0 and not self._in_string:
+            if char in "}]" and self._nesting.depth <= 0 and not self._nesting.in_string:
                 break
         else:
             return True
         end = self._at
         self._at -= 1  # the last bracket is seen again with more behind it
-        self._depth += 1
+        self._nesting.depth += 1
         rest = self._text[end:].strip()
         return FENCE.startswith(rest) if self._text.lstrip().startswith(FENCE) else not rest
 
