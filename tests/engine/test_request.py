@@ -26,6 +26,7 @@ REFUSED = [
     ({"repetition_penalty": 0}, "repetition_penalty 0: must be between 0.01 and 100; 1 is off"),
     ({"repetition_penalty": math.inf}, "repetition_penalty inf: must be between 0.01 and 100; 1 is off"),
     ({"presence_penalty": 2.5}, "presence_penalty 2.5: must be between -2 and 2; 0 is off"),
+    ({"penalty_window": -2}, "penalty_window -2: must be -1 (all), or a whole number from 0 (none)"),
     ({"frequency_penalty": -3}, "frequency_penalty -3: must be between -2 and 2; 0 is off"),
     ({"frequency_penalty": "0"}, "frequency_penalty '0': must be between -2 and 2; 0 is off"),
     ({"logit_bias": {-1: 1.0}}, "logit_bias for token -1: must be given by token id, a whole number of at least 0"),

@@ -90,6 +90,9 @@ def test_same_distribution_as_transformers(values, seed, prompt):
 def slow_choice(row, prompt, answer, params):
     """The greedy token with every penalty, with lists and loops."""
     scores = row.tolist()
+    window = params["penalty_window"]
+    if window >= 0:
+        prompt, answer = prompt[len(prompt) - max(0, min(len(prompt), window - len(answer))) :], answer[max(0, len(answer) - window) :]
     for token in set(prompt) | set(answer):
         scores[token] = scores[token] / params["repetition_penalty"] if scores[token] > 0 else scores[token] * params["repetition_penalty"]
     for token in set(answer):
@@ -107,9 +110,11 @@ def slow_choice(row, prompt, answer, params):
     presence=st.sampled_from([-1.0, 0.0, 1.5]),
     frequency=st.sampled_from([-0.5, 0.0, 0.7]),
     bias=st.dictionaries(st.integers(0, 19), st.sampled_from([-3.0, 2.0]), max_size=3),
+    window=st.sampled_from([-1, -1, 0, 1, 3, 10, 64]),
 )
-def test_penalties_over_a_whole_answer_match_lists(seed, prompt, repetition, presence, frequency, bias):
+def test_penalties_over_a_whole_answer_match_lists(seed, prompt, repetition, presence, frequency, bias, window):
     params = {"repetition_penalty": repetition, "presence_penalty": presence, "frequency_penalty": frequency, "logit_bias": bias}
+    params["penalty_window"] = window
     sampler = sampler_of(prompt, vocab=20, temperature=0, **params)
     answer = []
     for step in range(12):

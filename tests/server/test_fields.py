@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,12 @@ def test_a_priority_reaches_the_engine(running: Running, monkeypatch: pytest.Mon
         seen.add(self.request.priority)
         return read(self, chunk)
 
+    refused = running.chat(max_tokens=1, priority=-7)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+    assert "--priorities" in refused.json()["error"]["message"]
+    assert running.chat(max_tokens=1, priority=0).status_code == 200
     monkeypatch.setattr(Asked, "read", watched)
+    monkeypatch.setattr(running.server, "settings", replace(running.server.settings, priorities=True))
     assert running.chat(max_tokens=1, priority=-7).status_code == 200
     assert running.post("/v1/completions", model=NAME, prompt=["a", "b"], max_tokens=1, priority=9).status_code == 200
     assert seen == {-7, 9}
@@ -194,3 +200,24 @@ def test_an_adapter_for_one_request_is_refused_by_name(running: Running, field: 
         assert "unknown field " in answer.text
         assert field in answer.text
     assert running.post("/v1/completions", model=f"{NAME}-mine", prompt="a").status_code == 404
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_k", "min_p", "presence_penalty", "seed", "max_tokens", "repetition_penalty"])
+def test_what_the_engine_refuses_is_named(running: Running, field: str) -> None:
+    error = running.chat(**{field: -(2**70)}).json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", field)
+
+
+def test_ollamas_window_of_penalties(running: Running, llm: LLM) -> None:
+    def text(**options: Any) -> str:
+        asked: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "stream": False}
+        answer = running.post("/api/chat", **asked, options={"temperature": 0, "num_predict": 24, "repeat_penalty": 5.0, **options})
+        found: str = answer.json()["message"]["content"]
+        return found
+
+    params = SamplingParams(temperature=0, max_tokens=24, repetition_penalty=5.0)
+    rights = [llm.chat(MESSAGES, replace(params, penalty_window=window)).text for window in (-1, 0, 4)]
+    assert [text(repeat_last_n=window) for window in (-1, 0, 4)] == rights
+    assert len(set(rights)) == 3
+    assert text() == rights[0]
+    assert llm.chat(MESSAGES, replace(params, repetition_penalty=1.0)).text == rights[1]

@@ -26,6 +26,15 @@ def test_the_answer_is_the_engines(openai_client: openai.OpenAI, llm: LLM) -> No
     assert answer.status == {"length": "incomplete", "stop": "completed"}[right.finish_reason]
     assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (right.usage.prompt_tokens, right.usage.completion_tokens)
+    assert (answer.temperature, answer.top_p) == (0, right.params.top_p)
+
+
+def test_what_was_not_said_is_reported_as_it_was_used(openai_client: openai.OpenAI, llm: LLM) -> None:
+    answer = openai_client.responses.create(
+        model=NAME, input="Hello", max_output_tokens=1, top_logprobs=0, text={"verbosity": "medium", "format": {"type": "text"}}
+    )
+    used = SamplingParams().resolve(llm.generation)
+    assert (answer.temperature, answer.top_p) == (used.temperature, used.top_p)
 
 
 def test_the_stream_makes_the_same(openai_client: openai.OpenAI) -> None:

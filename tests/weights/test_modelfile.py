@@ -54,7 +54,7 @@ def test_every_keyword() -> None:
         "seed": -7,
         "num_predict": -1,
         "use_mmap": True,
-        "repeat_last_n": -1.0,
+        "repeat_last_n": -1,
     }
     assert found.template == "{% for message in messages %}\n{{ message.content }}{% endfor %}"
     assert found.licence == ("MIT", "Two\nlines")

@@ -57,6 +57,7 @@ class Flags:
     max_queue: Annotated[int, _flag("Requests that run or wait, and answers, of all clients together; more are refused (429).")] = 256
     max_per_client: Annotated[int, _flag("Those of one client, by its address.")] = 64
     max_body_mb: Annotated[int, _flag("Megabytes (MiB) of a request; uploaded files may be larger.")] = 16
+    priorities: Annotated[bool, _flag("Let requests say their priority: smaller ones go first, whoever sends them.")] = False
     draft: Annotated[str | None, _flag("A smaller model that guesses for those of the same tokens: no text changes, most come sooner.")] = (
         None
     )
@@ -124,6 +125,7 @@ def settings_of(flags: Flags) -> Settings:
         cache_bytes=None if flags.cache_gb is None else int(flags.cache_gb * 1e9),
         threads=flags.threads,
         device=flags.device,
+        priorities=flags.priorities,
         draft=flags.draft,
         limits=Limits(body_bytes=flags.max_body_mb << 20, queue=flags.max_queue, per_client=flags.max_per_client),
     )

@@ -41,7 +41,8 @@ NEUTRAL = {  # keys of transformers' generate that change the answer unless they
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Sampling defaults of a checkpoint; temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off.
+    """Sampling defaults of a checkpoint; temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off,
+    and the penalties look at the last `penalty_window` tokens, or at all with -1.
 
     Raises ValueError for a number outside its range.
     """
@@ -58,6 +59,7 @@ class GenerationDefaults:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     context: int | None = None  # tokens of prompt and answer together
+    penalty_window: int = -1
 
     def __post_init__(self) -> None:
         in_range = {
@@ -72,6 +74,7 @@ class GenerationDefaults:
             "seed": self.seed is None or -(2**63) <= self.seed < 2**63,
             "stop": all(self.stop),
             "context": self.context is None or self.context > 0,
+            "penalty_window": self.penalty_window >= -1,
         }
         for name, fine in in_range.items():
             if not fine:

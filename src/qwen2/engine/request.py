@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 DEFAULTED = (  # what the model has a default for
     *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("seed", "stop", "max_tokens", "context"),
+    *("penalty_window", "seed", "stop", "max_tokens", "context"),
 )
 SHOWN_BITS = 200  # of a number in a message; longer ones are given by their size
 SHOWN_CHARACTERS = 80
@@ -76,6 +76,9 @@ class SamplingParams:
     repetition_penalty: float | None = field(default=None, metadata={"help": "1 is off; over prompt and answer, as transformers does."})
     presence_penalty: float | None = field(default=None, metadata={"help": "0 is off; over the answer only, as OpenAI's."})
     frequency_penalty: float | None = field(default=None, metadata={"help": "0 is off; over the answer only, times the count."})
+    penalty_window: int | None = field(
+        default=None, metadata={"help": "How many of the last tokens the penalties look at, 0 is none of them; -1 is all."}
+    )
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False, metadata={"help": "By token id, what is added to its logit."})
     seed: int | None = field(
         default=None, metadata={"help": "Left out, one is drawn, and the answer's params report it; sample i of n uses seed + i."}
@@ -125,6 +128,8 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), "between -2 and 2; 0 is off", -2, 2)
+        if self.penalty_window is not None:
+            _whole("penalty_window", self.penalty_window, "-1 (all), or a whole number from 0 (none)", -1)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias for token", token, "given by token id, a whole number of at least 0", 0)
             _number(f"logit_bias of token {shown(token)}", bias, "between -10000 and 10000", -10_000, 10_000)
@@ -187,6 +192,7 @@ class ResolvedParams(SamplingParams):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    penalty_window: int = -1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
 

@@ -13,6 +13,7 @@ log-probabilities, which are those of the model itself, before any of these (log
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -104,13 +105,23 @@ class Sampler:
 
 
 class History:
-    """Which tokens have been seen, and how often in the answer; a step costs as much as there are, not the vocabulary."""
+    """Which tokens have been seen, and how often in the answer; a step costs as much as there are, not the vocabulary.
+
+    Of a window: among its last tokens. What has left it keeps its place and is not penalised.
+    """
 
     def __init__(self, params: ResolvedParams, prompt: Sequence[int], vocab: int, device: torch.device) -> None:
         self.repetition, self.presence, self.frequency = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
         self.places = {token: place for place, token in enumerate(dict.fromkeys(t for t in prompt if t < vocab))}
         self.seen = torch.tensor(list(self.places), dtype=torch.long, device=device)  # (S,), prompt and answer
         self.counts = torch.zeros(len(self.places), device=device)  # (S,), answer only
+        self.window = params.penalty_window
+        self.recent: deque[tuple[int, bool]] = deque()  # (place, whether of the answer), of a window only
+        self.uses = torch.zeros_like(self.counts)  # (S,), how often each is among them
+        for token in prompt[max(0, len(prompt) - self.window) :] if self.window > 0 else ():
+            if token < vocab:
+                self.recent.append((self.places[token], False))
+                self.uses[self.places[token]] += 1
 
     def add(self, token: int) -> None:
         """A token of the answer."""
@@ -118,7 +129,16 @@ class History:
         if place == len(self.seen):
             self.seen = torch.cat([self.seen, self.seen.new_tensor([token])])
             self.counts = torch.cat([self.counts, self.counts.new_zeros(1)])
+            self.uses = torch.cat([self.uses, self.uses.new_zeros(1)])
         self.counts[place] += 1
+        if self.window < 0:
+            return
+        self.recent.append((place, True))
+        self.uses[place] += 1
+        while len(self.recent) > self.window:
+            left, answered = self.recent.popleft()
+            self.uses[left] -= 1
+            self.counts[left] -= int(answered)
 
     @contextmanager
     def penalised(self, row: Tensor) -> Iterator[None]:
@@ -126,6 +146,8 @@ class History:
         logits = before = row[self.seen]
         if self.repetition != 1:
             logits = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
+            if self.window >= 0:
+                logits = torch.where(self.uses > 0, logits, before)
         if self.presence != 0 or self.frequency != 0:
             logits = logits - self.presence * (self.counts > 0) - self.frequency * self.counts
         row.index_copy_(0, self.seen, logits)
@@ -137,7 +159,9 @@ def make_sampler(
     params: ResolvedParams, prompt: Sequence[int], vocab: int, device: torch.device, index: int = 0, matcher: Matcher | None = None
 ) -> Sampler:
     """Build the chain for sample `index` of a request; `vocab` is the tokenizer's size, the rows beyond it are padding."""
-    penalties = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    penalties = params.penalty_window != 0 and (
+        params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    )
     history = History(params, prompt, vocab, device) if penalties else None
     bias = None
     if params.logit_bias:

@@ -85,6 +85,9 @@ class Server:
             raise ApiError(400, "prompt_logprobs goes with stream: false", field="prompt_logprobs")
         if asked.n is not None and asked.n > limits.samples:
             raise ApiError(400, f"n is {asked.n}: this server writes at most {limits.samples} samples of one request", field="n")
+        if asked.priority and not self.settings.priorities:
+            told = "this server takes requests as they come, unless it is started with --priorities; leave it out"
+            raise ApiError(400, f"priority is {asked.priority}: {told}", field="priority")
         self.check_stops([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])
 
     def check_stops(self, stops: Sequence[str]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
+
+from qwen2.engine.request import SamplingParams
 
 Dialect = Literal["openai", "responses", "ollama", "anthropic"]
 TYPES = {
@@ -15,6 +19,8 @@ TYPES = {
     405: "invalid_request_error",
     413: "invalid_request_error",
 }
+FIRST = re.compile(r"(\w+)\b")
+NAMED = {one.name for one in fields(SamplingParams)} | {"messages", "tools", "tool_choice"}  # what an engine's words may begin with
 GONE = 499  # the client has gone, in the words of nginx
 TYPES |= {429: "rate_limit_error", GONE: "aborted"}
 
@@ -51,7 +57,8 @@ def of_engine(error: BaseException) -> ApiError:
         return error
     if isinstance(error, ValueError):
         code = "context_length_exceeded" if any(bound in str(error) for bound in ("the window is", "num_ctx is")) else None
-        return ApiError(400, str(error), code)
+        named = FIRST.match(str(error))
+        return ApiError(400, str(error), code, named[1] if named is not None and named[1] in NAMED else None)
     if isinstance(error, MemoryError):
         return ApiError(503, "there is not enough memory for this just now; ask again", retry_after=1)
     return ApiError(500, f"the model failed: {error}" if isinstance(error, ArithmeticError) else "the server failed; its log says why")

@@ -29,6 +29,7 @@ class Options(Body):
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    repeat_last_n: int | None = None  # that the three penalties look at
     seed: int | None = None
     stop: list[str] | str | None = None
     num_predict: int | None = None
@@ -50,7 +51,6 @@ class Options(Body):
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
-    repeat_last_n: int | None = None
     penalize_newline: bool | None = None
 
     def params(self, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
@@ -70,6 +70,7 @@ class Options(Body):
             repetition_penalty=self.repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
+            penalty_window=self.repeat_last_n,
             seed=self.seed,
             stop=self.stop,
             max_tokens=None if most is None or most < 0 else most,

@@ -102,6 +102,7 @@ class SchemaFormat(Body):
 
 class TextFormat(Body):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    verbosity: Literal["medium"] | None = None  # OpenAI's default, as clients send it
 
 
 class Reasoning(Body):
@@ -144,6 +145,7 @@ class Ask(Harmless):
     background: Off | None = None
     include: list[Literal["reasoning.encrypted_content"]] | None = None  # of which there is none
     reasoning: Reasoning | None = None  # no effect
+    top_logprobs: int | None = Field(default=None, ge=0, le=0)  # none, as it is where the field is left out
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
@@ -225,7 +227,9 @@ class Writer:
         """The object, with what was asked for beside what came of it."""
         body = self.body
         status = "in_progress" if output is None else "incomplete" if output.finish_reason == "length" else "completed"
-        asked = body.model_dump(include={"instructions", "temperature", "top_p", "max_output_tokens", "metadata", "user"})
+        asked = body.model_dump(include={"instructions", "max_output_tokens", "metadata", "user"})
+        used = self.answering.asked[0].request.params  # the model's own defaults where the request is silent
+        asked |= {"temperature": used.temperature, "top_p": used.top_p, "top_logprobs": 0}
         tools = [] if body.tools is None else [tool.model_dump() for tool in body.tools]
         head = {"id": f"resp_{self.key}", "object": "response", "created_at": self.created, "status": status, "error": None}
         head |= {"incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None, "model": self.answering.name}

@@ -46,6 +46,7 @@ class Settings:
     cache_bytes: int | None = None
     threads: int | None = None
     device: str = "cpu"
+    priorities: bool = False  # whether clients may say which requests go first
     draft: str | None = None  # name of a smaller model that guesses for those of the same tokens
     limits: Limits = Limits()
 

@@ -18,6 +18,7 @@ SAMPLING = {  # llama.cpp's keys, ours, and what the value is
     "general.sampling.top_p": ("top_p", float),
     "general.sampling.min_p": ("min_p", float),
     "general.sampling.penalty_repeat": ("repetition_penalty", float),
+    "general.sampling.penalty_last_n": ("penalty_window", int),
 }
 
 

@@ -27,6 +27,7 @@ FIELDS: dict[str, tuple[str, type, str]] = {  # Ollama's name: ours, what a valu
     "repeat_penalty": ("repetition_penalty", float, "from 0.01 to 100; 1 is off"),
     "presence_penalty": ("presence_penalty", float, "from -2 to 2; 0 is off"),
     "frequency_penalty": ("frequency_penalty", float, "from -2 to 2; 0 is off"),
+    "repeat_last_n": ("penalty_window", int, "a whole number of tokens, 0 (none) or -1 (all)"),
     "seed": ("seed", int, "a whole number of 64 bits"),
     "stop": ("stop", tuple, "a text of at least one character; several lines for several"),
     "num_predict": ("max_tokens", int, "a number of tokens, or -1 for as many as the window has room for"),
@@ -37,7 +38,6 @@ OFF: dict[str, float | int | bool] = {  # transforms that there are not here, an
     "tfs_z": 1.0,
     "typical_p": 1.0,
     "mirostat": 0,
-    "repeat_last_n": -1,
 }
 MACHINE = {  # where and how it is computed, what is kept of a prompt that is cut, and the numbers of what is off: no effect on an answer
     **dict.fromkeys(("num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep"), int),
