@@ -3,9 +3,9 @@
 A long prompt never stops the answers already running for longer than one chunk, which is shorter while there are any. Who is
 admitted: the most important first (a smaller `priority`), of equals whoever came first, as long as a batch has a place and the
 cache room for the prompt. A prompt with several samples takes one place; when it was read the others take those that are free, or
-wait for theirs like any answer, so that nobody waits for many places at once. Of the prompts being read the one that lacks least goes first, so that a short one does not
-wait for a long one; the oldest always has a quarter of the chunk. A prompt whose beginning another is just reading waits for it and
-shares it.
+wait for theirs like any answer, so that nobody waits for many places at once. Of the prompts being read the one that lacks least
+goes first, so that a short one does not wait for a long one; the oldest always has a quarter of the chunk. A prompt whose beginning
+another is just reading waits for it and shares it.
 
 When all blocks of the cache are in use the least important answer gives way, of equals the one that came last: its blocks are freed,
 and later it reads what it had, with the same bits.
