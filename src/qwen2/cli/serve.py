@@ -86,7 +86,7 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     app = create_app(settings)
     config = uvicorn.Config(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS + LAST_SECONDS, **quiet)
-    server = Ending(config, app.state.server.models, STOP_SECONDS)
+    server = Ending(config, app.state.server.models, app.state.server.works, STOP_SECONDS)
     with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended by one
         server.run()
     if not server.started:

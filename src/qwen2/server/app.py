@@ -32,6 +32,7 @@ from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
 from qwen2.server.page import add_page
+from qwen2.server.progress import Works
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams, check_whole, room
 from qwen2.weights.blobs import Blobs
@@ -72,6 +73,7 @@ class Server:
         self.models = Models(store, load, settings.keep_alive, settings.max_loaded, partial(free_memory, settings.device))
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
+        self.works = Works()
         self.streams: Streams
         self.answers = 0  # that are written or wait: a request may ask for many
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
@@ -211,6 +213,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         await asyncio.to_thread(Blobs(store.home).sweep)
         working = [asyncio.ensure_future(server.models.expire()), asyncio.ensure_future(server.readiness.warm())]
         yield
+        server.works.end()
         for one in working:
             one.cancel()
         for name in list(server.models.loaded):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, cast
 from weakref import WeakSet
 
 from qwen2.server.errors import ApiError
+from qwen2.server.threads import apart
 from qwen2.weights.registry import ENTRIES, by_repository
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Models:
         try:
             start = time.monotonic()
             try:
-                llm, hold = await (asyncio.to_thread(self._load, full) if alike is None else asyncio.to_thread(self._beside, alike, stored))
+                llm, hold = await apart(lambda: self._load(full) if alike is None else self._beside(alike, stored))
             except (ValueError, OSError, RuntimeError) as error:  # it names files, which are no client's to know
                 log.error("%s cannot be loaded: %s", full, error)
                 raise ApiError(500, f"{full} cannot be loaded; the server's log says why", "model_not_loaded", "model") from None

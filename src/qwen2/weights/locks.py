@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # a store shared for reading
+LOOK_SECONDS = 0.25  # between two looks at whether a wait goes on
 TRIES = 100  # before it is believed that a folder cannot be made
 
 
@@ -50,6 +51,18 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def acquire(lock: FileLock, on_wait: Callable[[], None] | None = None) -> None:
+    """Wait for a lock. `on_wait` is called when the wait begins and from then on every moment; what it raises ends the wait."""
+    while True:
+        if on_wait is not None:
+            on_wait()
+        try:
+            lock.acquire(timeout=LOOK_SECONDS)
+            return
+        except Timeout:
+            continue
 
 
 class Hold:
