@@ -123,7 +123,8 @@ def test_the_end_can_be_moved(stopped: Path, shards: Path, capsys: pytest.Captur
     """It falls from the peak in the steps that are left; what changed stands in the metrics; the run remembers its new end."""
     resume = ["pretrain", str(shards), "--out", str(stopped), "--resume"]
     assert main([*resume, "--steps", "8"]) == 0
-    said = "the run was to end after 2,000 steps and ends after 8: warm-up 0, the rate falls in the last 2"
+    said = "the run was to end after 2,000 steps and ends after 8: "
+    said += "the rate rises in the first 0 instead of 60 and falls in the last 2"
     assert said in capsys.readouterr().err
     lines = read_lines(stopped / "metrics.jsonl")
     assert [(line["step"], line["text"]) for line in lines if "event" in line] == [(4, said)]

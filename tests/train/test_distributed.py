@@ -57,13 +57,14 @@ def line(root: Path, run: str, *more: str) -> list[str]:
     return [*words, *steps, *ALIKE, *more]
 
 
-def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """Run command lines on two processes."""
+def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str, seconds: float = 0.1) -> subprocess.CompletedProcess[str]:
+    """Run command lines on two processes, which torchrun looks after every so many seconds, and ends when it misses one."""
     file.write_text(json.dumps(lines))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+    words += ["--monitor-interval", str(seconds)]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     return subprocess.run(
         [sys.executable, *words, str(SCRIPT), str(file), *more], env=surroundings, capture_output=True, text=True, timeout=300, check=False
@@ -106,7 +107,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def killed(alone: Path) -> subprocess.CompletedProcess[str]:
     """A run of two whose second process is killed before its fourth step."""
-    return torchrun([line(alone, "mixture-killed", "--expert-parallel", "2")], alone / "killed.json", "3")
+    return torchrun([line(alone, "mixture-killed", "--expert-parallel", "2")], alone / "killed.json", "3", seconds=5)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ class Flags:
     cache_bits: Annotated[Literal[16, 8], _flag("Bits of the keys and values.")] = 16
     cache_gb: Annotated[
         float | None,
-        _flag("Memory for keys and values of one model; left out, a window for each answer as they grow, 1 GiB of ended ones."),
+        _flag("Memory for keys and values of one model; left out, at most half of what is free then, one window at least."),
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _flag("cpu, cuda or cuda:N.")] = "cpu"
@@ -86,7 +86,7 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     app = create_app(settings)
     config = uvicorn.Config(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS + LAST_SECONDS, **quiet)
-    server = Ending(config, app.state.server.models, STOP_SECONDS)
+    server = Ending(config, app.state.server.models, app.state.server.works, STOP_SECONDS)
     with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended by one
         server.run()
     if not server.started:

@@ -46,8 +46,10 @@ class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
-    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py). `home` is
-    the folder of the store in which a name is looked for.
+    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py); left out,
+    half of what the machine has free beside the weights bounds them (`free_bytes` says otherwise), one window is always allowed, and
+    `llm.engine.cache_limit_bytes` tells. What a text is does not depend on it. `home` is the folder of the store in which a name is
+    looked for.
     `draft` is a smaller model of the same tokens that guesses what comes, so that no text changes and most come sooner (draft.py).
     """
 
@@ -66,6 +68,7 @@ class LLM:
         guesses: int = MOST,
         home: Path | None = None,
         draft: str | Path | Model | None = None,
+        free_bytes: int | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -93,6 +96,7 @@ class LLM:
             keep_bytes=keep_bytes,
             guesses=guesses,
             draft=self.draft,
+            free_bytes=free_bytes,
         )
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
         self.asker = 0  # which of the models on this engine it is

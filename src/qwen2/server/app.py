@@ -21,15 +21,18 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from qwen2 import __version__
+from qwen2.engine.memory import free_memory
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.errors import FAILURES, GONE, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.health import Readiness, health
+from qwen2.server.loading import Loader
 from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
 from qwen2.server.page import add_page
+from qwen2.server.progress import Works
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams, check_whole, room
 from qwen2.weights.blobs import Blobs
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from qwen2.server.openai_schema import Sampling
 
 log = logging.getLogger("qwen2.server")
-KEPT = 1 << 30  # bytes of ended texts, which many clients come back to
 
 
 class Embedded(NamedTuple):
@@ -68,9 +70,10 @@ class Server:
 
     def __init__(self, settings: Settings, store: Store, load: Load) -> None:
         self.settings = settings
-        self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
+        self.models = Models(store, load, settings.keep_alive, settings.max_loaded, partial(free_memory, settings.device))
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
+        self.works = Works()
         self.streams: Streams
         self.answers = 0  # that are written or wait: a request may ask for many
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
@@ -202,7 +205,7 @@ class Server:
 def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:
     """The server as an ASGI application."""
     store = Store() if store is None else store
-    server = Server(settings, store, loader(settings, store) if load is None else load)
+    server = Server(settings, store, Loader(settings, store) if load is None else load)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -210,6 +213,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         await asyncio.to_thread(Blobs(store.home).sweep)
         working = [asyncio.ensure_future(server.models.expire()), asyncio.ensure_future(server.readiness.warm())]
         yield
+        server.works.end()
         for one in working:
             one.cancel()
         for name in list(server.models.loaded):
@@ -232,28 +236,6 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     app.add_middleware(Guard, settings=settings)
     app.openapi = cache(partial(document, app, settings.api_key is not None))  # type: ignore[method-assign]
     return app
-
-
-def loader(settings: Settings, store: Store) -> Load:
-    """How a model of the store is loaded. One that the draft cannot guess for is served without, and the log says so."""
-
-    def load(name: str) -> tuple[LLM, object]:
-        from qwen2.engine.llm import LLM
-        from qwen2.weights.model import load as load_model
-
-        values: dict[str, Any] = {"device": settings.device, "threads": settings.threads, "cache_bits": settings.cache_bits}
-        values |= {"context": settings.context, "max_batch": settings.max_batch, "cache_bytes": settings.cache_bytes}
-        values["keep_bytes"] = KEPT if settings.cache_bytes is None else settings.cache_bytes
-        model = load_model(name, device=settings.device, home=store.home, packed=True)
-        draft = None
-        if settings.draft is not None and store.get(settings.draft).name != name:
-            draft = load_model(settings.draft, device=settings.device, home=store.home, packed=True)
-            if not model.tokenizer.same_tokens(draft.tokenizer) or draft.network.weight_bytes() >= model.network.weight_bytes():
-                log.warning("%s is not smaller than %s or has other tokens: served without it", settings.draft, name)
-                draft = None
-        return LLM(model, draft=draft, **values), (model.hold, None if draft is None else draft.hold)
-
-    return load
 
 
 async def metrics(request: Request) -> Response:

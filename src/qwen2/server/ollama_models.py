@@ -19,7 +19,7 @@ from qwen2.engine.about import about
 from qwen2.server.errors import ApiError
 from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
 from qwen2.server.openai import server_of
-from qwen2.server.progress import respond, told
+from qwen2.server.progress import respond, without
 from qwen2.weights.modelfile import Modelfile, spelled
 from qwen2.weights.parameters import shown_parameters
 from qwen2.weights.registry import ENTRIES, by_repository
@@ -91,14 +91,14 @@ async def running(request: Request) -> Json:
     found = []
     for one in list(server.models.loaded.values()):
         llm, shares = one.llm, server.models.sharing(one)  # whose memory is this one's too
-        cache = llm.engine.cache
-        size = llm.model.network.weight_bytes() + cache.nbytes
+        cache = llm.engine.cache_bytes
+        size = llm.engine.weight_bytes + cache  # the draft's too
         on_gpu = llm.model.device.type != "cpu"
         expires = None if one.expires is None else datetime.fromtimestamp(one.expires_at(), timezone.utc).isoformat()
         found.append(
             await asyncio.to_thread(_listed, one.stored)
             | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": about(llm).window}
-            | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
+            | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache, "load_seconds": round(one.seconds, 3)}
             | {"shares": shares}
         )
     return {"models": found}
@@ -174,9 +174,14 @@ def _lines(parameters: Mapping[str, Value]) -> list[str]:
 @router.post("/copy")
 async def copy(body: Copy, request: Request) -> Response:
     """A second name; no bytes are copied."""
-    models = server_of(request).models
-    full = models.full_name(body.source)
-    await asyncio.to_thread(models.store.copy, full, body.destination)
+    server = server_of(request)
+    full, store = server.models.full_name(body.source), server.models.store
+    own = str(store.own_name(body.destination))
+    copying = server.works.told("copied", own, lambda watch: store.copy(full, own, watch), lambda progress: {"status": progress.note})
+    try:
+        await respond(request, copying, stream=False)
+    except ApiError as error:
+        raise ApiError(error.status, without(error.message, str(store.home))) from None
     return Response(status_code=200)
 
 
@@ -203,7 +208,7 @@ async def pull(body: Pull, request: Request) -> Response:
     """Fetch a model, with progress."""
     name = body.target
     known = name in ENTRIES or ("/" in name and by_repository(name) is not None)
-    return await respond(pulling(server_of(request), name), body.stream, 503 if known else 404)
+    return await respond(request, pulling(server_of(request), name), body.stream, 503 if known else 404)
 
 
 async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:
@@ -215,6 +220,6 @@ async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:
         return {"status": f"pulling {name}", "digest": name, "total": progress.total, "completed": progress.done}
 
     yield {"status": "pulling manifest"}
-    async with aclosing(told(lambda watch: server.models.store.pull(name, watch), line)) as lines:
+    async with aclosing(server.works.told("pulled", name, lambda watch: server.models.store.pull(name, watch), line)) as lines:
         async for one in lines:
             yield one

@@ -19,7 +19,7 @@ FREE = frozenset(
 ROUNDED = "numbers are rounded otherwise from here on, so bits differ from those of an unchanged run"
 SAID = {
     "lr": "numbers differ from those of an unchanged run from here on",
-    "micro_batch": f"{ROUNDED}; a mixture's experts are balanced over other tokens",
+    "micro_batch": f"{ROUNDED}; of a mixture, experts are balanced over other tokens",
     "recompute": ROUNDED,
 }
 MISSING = "not there"
@@ -78,8 +78,10 @@ def changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
         if name in ours and ours[name] != theirs.get(name)
     ]
     if ours.get("steps") != theirs.get("steps"):
-        falls = f", the rate falls in the last {falling(ours):,}" if ours["schedule"] == "wsd" else ""
+        falls = f" and falls in the last {falling(ours):,}" if ours["schedule"] == "wsd" else ""
+        before = "" if rising(ours) == rising(theirs) else f" instead of {rising(theirs):,}"
         lines.append(
-            f"the run was to end after {theirs['steps']:,} steps and ends after {ours['steps']:,}: warm-up {rising(ours):,}{falls}"
+            f"the run was to end after {theirs['steps']:,} steps and ends after {ours['steps']:,}: "
+            f"the rate rises in the first {rising(ours):,}{before}{falls}"
         )
     return lines
