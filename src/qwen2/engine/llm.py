@@ -29,6 +29,7 @@ from qwen2.engine.logprobs import TextLogprobs, not_finite
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Continuation, Output, Request, SamplingParams, shown
 from qwen2.engine.speculative import MOST
+from qwen2.tokenizer import PlainCalls
 from qwen2.weights.model import Model, load
 
 if TYPE_CHECKING:
@@ -171,8 +172,14 @@ class LLM:
         stop = self.generation.stop if params.stop is None else params.stop
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
-        plain = [function["name"] for tool in tools if not (function := tool["function"]).get("strict")] if is_free else []
-        parsers = [self.template.parser(in_pieces and held is not None, plain, not choice.parallel) for _ in range(request.params.n)]
+        functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+        fits = None if request.form is None else calls.fits(functions, request.form, cast("str", self.template.calls))
+        parsers = [
+            self.template.parser(
+                in_pieces and held is not None, PlainCalls(list(functions), not choice.parallel, fits) if is_free else None
+            )
+            for _ in range(request.params.n)
+        ]
         return Asked(request, parsers, only_calls=in_pieces and choice.forced)
 
     def render(

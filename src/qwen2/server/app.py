@@ -91,7 +91,7 @@ class Server:
         if asked.priority and not self.settings.priorities:
             told = "this server takes requests as they come, unless it is started with --priorities; leave it out"
             raise ApiError(400, f"priority is {asked.priority}: {told}", field="priority")
-        self.check_stops([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])
+        self.check_stops(asked.stops)
 
     def check_stops(self, stops: Sequence[str]) -> None:
         """Few and short enough to be looked for at every token."""
