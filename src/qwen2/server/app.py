@@ -33,6 +33,7 @@ from qwen2.server.page import add_page
 from qwen2.server.progress import Works
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams, check_whole, room
+from qwen2.server.trials import Trials
 from qwen2.weights.blobs import Blobs
 from qwen2.weights.store import Store
 
@@ -72,7 +73,7 @@ class Server:
         self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
-        self.works = Works()
+        self.works, self.trials = Works(), Trials()
         self.streams: Streams
         self.answers = 0  # that are written or wait: a request may ask for many
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
@@ -144,7 +145,7 @@ class Server:
             start = time.perf_counter()
             llm = await held.enter_async_context(self.model(request, full, keep_alive, answers))
             loaded = time.perf_counter()
-            asked = await asyncio.to_thread(ask, llm)
+            asked = await self.trials.ask(request, llm, ask)
             return Answering(full, llm, asked, self.streams, self.metrics, held.pop_all(), start, loaded - start)
         raise AssertionError("the stack swallows nothing")
 
