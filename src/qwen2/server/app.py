@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -23,6 +23,7 @@ from starlette.routing import Match
 from qwen2 import __version__
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
+from qwen2.server.characters import whole_characters
 from qwen2.server.errors import FAILURES, GONE, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.health import Readiness, health
@@ -219,7 +220,8 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         for name in list(server.models.loaded):
             server.models.unload(name)
 
-    app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    whole = [Depends(whole_characters)]
+    app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None, dependencies=whole)
     app.state.server = server
     for dialect in (openai, completions, responses, anthropic, ollama, ollama_models, ollama_create, native):
         app.include_router(dialect.router)
@@ -233,7 +235,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         (HTTPException, on_http_error),
     ):
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, responses=server.metrics.responses)
     app.openapi = cache(partial(document, app, settings.api_key is not None))  # type: ignore[method-assign]
     return app
 
