@@ -108,6 +108,8 @@ async def create(body: Create, request: Request) -> Response:
     target = str(server.models.store.own_name(body.target))
     if not files and server.models.store.is_path(modelfile.source):
         raise ApiError(400, f"from {modelfile.source!r} is no model's name; files of yours are uploaded, POST /api/blobs", field="from")
+    stops = modelfile.parameters.get("stop", ())
+    server.check_stops([str(stop) for stop in stops] if isinstance(stops, tuple) else [str(stops)])  # each request will look for them
     mix = None if body.quantize is None else mix_named(body.quantize)
     return await respond(request, creating(server, target, modelfile, files, mix), body.stream)
 

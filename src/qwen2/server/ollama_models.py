@@ -33,13 +33,20 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/api")
 log = logging.getLogger("qwen2.server")
 Json = dict[str, Any]
+OLLAMA = "0.12.11"  # whose API is kept to: the newest whose documented fields are known here; clients refuse servers that are too old
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 @router.get("/version")
 async def version() -> Json:
-    """Ours."""
-    return {"version": __version__}
+    """Ollama's, whose API this is, since clients look whether it is new enough for them; and ours."""
+    return {"version": OLLAMA, "qwen2": __version__}
+
+
+@router.head("/version", include_in_schema=False)
+async def has_version() -> Response:
+    """Clients look whether somebody is there."""
+    return Response()
 
 
 @router.get("/tags")
