@@ -238,12 +238,14 @@ def loader(settings: Settings, store: Store) -> Load:
     """How a model of the store is loaded. One that the draft cannot guess for is served without, and the log says so."""
 
     def load(name: str) -> tuple[LLM, object]:
+        from qwen2 import kernels
         from qwen2.engine.llm import LLM
         from qwen2.weights.model import load as load_model
 
         values: dict[str, Any] = {"device": settings.device, "threads": settings.threads, "cache_bits": settings.cache_bits}
         values |= {"context": settings.context, "max_batch": settings.max_batch, "cache_bytes": settings.cache_bytes}
         values["keep_bytes"] = KEPT if settings.cache_bytes is None else settings.cache_bytes
+        kernels.select_isa(settings.isa)
         model = load_model(name, device=settings.device, home=store.home, packed=True)
         draft = None
         if settings.draft is not None and store.get(settings.draft).name != name:
