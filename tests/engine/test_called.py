@@ -153,7 +153,9 @@ def test_what_cannot_be_held_is_refused_and_names_the_tool(make_llm, styled, mon
         return str(caught.value)
 
     assert refused(properties={"a": {"type": "strange"}}) == "tool 'odd': its parameters: Invalid type: strange"
-    assert "tool 'odd': its parameters: " in refused(properties={"a": {"pattern": "(?=a)"}})
+    ahead = {"name": "odd", "strict": True, "parameters": {"properties": {"a": {"pattern": "(?=a)"}}}}
+    with pytest.raises(ValueError, match=r"tool 'odd': its parameters: .*look-ahead"):
+        llm.chat(MESSAGES, GREEDY, [{"type": "function", "function": ahead}])
     slow = {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}
     assert refused(properties={"a": slow}) == "tool 'odd': its parameters: not compiled within 1 s; make it simpler"
     assert refused(required=["a"], properties={"a": False}).startswith("tool 'odd': its parameters: Unsatisfiable schema")
@@ -174,6 +176,59 @@ def test_strict_is_not_for_the_model_to_read(llm):
     plain, strict = (llm.template.render(MESSAGES, tools=tools).text for tools in (TOOLS, STRICT))
     assert plain == strict
     assert "weather" in plain
+
+
+PLAIN = [  # arguments in plain JSON, and whether they are those of a strict tool
+    ("sum", '{"of": [1, 2.5]}', True),
+    ("sum", '{\n    "of":   [ ]\n}', True),
+    ("sum", "{}", True),
+    ("sum", '{"of": [1, 2, 3, 4]}', False),
+    ("sum", '{"of": ["1"]}', False),
+    ("sum", '{"of": [1], "more": 2}', False),
+    ("two", '{"b": "x", "a": {"d": [{"f": 1, "e": "\u00e9"}], "c": true}}', True),
+    ("two", '{"a": {"c": true, "d": []}, "b": "x</tool_call>"}', True),
+    ("two", '{"b": "x", "a": {"d": [{"f": 1, "e": 2}], "c": true}}', False),
+    ("two", '{"b": "x"}', False),
+]
+TWO = {
+    "type": "object",
+    "properties": {
+        "a": {
+            "type": "object",
+            "properties": {
+                "c": {"type": "boolean"},
+                "d": {"type": "array", "items": {"type": "object", "properties": {"e": {"type": "string"}, "f": {"type": "integer"}}}},
+            },
+            "required": ["c", "d"],
+        },
+        "b": {"type": "string"},
+    },
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("choice", [ToolChoice(), ToolChoice(parallel=False)], ids=["many", "one"])
+def test_plain_json_is_a_call_of_a_strict_tool_where_its_schema_holds(make_llm, styled, choice):
+    two = {"type": "function", "function": {"name": "two", "parameters": TWO, "strict": True}}
+    loose = {"type": "function", "function": {"name": "loose", "parameters": SUMS}}
+    llm = make_llm(styled)
+
+    def read(text):
+        (parser,) = llm.ask(MESSAGES, GREEDY, [*STRICT, two, loose], choice, in_pieces=True).parsers
+        return fold([*parser.push(text), *parser.flush()])
+
+    for name, arguments, holds in [*PLAIN, ("loose", '{"of": "anything"}', True)]:
+        schema = {**SCHEMAS, "two": TWO, "loose": {}}[name]
+        assert Draft202012Validator(schema).is_valid(json.loads(arguments)) == holds, "the table is right"
+        body = f'{{"name": "{name}", "arguments": {arguments}}}'
+        for text in (body, f"```json\n{body}\n```"):
+            message = read(text)
+            assert [(call.name, call.arguments) for call in message.tool_calls] == ([(name, arguments)] if holds else [])
+            assert message.content == ("" if holds else text)
+    good, bad = (f'{{"name": "sum", "arguments": {{"of": {of}}}}}' for of in ("[1]", '"1"'))
+    assert len(read(f"[{good}, {good}]").tool_calls) == (2 if choice.parallel else 0)
+    assert not read(f"[{good}, {bad}]").tool_calls
 
 
 QUESTIONS = [
@@ -232,7 +287,7 @@ def test_the_real_models_calls_are_valid(coder):
 
 @pytest.mark.xdist_group("real model")
 def test_calls_that_the_real_model_fences_are_calls(coder):
-    """What it writes when tools are offered and nothing holds it; streamed and whole alike. Strict tools are not called so."""
+    """What it writes when tools are offered and nothing holds it; streamed and whole alike; of strict tools too."""
     llm = LLM(coder)
     tool = {"type": "function", "function": {"name": "forecast", "description": "The weather of a place", "parameters": FORECAST}}
     asked = [{"role": "user", "content": "What will the weather be in Rome in 3 days, in celsius?"}]
@@ -244,7 +299,7 @@ def test_calls_that_the_real_model_fences_are_calls(coder):
     assert not any(delta.content for piece in pieces for delta in piece.deltas)
     assert llm.chat(asked, replace(GREEDY, max_tokens=160), [tool]).tool_calls == (call,)
     strict = {"type": "function", "function": {**tool["function"], "strict": True}}
-    output = llm.chat(asked, replace(GREEDY, max_tokens=160), [strict])
-    assert (output.finish_reason, output.content, output.tool_calls) == ("stop", last.output.text, ())
+    for choice in (ToolChoice(), ToolChoice(parallel=False)):
+        assert llm.chat(asked, replace(GREEDY, max_tokens=160), [strict], choice).tool_calls == (call,)
     cut = llm.chat(asked, replace(GREEDY, max_tokens=12), [tool])
     assert (cut.finish_reason, cut.content, cut.tool_calls) == ("length", cut.text, ())

@@ -97,9 +97,13 @@ def test_a_history_of_several_spans(tmp_path: Path, isa: str, cache_bits: int):
 
 
 def test_forks_share_full_blocks_and_go_their_own_ways(path: Path):
-    llm = LLM(path, threads=1)
+    llm, few = LLM(path, threads=1), LLM(path, threads=1, max_batch=2)
     ids = prompts()[5]  # a full block, which the samples share, and a part of one, which they copy
-    samples = llm.generate([ids], SamplingParams(temperature=1.0, seed=1, n=4, max_tokens=28, ignore_eos=True))[0]
+    params = SamplingParams(temperature=1.0, seed=1, n=4, max_tokens=28, ignore_eos=True, logprobs=3)
+    samples, one_by_one = (each.generate([ids], params)[0] for each in (llm, few))  # there most wait for a place, and read its end again
+    for ours, theirs in zip(one_by_one.choices, samples.choices, strict=True):
+        assert (ours.token_ids, ours.logprobs) == (theirs.token_ids, theirs.logprobs)
+    few.engine.check()
     assert len({samples.token_ids, *(other.token_ids for other in samples.others)}) == 4
     for index, output in enumerate((samples, *samples.others)):
         params = SamplingParams(temperature=1.0, seed=1 + index, max_tokens=28, ignore_eos=True)

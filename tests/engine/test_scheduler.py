@@ -134,6 +134,26 @@ def test_prompts_with_one_beginning_read_it_once(make_llm, model, monkeypatch):
     llm.engine.check()
 
 
+@pytest.mark.parametrize("n", [4, 16])
+def test_nobody_waits_for_many_samples_to_find_places_together(make_llm, model, monkeypatch, n):
+    llm = make_llm(model, max_batch=4)
+    steps = watch(llm, monkeypatch)
+    many = replace(WARM, n=n, max_tokens=2, logprobs=2)
+    alone = make_llm(model, max_batch=32).generate([[1, 2, 3]], many)[0]
+    with llm.engine.lock:
+        (long,) = submit(llm, [[5, 6]], replace(GREEDY, max_tokens=100))
+        (wide,) = submit(llm, [[1, 2, 3]], many)
+        (short,) = submit(llm, [[7]], replace(GREEDY, max_tokens=2))
+    llm.engine.settle()
+    last = {request: max(i for i, step in enumerate(steps) if request.id in {entry[0] for entry in step}) for request in (long, short)}
+    assert last[short] < 3 * n < last[long]
+    assert max(len(step) for step in steps) == 4  # and never more at once than a batch has places
+    outputs = {chunk.index: chunk.output for chunk in wide.outbox if chunk.output is not None}
+    assert [outputs[i].token_ids for i in range(n)] == [choice.token_ids for choice in alone.choices]
+    assert list(tokens(long)) == slow_greedy(model, long.prompt, 100)
+    llm.engine.check()
+
+
 # --- giving way
 
 

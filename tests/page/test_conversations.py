@@ -153,6 +153,7 @@ BAD = {
     ),
     "ring": (json.dumps(good(nodes=RING)), "Conversation 1: its messages follow each other in a ring."),
     "sampling": (json.dumps(good(sampling={"top_p": 7})), "Conversation 1: top_p is 7: from 0.01 to 1."),
+    "stop": (json.dumps(good(sampling={"stop": ["a", ""]})), 'Conversation 1: stop is ["a",""]: a list of texts.'),
     "unknown": (json.dumps(good(sampling={"tempo": 1})), "Conversation 1: tempo is no sampling setting."),
 }
 
@@ -241,6 +242,31 @@ def test_settings_belong_to_the_conversation(chat: Chat, system: str) -> None:
     new_chat(chat)
     chat.ask("Plain")
     assert chat.served.llm.asked[-1].request.params.max_tokens != 5
+
+
+def test_penalties_and_texts_that_end_an_answer(chat: Chat) -> None:
+    chat.served.script["Count"] = 'One, two \\ "three"\nfour, five'
+    chat.page.get_by_role("button", name="Settings of this conversation").click()
+    dialog = chat.dialog("This conversation")
+    dialog.get_by_label("Presence penalty").fill("0.5")
+    dialog.get_by_label("Frequency penalty").fill("-2.5")
+    dialog.get_by_label("Stop at").fill("\\nfour\n\nnever \\\\ said\n")
+    dialog.get_by_role("button", name="Done").click()
+    expect(dialog).to_contain_text("From -2 to 2")
+    dialog.get_by_label("Frequency penalty").fill("-1")
+    dialog.get_by_role("button", name="Done").click()
+    expect(dialog).to_be_hidden()
+    chat.ask("Count", "three")
+    expect(chat.answer).not_to_contain_text("four")
+    params = chat.served.llm.asked[-1].request.params
+    assert (params.presence_penalty, params.frequency_penalty, params.stop[:2]) == (0.5, -1, ("\nfour", "never \\ said"))
+    chat.page.reload()
+    chat.page.get_by_role("button", name="Settings of this conversation").click()
+    expect(dialog.get_by_label("Stop at")).to_have_value("\\nfour\nnever \\\\ said")
+    chat.picture("stops")
+    dialog.get_by_label("Stop at").fill("\n".join("x" * 17))
+    dialog.get_by_role("button", name="Done").click()
+    expect(dialog).to_contain_text("At most 16 of them")
 
 
 def test_settings_for_new_chats(chat: Chat) -> None:

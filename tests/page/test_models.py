@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.resources import files
 
@@ -13,6 +14,11 @@ from qwen2.weights.registry import ENTRIES
 from tests.page.conftest import Chat, Served
 
 KNOWN = json.loads((files("qwen2.server") / "web" / "models.json").read_text())
+
+
+def named(model: str) -> re.Pattern[str]:
+    """The button that chooses a model, whose name begins with the model's; others begin with what they do."""
+    return re.compile(f"^{model}")
 
 
 def test_the_list_of_known_models_is_true() -> None:
@@ -27,19 +33,68 @@ def test_choose_a_model(tab: Callable[..., Chat], serve: Callable[..., Served]) 
     chat.ask("Hello")
     chat.page.get_by_role("button", name="Model: tiny:one. Change it").click()
     dialog = chat.dialog("Models")
-    expect(dialog.get_by_role("button", name="tiny:one")).to_have_attribute("aria-pressed", "true")
-    expect(dialog.get_by_role("button", name="tiny:one")).to_contain_text("4,096 tokens of context")
-    expect(dialog.get_by_role("button", name="tiny:one")).to_contain_text("in memory")
-    expect(dialog.get_by_role("button", name="tiny:two")).not_to_contain_text("in memory")
+    expect(dialog.get_by_role("button", name=named("tiny:one"))).to_have_attribute("aria-pressed", "true")
+    expect(dialog.get_by_role("button", name=named("tiny:one"))).to_contain_text("4,096 tokens of context")
+    expect(dialog.get_by_role("button", name=named("tiny:one"))).to_contain_text("in memory")
+    expect(dialog.get_by_role("button", name=named("tiny:two"))).not_to_contain_text("in memory")
     chat.picture("picker")
     dialog.get_by_label("Find or name a model").fill("two")
-    expect(dialog.get_by_role("button", name="tiny:one")).to_have_count(0)
-    dialog.get_by_role("button", name="tiny:two").click()
+    expect(dialog.get_by_role("button", name=named("tiny:one"))).to_have_count(0)
+    dialog.get_by_role("button", name=named("tiny:two")).click()
     expect(dialog).to_be_hidden()
     chat.ask("Hello again")
     expect(chat.messages.nth(3).locator("h2")).to_have_text("tiny:two")
     chat.page.get_by_role("button", name="New chat").click()
     expect(chat.page.locator("#model-name")).to_have_text("tiny:two")
+
+
+def test_a_model_is_unloaded_and_deleted(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
+    served = serve(models=("tiny:one", "tiny:two"))
+    chat = tab(served)
+    chat.ask("Hello")
+    chat.page.locator("#open-picker").click()
+    dialog = chat.dialog("Models")
+    expect(dialog.get_by_role("button", name="Unload tiny:two")).to_have_count(0)
+    dialog.get_by_role("button", name="Unload tiny:one").click()
+    expect(dialog.get_by_role("button", name="Unload tiny:one")).to_have_count(0)
+    expect(dialog.get_by_role("button", name=named("tiny:one"))).not_to_contain_text("in memory")
+    assert httpx.get(f"{served.url}/api/ps").json() == {"models": []}
+    expect(dialog.get_by_label("Find or name a model")).to_be_focused()
+    dialog.get_by_role("button", name="Delete tiny:one").click()
+    asked = chat.page.get_by_role("alertdialog", name="Delete tiny:one?")
+    expect(asked).to_contain_text("on the server's disk, for everybody who uses it")
+    expect(asked.get_by_role("button", name="Cancel")).to_be_focused()
+    chat.picture("delete")
+    chat.page.keyboard.press("Enter")
+    expect(asked).to_be_hidden()
+    assert served.store.has("tiny:one"), "Enter is no yes"
+    dialog.get_by_role("button", name="Delete tiny:one").click()
+    asked.get_by_role("button", name="Delete").click()
+    expect(dialog.get_by_role("button", name=named("tiny:one"))).to_have_count(0)
+    assert [model.name for model in served.store.list()] == ["tiny:two"]
+    dialog.get_by_role("button", name=named("tiny:two")).click()
+    chat.ask("Hello again")
+    expect(chat.messages.nth(3).locator("h2")).to_have_text("tiny:two")
+
+
+def test_a_model_that_answers_is_not_deleted(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
+    served = serve()
+    chat = tab(served)
+    served.gate.hold(after=3)
+    chat.send("Hello")
+    expect(chat.page.locator("#thread .streaming")).to_have_count(1)
+    chat.page.locator("#open-picker").click()
+    dialog = chat.dialog("Models")
+    dialog.get_by_role("button", name="Delete tiny:one").click()
+    chat.page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
+    expect(chat.page.locator("#toasts")).to_contain_text("tiny:one is answering somebody")
+    dialog.get_by_role("button", name="Unload tiny:one").click()
+    expect(chat.page.locator("#toasts")).to_contain_text("tiny:one goes when its answers have ended")
+    served.gate.open()
+    chat.page.keyboard.press("Escape")
+    chat.finished()
+    expect(chat.answer).to_have_text("You said: Hello")
+    assert served.store.has("tiny:one")
 
 
 def test_which_model_a_page_begins_with(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
@@ -50,7 +105,7 @@ def test_which_model_a_page_begins_with(tab: Callable[..., Chat], serve: Callabl
     chat = tab(served)
     expect(chat.page.locator("#model-name")).to_have_text("tiny:two")
     chat.page.locator("#open-picker").click()
-    chat.dialog("Models").get_by_role("button", name="tiny:three").click()
+    chat.dialog("Models").get_by_role("button", name=named("tiny:three")).click()
     expect(tab(served, chat.page.context).page.locator("#model-name")).to_have_text("tiny:three")
     served.store.remove("tiny:three")
     expect(tab(served, chat.page.context).page.locator("#model-name")).to_have_text("tiny:two")
@@ -95,7 +150,7 @@ def test_a_download_is_cancelled_or_fails(tab: Callable[..., Chat], serve: Calla
     served.store.refused = None
     dialog.get_by_role("button", name="Download smollm2:135m").click()
     expect(dialog.get_by_role("button", name="Download smollm2:135m")).to_have_count(0)
-    expect(dialog.get_by_role("button", name="smollm2:135m")).to_contain_text("4,096 tokens of context")
+    expect(dialog.get_by_role("button", name=named("smollm2:135m"))).to_contain_text("4,096 tokens of context")
 
 
 def test_a_model_that_has_gone(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
@@ -105,7 +160,7 @@ def test_a_model_that_has_gone(tab: Callable[..., Chat], serve: Callable[..., Se
     chat.send("Hello")
     expect(chat.page.locator(".failure")).to_contain_text("'tiny:one' is not here")
     chat.page.locator(".failure").get_by_role("button", name="Choose a model").click()
-    chat.dialog("Models").get_by_role("button", name="tiny:two").click()
+    chat.dialog("Models").get_by_role("button", name=named("tiny:two")).click()
     chat.do(1, "Regenerate")
     chat.finished()
     expect(chat.answer).to_have_text("You said: Hello")

@@ -109,6 +109,37 @@ def test_minus_one_is_off_and_no_limit(running: Running, llm: LLM) -> None:
     assert running.chat(cache_prompt=False).status_code == 400
 
 
+NEUTRAL = {  # what vLLM has, as clients that know its fields send it: what is so in any case
+    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens"), True),
+    **dict.fromkeys(("include_stop_str_in_output", "use_beam_search", "echo"), False),
+    **{"length_penalty": 1.0, "typical_p": 1.0, "best_of": 1},
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+def test_what_is_so_in_any_case_may_be_said(running: Running, path: str) -> None:
+    body = {"model": NAME, **BODIES[path]}
+    assert running.post(path, **body, **NEUTRAL).status_code == 200
+    others = {"length_penalty": 1.2, "typical_p": 0.9, "best_of": 2, "skip_special_tokens": False, "include_stop_str_in_output": True}
+    for name, value in (others if path == "/v1/completions" else others | {"echo": True}).items():
+        answer = running.post(path, **body, **{name: value})
+        word = {True: "true", False: "false"}[not value] if isinstance(value, bool) else "1"
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"{name}: only {word} is offered")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_a_tool_choice_that_is_not_offered_is_told_in_our_own_words(running: Running, path: str) -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}] if path == "/v1/chat/completions" else [{"type": "function", **function}]
+    few = {"type": "allowed_tools", "mode": "auto", "tools": tools, "allowed_tools": {"mode": "auto", "tools": tools}}
+    for choice, told in (
+        (few, "tool_choice: allowed_tools is not offered: send only those tools, and the mode, auto or required, as tool_choice"),
+        ({"type": "custom"}, "tool_choice: type 'custom' is not offered: there are auto, none, required, and a function by its name"),
+    ):
+        answer = running.post(path, model=NAME, tools=tools, tool_choice=choice, **BODIES[path])
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
+
+
 def test_a_penalty_under_either_name(running: Running) -> None:
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "logit_bias": {"511": -100, "509": -100}}
     texts = [running.chat(**asked, **one).json()["choices"][0]["message"]["content"] for one in (

@@ -103,3 +103,44 @@ def test_refusals(running: Running, body: dict[str, Any], message: str) -> None:
     answer = running.client.post("/v1/responses", json={"model": NAME, "input": "a", **body})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_an_answer_that_is_cut_off_has_an_incomplete_message(openai_client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": NAME, "input": "Hello", "temperature": 0, "max_output_tokens": 3, "extra_body": {"ignore_eos": True}}
+    whole = openai_client.responses.create(**asked)
+    assert (whole.status, [item.status for item in whole.output]) == ("incomplete", ["incomplete"])
+    events = list(openai_client.responses.create(**asked, stream=True))
+    assert [item.status for item in events[-1].response.output] == ["incomplete"]
+    assert [event.item.status for event in events if event.type == "response.output_item.done"] == ["incomplete"]
+    ended = openai_client.responses.create(**asked | {"max_output_tokens": 400, "extra_body": {"stop": whole.output_text[0]}})
+    assert (ended.status, [item.status for item in ended.output]) == ("completed", ["completed"])
+
+
+def test_fields_that_its_siblings_have_mean_the_same(running: Running, llm: LLM) -> None:
+    fields = {"seed": 5, "stop": ["q"], "min_p": 0.05, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.2}
+    fields |= {"logit_bias": {"70": 2.0}, "temperature": 0.9, "top_k": -1, "max_tool_calls": 3}
+    text = running.post("/v1/responses", model=NAME, input="Hello", max_output_tokens=30, **fields).json()["output"][0]["content"][0][
+        "text"
+    ]
+    params = {name: value for name, value in fields.items() if name != "max_tool_calls"} | {"top_k": 0, "logit_bias": {70: 2.0}}
+    right = llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=30, **params)).text  # type: ignore[arg-type]
+    assert text == right
+    for wrong, word in (({"stop": ["x"] * 17}, "stop"), ({"repeat_penalty": 1.1}, "differ"), ({"min_p": 2}, "min_p")):
+        answer = running.post("/v1/responses", model=NAME, input="Hello", **(fields | wrong))
+        assert (answer.status_code, word in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_a_stream_that_fails_says_so_in_numbered_events(
+    running: Running, openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Asked, chunk: Any) -> Any:
+        raise FloatingPointError("its logits are not numbers")
+
+    monkeypatch.setattr(Asked, "read", broken)
+    events = list(openai_client.responses.create(model=NAME, input="Hello", max_output_tokens=4, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events] == ["response.created", "response.in_progress", "error", "response.failed"]
+    error, failed = events[-2:]
+    assert error.message == failed.response.error.message == "the model failed: its logits are not numbers"
+    assert (failed.response.status, failed.response.error.code, failed.response.output) == ("failed", "server_error", [])
+    running.server.models.loaded[NAME].llm.engine.settle()

@@ -52,7 +52,7 @@ class Flags:
     cache_bits: Annotated[Literal[16, 8], _flag("Bits of the keys and values.")] = 16
     cache_gb: Annotated[
         float | None,
-        _flag("Memory for keys and values of one model; left out, a window for each answer as they grow, 1 GiB of ended ones."),
+        _flag("Memory for keys and values of one model; left out, at most half of what is free then, one window at least."),
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _flag("cpu, cuda or cuda:N.")] = "cpu"

@@ -4,7 +4,8 @@ A forced call is the whole answer. Else text is free, and only a call that is be
 their schemas, the others to any JSON object; with one call at most the answer ends behind it. Name and arguments are one grammar,
 so that neither can miss the other, written as the model's chat format writes calls. The brackets of Qwen2.5's are tokens where the
 vocabulary has them, and forced calls have those. In free text the same letters spelled out open a call as well, and close it: a
-reader could not tell them apart, and models that were shown them in a question do spell them.
+reader could not tell them apart, and models that were shown them in a question do spell them. An answer that is a call in plain JSON
+(tokenizer/plain.py) is one of a strict tool where the grammar would have allowed it in the model's own format, and else a text.
 
 Left out: a text after a call of Qwen2's format, which has no end of its own; a form for the text beside the calls; a longest call.
 A schema bounds what it names: where it allows properties of any name, lists without maxItems or texts without maxLength, a model that
@@ -17,14 +18,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwen2.engine.constraint import Constraint, ConstraintError, enforced
+from qwen2.engine.constraint import Constraint, ConstraintError, enforced, meant
 from qwen2.tokenizer import BETWEEN, DIALECTS, NAME, read_tools
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+    from qwen2.engine.grammar import Compiled
     from qwen2.tokenizer import Dialect
 
 MOST_CALLS = 32  # forced ones in a row: small models tend to repeat themselves
@@ -78,8 +83,8 @@ def constraint(tools: Sequence[Schema] | None, choice: ToolChoice, form: str | N
 def _schema(function: Schema, forced: bool) -> Schema | None:
     """That of a tool's arguments. Forced calls are held to it unless the tool says otherwise, others only if it says so.
 
-    A keyword that cannot be enforced is an error for a tool that says so, and is left out of a forced call's schema: there the call
-    was asked for, and not that each word of its schema holds.
+    A keyword that cannot be enforced is an error for a tool that says so, and is left out of a forced call's schema, as is a pattern
+    that cannot be compiled: there the call was asked for, and not that each word of its schema holds.
     """
     strict, schema = function.get("strict"), function.get("parameters")
     if strict is False or not (strict or forced):
@@ -90,7 +95,57 @@ def _schema(function: Schema, forced: bool) -> Schema | None:
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise ValueError(f"tool {function['name']!r}: arguments are an object, and the type of its parameters is {kind!r:.80}")
-    return {**(schema if strict else enforced(schema)), "type": "object"}
+    return {**(meant(schema) if strict else enforced(schema, compiles)), "type": "object"}
+
+
+def compiles(pattern: str) -> bool:
+    """Whether the library has this regular expression. It is only read, which takes a fraction of a millisecond whatever it says."""
+    from llguidance import LLMatcher
+
+    try:
+        grammar = LLMatcher.grammar_from_json_schema({"type": "string", "pattern": pattern})
+    except ValueError:
+        return False
+    return not LLMatcher(_bytes(), grammar, log_level=0).is_error()
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    """A vocabulary of single bytes."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def fits(functions: Mapping[str, Schema], form: Compiled, dialect: str) -> Callable[[str, str], bool]:
+    """Whether a call in plain JSON is one that the grammar of the answer, which is free, allows; `functions` by name.
+
+    It is put into the model's format first, properties in their schema's order: that and white space are the grammar's, not the schema's.
+    """
+    way = DIALECTS[dialect]
+    head, middle, tail = way.write
+
+    def fit(name: str, arguments: str) -> bool:
+        if not functions[name].get("strict"):
+            return True
+        value = _ordered(json.loads(arguments), functions[name].get("parameters"))
+        text = "".join((way.open, head, name, middle, json.dumps(value, ensure_ascii=False), tail, way.close or ""))
+        matcher = form.matcher(())
+        return all(map(matcher.take, form.vocabulary.encode(text))) and matcher.state.is_accepting()
+
+    return fit
+
+
+def _ordered(value: Any, schema: object) -> Any:
+    """A value whose objects have their properties in the schema's order, where it names them plainly, and others behind them."""
+    if not isinstance(schema, Mapping):
+        return value
+    if isinstance(value, list):
+        return [_ordered(item, schema.get("items")) for item in value]
+    named = schema.get("properties")
+    if not isinstance(value, dict) or not isinstance(named, Mapping):
+        return value
+    return {key: _ordered(value[key], named.get(key)) for key in (*(k for k in named if k in value), *(k for k in value if k not in named))}
 
 
 # --- the grammar

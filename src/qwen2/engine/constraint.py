@@ -4,8 +4,11 @@ A constraint is a value: its kind and its text. Checked here, without a tokenize
 JSON schema uses only keywords that are enforced, or that say nothing about validity. A keyword that would be ignored is refused, since
 an answer that does not validate is worse than none. The library enforces the rest or says why it cannot (grammar.py).
 
+Schemas of pydantic and OpenAPI are read as these mean them: a `format` that is none of FORMATS is an annotation, as JSON Schema has
+it, `x-...` is one, and `nullable` adds null to a type.
+
 What deviates from JSON Schema, each to the strict side: properties come in the schema's order, numbers with bounds without an
-exponent, whole numbers without a fraction (1, not 1.0); references stay inside the schema; `format` is enforced.
+exponent, whole numbers without a fraction (1, not 1.0); references stay inside the schema; the FORMATS are enforced.
 
     SamplingParams(constraint=Constraint.json_schema({"type": "object", "properties": {"age": {"type": "integer"}}}))
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NoReturn, get_args
@@ -40,8 +43,10 @@ HOLDS = {
 }
 SAY_NOTHING = {  # about what is valid: names and notes; `discriminator` (OpenAPI) only says where in a oneOf to look
     *("$schema", "$id", "id", "$anchor", "$comment", "title", "description", "default", "examples", "example"),
-    *("readOnly", "writeOnly", "deprecated", "discriminator"),
+    *("readOnly", "writeOnly", "deprecated", "discriminator", "externalDocs", "xml"),
+    *("contentEncoding", "contentMediaType", "contentSchema"),
 }
+FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 # A grammar's strings, expressions and comments, which are not looked into, and what is refused outside of them.
 QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/')
 UNFIT = {
@@ -135,9 +140,12 @@ class Constraint:
         return cls(**value)
 
     def parsed(self) -> Any:
-        """The schema or the choices."""
+        """The schema as it is meant, or the choices, or the fields of a call."""
         try:
-            return json.loads(self.text, parse_constant=_not_json)
+            value = json.loads(self.text, parse_constant=_not_json)
+            if self.kind == "call" and isinstance(value, dict) and isinstance(value.get("tools"), dict):
+                return value | {"tools": {name: meant(schema) for name, schema in value["tools"].items()}}
+            return meant(value) if self.kind == "json_schema" else value
         except RecursionError:
             raise ValueError(f"{self.kind}: nested too deep to be read; at most {MOST_DEPTH} levels are allowed") from None
         except json.JSONDecodeError as error:
@@ -159,21 +167,62 @@ def check_schema(schema: Any, where: str) -> None:
     _check_values(schema, where)
 
 
-def enforced(schema: Any) -> Any:
-    """A schema without the keywords that cannot be enforced."""
+def meant(schema: Any) -> Any:
+    """A schema without annotations that are written as keywords, and with what OpenAPI has for JSON Schema's."""
+
+    def plainly(schema: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in schema.items() if not name.startswith("x-")}
+        if isinstance(kept.get("format"), str) and kept["format"] not in FORMATS:
+            del kept["format"]
+        if kept.get("uniqueItems") is False:
+            del kept["uniqueItems"]
+        types = kept.get("type")
+        if kept.get("nullable") is True and isinstance(types, (str, list)):  # without a type it adds nothing (OpenAPI 3.0.3)
+            types = types if isinstance(types, list) else [types]
+            kept["type"] = types if "null" in types else [*types, "null"]
+        if isinstance(kept.get("nullable"), bool):
+            del kept["nullable"]
+        return kept
+
+    return _changed(schema, plainly)
+
+
+def enforced(schema: Any, compiles: Callable[[str], bool]) -> Any:
+    """A schema with as much of it as can be enforced. `compiles`: whether a pattern can be.
+
+    Of the options of a `oneOf` more than one may hold, where it could not be told otherwise.
+    """
+
+    def possible(schema: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in schema.items() if name in HOLDS or name in SAY_NOTHING}
+        if isinstance(kept.get("pattern"), str) and not compiles(kept["pattern"]):
+            del kept["pattern"]
+        if isinstance(kept.get("patternProperties"), dict):
+            kept["patternProperties"] = {name: value for name, value in kept["patternProperties"].items() if compiles(name)}
+        if isinstance(kept.get("oneOf"), list):
+            either = {"anyOf": kept.pop("oneOf")}
+            kept |= either if "anyOf" not in kept else {"allOf": [*kept.get("allOf", ()), either]}
+        return kept
+
+    try:
+        return _changed(meant(schema), possible)
+    except RecursionError:
+        raise ValueError(f"json_schema: nested too deep to be read; at most {MOST_DEPTH} levels are allowed") from None
+
+
+def _changed(schema: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    """A schema, and all within it, after a change of keywords."""
     if not isinstance(schema, dict):
         return schema
-    kept: dict[str, Any] = {}
-    for name, value in schema.items():
+    kept = change(schema)
+    for name, value in kept.items():
         holds = HOLDS.get(name, "value")
-        if name not in HOLDS and name not in SAY_NOTHING:
-            continue
         if holds == "names" and isinstance(value, dict):
-            kept[name] = {key: enforced(inner) for key, inner in value.items()}
+            kept[name] = {key: _changed(inner, change) for key, inner in value.items()}
         elif holds in ("list", "items") and isinstance(value, list):
-            kept[name] = [enforced(inner) for inner in value]
-        else:
-            kept[name] = enforced(value) if holds in ("schema", "items") else value
+            kept[name] = [_changed(inner, change) for inner in value]
+        elif holds in ("schema", "items"):
+            kept[name] = _changed(value, change)
     return kept
 
 

@@ -23,6 +23,7 @@ from qwen2.engine.draft import Draft
 from qwen2.engine.grammar import Grammars
 from qwen2.engine.kv_cache import KVCache
 from qwen2.engine.logprobs import TextLogprobs, not_finite, token_logprobs
+from qwen2.engine.memory import cache_blocks, free_memory
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner
 from qwen2.engine.sampler import Sampled, make_sampler
@@ -44,10 +45,12 @@ READ_ONLY = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=1)
 class Engine:
     """One model at work. `window` is the most tokens that prompt and answer may have together.
 
-    `cache_bytes` is what the cache may take at most; left out, a window for each of `max_batch` answers, which is memory that is
-    taken only as answers grow. When all of it is in use answers give way to more important ones and go on later. `keep_bytes` of it
-    may hold ended answers, for prompts that begin like them; left out, an eighth of the weights' memory and one window at most. The
-    one that ended last is always kept. `guesses` is how many tokens may be guessed and checked at once (speculative.py); 0 is off.
+    `cache_bytes` is what the cache may take at most; left out, a window for each of `max_batch` answers where half of what is free
+    when the engine is made has room for that, or as many tokens as that has, but one window at least (memory.py). `free_bytes` is
+    what is free; left out, what the machine says. It is memory that is taken only as answers grow. When all of it is in use answers
+    give way to more important ones and go on later. `keep_bytes` of it may hold ended answers, for prompts that begin like them;
+    left out, an eighth of the weights' memory and one window at most. The one that ended last is always kept. `guesses` is how many
+    tokens may be guessed and checked at once (speculative.py); 0 is off.
     `draft` is a smaller model of the same tokens that guesses too (draft.py); its cache is part of these bytes.
     """
 
@@ -62,6 +65,7 @@ class Engine:
         keep_bytes: int | None = None,
         guesses: int = MOST,
         draft: Model | None = None,
+        free_bytes: int | None = None,
     ) -> None:
         tokenizer = model.tokenizer
         self.tokenizer, self.generation, self.window = tokenizer, model.generation, window
@@ -71,7 +75,9 @@ class Engine:
         self.widest = model.config.window
         self.runner = Runner(model.network, cache_bits)
         draft_runner = None if draft is None else self._draft_runner(draft, model, guesses)
-        self.cache, self.draft = self._make_caches(draft_runner, max_batch, cache_bytes, keep_bytes)
+        if cache_bytes is None and free_bytes is None:
+            free_bytes = free_memory(str(self.runner.device))
+        self.cache, self.draft = self._make_caches(draft_runner, max_batch, cache_bytes, keep_bytes, free_bytes)
         self.scheduler = Scheduler(self.cache, max_batch, chunk, guesses if self.runner.native else 0, self.draft)
         self.guessed = self.guessed_right = 0
         self.drafted = self.drafted_right = 0  # those of them that the draft guessed
@@ -96,13 +102,13 @@ class Engine:
         return Runner(draft.network, self.runner.cache_bits)
 
     def _make_caches(
-        self, draft: Runner | None, max_batch: int, cache_bytes: int | None, keep_bytes: int | None
+        self, draft: Runner | None, max_batch: int, cache_bytes: int | None, keep_bytes: int | None, free_bytes: int | None
     ) -> tuple[KVCache, Draft | None]:
         """The blocks, at least so many that one window fits; a draft has one for each at most, and for few answers."""
         own, window = self.runner.memory.block_bytes, -(-self.window // BLOCK)
         block = own if draft is None else own + draft.memory.block_bytes
-        limit = max_batch * window if cache_bytes is None else cache_bytes // block
-        if limit < window:
+        limit = cache_blocks(window, max_batch, block, free_bytes) if cache_bytes is None else cache_bytes // block
+        if cache_bytes is not None and limit < window:
             tokens, least = limit * BLOCK, window * block
             cure = f"give it {least:,} bytes, or a context of at most {tokens:,} tokens" if tokens else f"give it {least:,} bytes"
             raise ValueError(f"a cache of {cache_bytes:,} bytes holds {tokens:,} tokens, the window is {self.window:,}: {cure}")
@@ -323,6 +329,21 @@ class Engine:
     def cache_bytes(self) -> int:
         """Memory of keys and values that are held or can be found, the draft's too."""
         return self.cache.nbytes + (0 if self.draft is None else self.draft.cache.nbytes)
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """What that may become."""
+        return self.cache.limit_bytes + (0 if self.draft is None else self.draft.cache.limit_bytes)
+
+    @property
+    def cache_limit_tokens(self) -> int:
+        """The same in tokens of all texts together, the draft's not counted."""
+        return self.cache.pool.limit * BLOCK
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, the draft's too."""
+        return self.runner.network.weight_bytes() + (0 if self.draft is None else self.draft.runner.network.weight_bytes())
 
     def _sweep(self) -> None:
         """Take in who came; free what has ended or was aborted. Each of a request's n samples ends with an output, begun or not."""

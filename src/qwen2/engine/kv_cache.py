@@ -267,6 +267,11 @@ class KVCache:
         """Memory of the blocks that are held or can be found."""
         return self.pool.taken * self.pool.memory.block_bytes
 
+    @property
+    def limit_bytes(self) -> int:
+        """Memory of all blocks that there may be."""
+        return self.pool.limit * self.pool.memory.block_bytes
+
     def check(self, in_use: Iterable[BlockSequence]) -> None:
         """Every block is free, to be found, or held: exactly what the sequences say. Runs when the engine falls idle."""
         owned = list(in_use)

@@ -29,6 +29,7 @@ from qwen2.engine.logprobs import TextLogprobs, not_finite
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Continuation, Output, Request, SamplingParams, shown
 from qwen2.engine.speculative import MOST
+from qwen2.tokenizer import PlainCalls
 from qwen2.weights.model import Model, load
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
     `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
-    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py). `home` is
-    the folder of the store in which a name is looked for.
+    `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py); left out,
+    half of what the machine has free beside the weights bounds them (`free_bytes` says otherwise), one window is always allowed, and
+    `llm.engine.cache_limit_bytes` tells. What a text is does not depend on it. `home` is the folder of the store in which a name is
+    looked for.
     `draft` is a smaller model of the same tokens that guesses what comes, so that no text changes and most come sooner (draft.py).
     """
 
@@ -66,6 +69,7 @@ class LLM:
         guesses: int = MOST,
         home: Path | None = None,
         draft: str | Path | Model | None = None,
+        free_bytes: int | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -93,6 +97,7 @@ class LLM:
             keep_bytes=keep_bytes,
             guesses=guesses,
             draft=self.draft,
+            free_bytes=free_bytes,
         )
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
         self.asker = 0  # which of the models on this engine it is
@@ -167,8 +172,14 @@ class LLM:
         stop = self.generation.stop if params.stop is None else params.stop
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
-        plain = [function["name"] for tool in tools if not (function := tool["function"]).get("strict")] if is_free else []
-        parsers = [self.template.parser(in_pieces and held is not None, plain, not choice.parallel) for _ in range(request.params.n)]
+        functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+        fits = None if request.form is None else calls.fits(functions, request.form, cast("str", self.template.calls))
+        parsers = [
+            self.template.parser(
+                in_pieces and held is not None, PlainCalls(list(functions), not choice.parallel, fits) if is_free else None
+            )
+            for _ in range(request.params.n)
+        ]
         return Asked(request, parsers, only_calls=in_pieces and choice.forced)
 
     def render(

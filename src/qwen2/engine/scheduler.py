@@ -1,10 +1,11 @@
 """Who runs next: every answer that is being written gets its token, prompts are read in chunks beside them.
 
 A long prompt never stops the answers already running for longer than one chunk, which is shorter while there are any. Who is
-admitted: the most important first (a smaller `priority`), of equals whoever came first, as long as a batch has room for all
-samples and the cache for the prompt. Of the prompts being read the one that lacks least goes first, so that a short one does not
-wait for a long one; the oldest always has a quarter of the chunk. A prompt whose beginning another is just reading waits for it and
-shares it.
+admitted: the most important first (a smaller `priority`), of equals whoever came first, as long as a batch has a place and the
+cache room for the prompt. A prompt with several samples takes one place; when it was read the others take those that are free, or
+wait for theirs like any answer, so that nobody waits for many places at once. Of the prompts being read the one that lacks least
+goes first, so that a short one does not wait for a long one; the oldest always has a quarter of the chunk. A prompt whose beginning
+another is just reading waits for it and shares it.
 
 When all blocks of the cache are in use the least important answer gives way, of equals the one that came last: its blocks are freed,
 and later it reads what it had, with the same bits.
@@ -169,8 +170,8 @@ class Scheduler:
                 self.cache.hits += len(cache)
 
     def _has_place(self, answer: Answer) -> bool:
-        """Whether a batch has room for all samples; the less important give way."""
-        while self.running and sum(other.width for other in self.running) + answer.width > self.max_batch:
+        """Whether a batch has room for one more; the less important give way."""
+        while len(self.running) >= self.max_batch:
             if self.running[-1].request.priority <= answer.request.priority:
                 return False
             self._preempt(self.running[-1])
@@ -194,7 +195,8 @@ class Scheduler:
             return []
         forks = answer.siblings()
         for fork in forks:
-            if self.cache.available:
+            is_next = not self.waiting or rank(fork) < rank(self.waiting[0])
+            if is_next and len(self.running) < self.max_batch and self.cache.available:
                 fork.cache = self.cache.fork(answer.cache)
                 insort(self.running, fork, key=rank)
             else:

@@ -152,15 +152,14 @@ async def _gone(request: Request) -> None:
 
 
 async def events(objects: AsyncIterator[dict[str, Any]], dialect: Dialect, end: bytes) -> AsyncIterator[bytes]:
-    """Objects as server-sent events, or as lines for Ollama; an error in the middle is the last of them."""
+    """Objects as server-sent events, or as lines for Ollama; an error in the middle is the last of them (responses.py tells its own)."""
     frame = {"openai": _event, "responses": _named_event, "ollama": _line, "anthropic": _named_event}[dialect]
     try:
         async for one in objects:
             yield frame(one)
         yield end
     except (*FAILURES, ApiError) as error:
-        told = body(of_engine(error), dialect)
-        yield frame({**told["error"], "type": "error"} if dialect == "responses" else told)
+        yield frame(body(of_engine(error), dialect))
     finally:
         await objects.aclose()  # type: ignore[attr-defined]
 

@@ -21,12 +21,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from qwen2 import __version__
+from qwen2.engine.memory import free_memory
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
 from qwen2.server.characters import whole_characters
 from qwen2.server.errors import FAILURES, GONE, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.health import Readiness, health
+from qwen2.server.loading import Loader
 from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from qwen2.server.openai_schema import Sampling
 
 log = logging.getLogger("qwen2.server")
-KEPT = 1 << 30  # bytes of ended texts, which many clients come back to
 
 
 class Embedded(NamedTuple):
@@ -71,7 +72,7 @@ class Server:
 
     def __init__(self, settings: Settings, store: Store, load: Load) -> None:
         self.settings = settings
-        self.models = Models(store, load, settings.keep_alive, settings.max_loaded)
+        self.models = Models(store, load, settings.keep_alive, settings.max_loaded, partial(free_memory, settings.device))
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
         self.works, self.trials = Works(), Trials()
@@ -92,7 +93,7 @@ class Server:
         if asked.priority and not self.settings.priorities:
             told = "this server takes requests as they come, unless it is started with --priorities; leave it out"
             raise ApiError(400, f"priority is {asked.priority}: {told}", field="priority")
-        self.check_stops([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])
+        self.check_stops(asked.stops)
 
     def check_stops(self, stops: Sequence[str]) -> None:
         """Few and short enough to be looked for at every token."""
@@ -206,7 +207,7 @@ class Server:
 def create_app(settings: Settings, store: Store | None = None, load: Load | None = None) -> FastAPI:
     """The server as an ASGI application."""
     store = Store() if store is None else store
-    server = Server(settings, store, loader(settings, store) if load is None else load)
+    server = Server(settings, store, Loader(settings, store) if load is None else load)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -238,28 +239,6 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
     app.add_middleware(Guard, settings=settings, responses=server.metrics.responses)
     app.openapi = cache(partial(document, app, settings.api_key is not None))  # type: ignore[method-assign]
     return app
-
-
-def loader(settings: Settings, store: Store) -> Load:
-    """How a model of the store is loaded. One that the draft cannot guess for is served without, and the log says so."""
-
-    def load(name: str) -> tuple[LLM, object]:
-        from qwen2.engine.llm import LLM
-        from qwen2.weights.model import load as load_model
-
-        values: dict[str, Any] = {"device": settings.device, "threads": settings.threads, "cache_bits": settings.cache_bits}
-        values |= {"context": settings.context, "max_batch": settings.max_batch, "cache_bytes": settings.cache_bytes}
-        values["keep_bytes"] = KEPT if settings.cache_bytes is None else settings.cache_bytes
-        model = load_model(name, device=settings.device, home=store.home, packed=True)
-        draft = None
-        if settings.draft is not None and store.get(settings.draft).name != name:
-            draft = load_model(settings.draft, device=settings.device, home=store.home, packed=True)
-            if not model.tokenizer.same_tokens(draft.tokenizer) or draft.network.weight_bytes() >= model.network.weight_bytes():
-                log.warning("%s is not smaller than %s or has other tokens: served without it", settings.draft, name)
-                draft = None
-        return LLM(model, draft=draft, **values), (model.hold, None if draft is None else draft.hold)
-
-    return load
 
 
 async def metrics(request: Request) -> Response:

@@ -1,4 +1,6 @@
-"""Models in memory: loaded when first asked for, kept for a while after the last request, unloaded when another needs the place.
+"""Models in memory: loaded when first asked for, kept for a while after the last request, unloaded when another needs place or memory.
+
+One whose weights are larger than what is free and what all others have is refused, and no other is given up for it.
 
 Those of the same weights, by their digest, share them and one engine, each with settings of its own; together they take one place.
 One that was made again under its name (`qwen2 create`) is loaded again when nobody uses it.
@@ -11,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
+from weakref import WeakSet
 
 from qwen2.server.errors import ApiError
 from qwen2.server.memory import sweep
@@ -24,6 +28,7 @@ from qwen2.server.threads import apart
 from qwen2.weights.registry import ENTRIES, by_repository
 
 if TYPE_CHECKING:
+    from qwen2.engine.engine import Engine
     from qwen2.engine.llm import LLM
     from qwen2.weights.manifest import StoredModel
     from qwen2.weights.store import Store
@@ -64,16 +69,22 @@ class Loaded:
 
 
 class Models:
-    """Those of one server. `load` takes a name and gives an LLM, and what keeps its files there; it runs on a thread."""
+    """Those of one server. `load` takes a name and gives an LLM, and what keeps its files there; it runs on a thread.
 
-    def __init__(self, store: Store, load: Load, keep_alive: float | None, max_loaded: int) -> None:
-        self.store, self._load = store, load
+    `free` tells the bytes of memory that can still be taken, None where the system does not say.
+    """
+
+    def __init__(
+        self, store: Store, load: Load, keep_alive: float | None, max_loaded: int, free: Callable[[], int | None] = lambda: None
+    ) -> None:
+        self.store, self._load, self._free = store, load, free
         self.keep_alive, self.max_loaded = keep_alive, max_loaded
         self.loaded: dict[str, Loaded] = {}
         self._changed = asyncio.Condition()
         self._loading: dict[str, asyncio.Task[Loaded]] = {}  # by the weights' digest
         self._unwanted: set[asyncio.Task[None]] = set()
         self._sweeping: threading.Thread | None = None  # what was unloaded last
+        self._leaving: WeakSet[Engine] = WeakSet()  # unloaded, and gone as soon as nobody refers to them: their memory is as good as free
 
     def full_name(self, name: str) -> str:
         """The name of a model that is here. 404 where it is not; a path is not a name."""
@@ -120,7 +131,7 @@ class Models:
                 self.unload(full)
             while full not in self.loaded:
                 alike = self._alike(stored) if alike is None else alike
-                if stored.digest not in self._loading and (alike is not None or self._has_place()):
+                if stored.digest not in self._loading and (alike is not None or self._has_place(stored)):
                     loading = self._loading[stored.digest] = asyncio.ensure_future(self._load_now(stored, alike))
                     break
                 alike = None  # it may go meanwhile
@@ -181,20 +192,51 @@ class Models:
         gc.freeze()  # a tokenizer is a million objects, which each search for garbage would visit
         return found
 
-    def _has_place(self) -> bool:
-        """Make room for one more: of the weights that nobody uses those used longest ago go, with every model that has them."""
-        while len({one.stored.digest for one in self.loaded.values()} | self._loading.keys()) >= self.max_loaded:
-            used = {one.stored.digest for one in self.loaded.values() if one.users} | self._loading.keys()
-            last: dict[str, float] = {}
-            for one in self.loaded.values():
-                if one.stored.digest not in used:
-                    last[one.stored.digest] = max(last.get(one.stored.digest, 0.0), one.last_used)
-            if not last:
+    def _has_place(self, stored: StoredModel) -> bool:
+        """Make room for one more: of the weights that nobody uses those used longest ago go, with every model that has them.
+
+        False: it has to wait for one that is used. ApiError: its weights are larger than all the memory there could be.
+        """
+        unused, free = self._unused(), self._free_for(stored)
+        if free + sum(map(self._memory_of, unused)) < stored.size:  # nobody is given up for one that would have to wait after all
+            return False
+        while len({one.stored.digest for one in self.loaded.values()} | self._loading.keys()) >= self.max_loaded or free < stored.size:
+            if not unused:
                 return False
-            goes = min(last, key=lambda digest: last[digest])
-            for name in [one.name for one in self.loaded.values() if one.stored.digest == goes]:
+            digest = unused.pop(0)
+            free += self._memory_of(digest)
+            for name in [one.name for one in self.loaded.values() if one.stored.digest == digest]:
                 self.unload(name)
         return True
+
+    def _memory_of(self, digest: str) -> int:
+        """What comes back when all that have these weights go."""
+        return next(_memory(one.llm.engine) for one in self.loaded.values() if one.stored.digest == digest)
+
+    def _unused(self) -> list[str]:
+        """Digests of weights that nobody uses, those used longest ago first."""
+        used = {one.stored.digest for one in self.loaded.values() if one.users} | self._loading.keys()
+        last: dict[str, float] = {}
+        for one in self.loaded.values():
+            if one.stored.digest not in used:
+                last[one.stored.digest] = max(last.get(one.stored.digest, 0.0), one.last_used)
+        return sorted(last, key=lambda digest: last[digest])
+
+    def _free_for(self, stored: StoredModel) -> float:
+        """Bytes that are free, or will be in a moment. ApiError where even all that is loaded would not make room for the model."""
+        there = {one.llm.engine for one in self.loaded.values()}
+        told = self._free()
+        if told is None:
+            return math.inf
+        free = told + sum(_memory(engine) for engine in self._leaving if engine not in there)
+        could = free + sum(map(_memory, there))
+        if could < stored.size and not self._loading:
+            needs, has = stored.size / 1e9, could / 1e9
+            cure = "take a smaller one, or one of fewer bits, or end other programs"
+            log.error("%s does not fit: %.2f GB of weights, %.2f GB of memory", stored.name, needs, has)
+            told_so = f"{stored.name} does not fit: its weights take {needs:.2f} GB and {has:.2f} GB of memory could be free for it: {cure}"
+            raise ApiError(503, told_so, "model_too_large", "model")
+        return free
 
     def sharing(self, loaded: Loaded) -> list[str]:
         """The other models in memory that have its weights."""
@@ -212,6 +254,7 @@ class Models:
         """Give a model's memory back; what it writes is broken off, and its thread ends when whoever waits for that has heard."""
         loaded = self.loaded.pop(full)
         loaded.llm.abort()
+        self._leaving.add(loaded.llm.engine)
         log.info("unloaded %s", full)
         del loaded
         self._sweeping = threading.Thread(target=sweep, args=(bool(self.loaded),), name="sweep", daemon=True)
@@ -240,3 +283,8 @@ class Models:
             if not one.knows_forms and not one.users and time.monotonic() - one.last_used > REST:
                 one.knows_forms = True
                 await asyncio.to_thread(one.llm.engine.grammars.vocabulary)
+
+
+def _memory(engine: Engine) -> int:
+    """Bytes that come back when it goes."""
+    return engine.weight_bytes + engine.cache_bytes

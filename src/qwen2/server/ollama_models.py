@@ -98,14 +98,14 @@ async def running(request: Request) -> Json:
     found = []
     for one in list(server.models.loaded.values()):
         llm, shares = one.llm, server.models.sharing(one)  # whose memory is this one's too
-        cache = llm.engine.cache
-        size = llm.model.network.weight_bytes() + cache.nbytes
+        cache = llm.engine.cache_bytes
+        size = llm.engine.weight_bytes + cache  # the draft's too
         on_gpu = llm.model.device.type != "cpu"
         expires = None if one.expires is None else datetime.fromtimestamp(one.expires_at(), timezone.utc).isoformat()
         found.append(
             await asyncio.to_thread(_listed, one.stored)
             | {"size": size, "size_vram": size if on_gpu else 0, "expires_at": expires, "context_length": about(llm).window}
-            | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache.nbytes, "load_seconds": round(one.seconds, 3)}
+            | {"in_use": one.users > 0, "device": str(llm.model.device), "cache_bytes": cache, "load_seconds": round(one.seconds, 3)}
             | {"shares": shares}
         )
     return {"models": found}

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
 
 from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
@@ -58,6 +68,16 @@ def offered(value: Any, kinds: Collection[str], place: str = "content") -> Any:
     return value
 
 
+def choosable(value: Any) -> Any:
+    """A tool_choice as it came, if it is of a kind that there is."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "allowed_tools":
+        raise ValueError("allowed_tools is not offered: send only those tools, and the mode, auto or required, as tool_choice")
+    if isinstance(kind, str) and kind != "function":
+        raise ValueError(f"type {kind!r:.80} is not offered: there are auto, none, required, and a function by its name")
+    return value
+
+
 def _off(value: bool) -> bool:
     if value:
         raise ValueError("only false is offered")
@@ -70,6 +90,13 @@ def _on(value: bool) -> bool:
     return value
 
 
+def _one(value: float) -> float:
+    if value != 1:
+        raise ValueError("only 1 is offered")
+    return value
+
+
+One = Annotated[float, AfterValidator(_one), WithJsonSchema({"type": "number", "const": 1})]
 On = Annotated[bool, AfterValidator(_on), WithJsonSchema({"type": "boolean", "const": True})]
 Off = Annotated[bool, AfterValidator(_off), WithJsonSchema({"type": "boolean", "const": False})]
 BIASES = {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,9}$"}, "additionalProperties": {"type": "number"}}
@@ -92,10 +119,9 @@ class Harmless(Body):
     service_tier: str | None = None
 
 
-class Sampling(Harmless):
-    """How tokens are chosen, in every request that writes some."""
+class Chosen(Harmless):
+    """How tokens are chosen and where they end; what vLLM has beside it is taken where it says what is so in any case."""
 
-    model: str
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -109,6 +135,38 @@ class Sampling(Harmless):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    length_penalty: One | None = None
+    typical_p: One | None = None
+    best_of: One | None = None
+    echo: Off | None = None
+    use_beam_search: Off | None = None
+    include_stop_str_in_output: Off | None = None
+    skip_special_tokens: On | None = None
+    spaces_between_special_tokens: On | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """As the engine takes them; None is the model's own default."""
+        if len({self.repetition_penalty, self.repeat_penalty} - {None}) > 1:
+            raise ApiError(400, "repetition_penalty and repeat_penalty differ: send one of them", field="repeat_penalty")
+        same = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "seed", "stop")
+        return {name: getattr(self, name) for name in same} | {
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "repetition_penalty": self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty,
+            "logit_bias": {} if self.logit_bias is None else self.logit_bias,
+            "stop_token_ids": () if self.stop_token_ids is None else self.stop_token_ids,
+            "ignore_eos": bool(self.ignore_eos),
+        }
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end an answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class Sampling(Chosen):
+    """What every request that writes some tokens says, but one to /v1/responses."""
+
+    model: str
     n: int | None = None
     max_tokens: int | None = None
     stream: bool | None = None
@@ -120,22 +178,9 @@ class Sampling(Harmless):
     def params(
         self, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None = None, prompt_logprobs: int | None = None
     ) -> SamplingParams:
-        """As the engine takes them; None is the model's own default, ValueError names what is out of range."""
-        if len({self.repetition_penalty, self.repeat_penalty} - {None}) > 1:
-            raise ApiError(400, "repetition_penalty and repeat_penalty differ: send one of them", field="repeat_penalty")
+        """As the engine takes them; ValueError names what is out of range."""
         return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=0 if self.top_k == -1 else self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias={} if self.logit_bias is None else self.logit_bias,
-            seed=self.seed,
-            stop=self.stop,
-            stop_token_ids=() if self.stop_token_ids is None else self.stop_token_ids,
-            ignore_eos=bool(self.ignore_eos),
+            **self.chosen(),
             max_tokens=None if max_tokens == -1 else max_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -268,7 +313,7 @@ class Chat(Formed):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: Annotated[Literal["auto", "none", "required"] | NamedTool | None, BeforeValidator(choosable)] = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None  # of models that think before they answer: these do not
     verbosity: Literal["medium"] | None = None  # OpenAI's default, as clients send it
@@ -291,7 +336,6 @@ class Completion(Formed):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     suffix: str | None = None  # what is written stands between prompt and suffix
     echo: bool | None = None
-    best_of: int | None = Field(default=None, ge=1, le=1)
 
 
 class Embedding(Harmless):

@@ -19,8 +19,9 @@ from qwen2.engine.calls import ToolChoice
 from qwen2.engine.constraint import Constraint
 from qwen2.engine.request import SamplingParams
 from qwen2.server.answering import Answering, EventsResponse, collected, events
+from qwen2.server.errors import FAILURES, ApiError, of_engine
 from qwen2.server.openai import as_read, server_of
-from qwen2.server.openai_schema import Body, Harmless, Off, PlainFormat, offered
+from qwen2.server.openai_schema import Body, Chosen, Off, PlainFormat, choosable, offered
 from qwen2.tokenizer import Delta
 
 if TYPE_CHECKING:
@@ -126,19 +127,17 @@ def _readable(items: Any) -> Any:
     return items
 
 
-class Ask(Harmless):
+class Ask(Chosen):
     """What the route takes."""
 
     model: str
     input: Annotated[str | list[Said | Call | Result | Thought], BeforeValidator(_readable)]
     instructions: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    max_tool_calls: int | None = Field(default=None, ge=1)  # of OpenAI's own tools, of which there is none
     stream: bool = False
     tools: Annotated[list[Tool] | None, BeforeValidator(partial(offered, kinds=("function",), place="a tool"))] = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: Annotated[Literal["auto", "none", "required"] | NamedTool | None, BeforeValidator(choosable)] = None
     parallel_tool_calls: bool | None = None
     text: TextFormat | None = None
     truncation: Literal["disabled"] | None = None
@@ -150,8 +149,7 @@ class Ask(Harmless):
     def params(self) -> SamplingParams:
         """As the engine takes them."""
         form = None if self.text is None or self.text.format is None else self.text.format.constraint()
-        most = self.max_output_tokens
-        return SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=most, constraint=form)
+        return SamplingParams(**self.chosen(), max_tokens=self.max_output_tokens, constraint=form)
 
     def messages(self) -> list[Json]:
         """The input as messages: calls join the assistant's message before them."""
@@ -203,6 +201,7 @@ async def respond(body: Ask, request: Request) -> Response:
     """An answer."""
     server = server_of(request)
     server.check_messages([] if isinstance(body.input, str) else body.input, "input")
+    server.check_stops(body.stops)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(body.messages(), body.params(), body.functions(), body.choice, in_pieces=True)]
@@ -222,12 +221,13 @@ class Writer:
         self.answering, self.body = answering, body
         self.key, self.created = secrets.token_hex(12), int(time.time())
         self.parallel = body.choice.parallel
+        self.done: list[Json] = []  # items of the stream that have ended
 
     def response(self, output: Output | None, items: list[Json]) -> Json:
         """The object, with what was asked for beside what came of it."""
         body = self.body
         status = "in_progress" if output is None else "incomplete" if output.finish_reason == "length" else "completed"
-        asked = body.model_dump(include={"instructions", "max_output_tokens", "metadata", "user"})
+        asked = body.model_dump(include={"instructions", "max_output_tokens", "max_tool_calls", "metadata", "user"})
         used = self.answering.asked[0].request.params  # the model's own defaults where the request is silent
         asked |= {"temperature": used.temperature, "top_p": used.top_p, "top_logprobs": 0}
         tools = [] if body.tools is None else [tool.model_dump() for tool in body.tools]
@@ -254,7 +254,7 @@ class Writer:
     def items(self, output: Output) -> list[Json]:
         """What the whole answer consists of."""
         text = output.text if output.content is None else output.content
-        found = [self._message(0, text, "completed")] if text or not output.tool_calls else []
+        found = [self._message(0, text, _status(output, bool(output.tool_calls)))] if text or not output.tool_calls else []
         for call in output.tool_calls if self.parallel else output.tool_calls[:1]:
             found.append(self._call(len(found), call.name, call.arguments, "incomplete" if call.cut else "completed"))
         return found
@@ -270,15 +270,29 @@ class Writer:
     async def stream(self) -> AsyncIterator[Json]:
         """Events, numbered."""
         number = 0
-        async for event in self._events():
-            yield event | {"sequence_number": number}
-            number += 1
+        try:
+            async for event in self._events():
+                yield event | {"sequence_number": number}
+                number += 1
+        except (*FAILURES, ApiError) as error:
+            for event in self._failed(of_engine(error)):
+                yield event | {"sequence_number": number}
+                number += 1
+
+    def _failed(self, error: ApiError) -> list[Json]:
+        """How a stream ends that cannot go on."""
+        code = "server_error" if error.status >= 500 else "invalid_prompt"
+        told = {"status": "failed", "error": {"code": code, "message": error.message}}
+        return [
+            {"type": "error", "code": error.code or code, "message": error.message, "param": error.field},
+            {"type": "response.failed", "response": self.response(None, self.done) | told},
+        ]
 
     async def _events(self) -> AsyncIterator[Json]:
         begun = self.response(None, [])
         yield {"type": "response.created", "response": begun}
         yield {"type": "response.in_progress", "response": begun}
-        items: list[Json] = []
+        items = self.done
         text: str | None = None
         async for _, chunk in self.answering:
             for delta in self._news(chunk):
@@ -298,7 +312,8 @@ class Writer:
                         yield event
             if chunk.output is not None:
                 if text is not None or not items:
-                    for event in (*(() if text is not None else self._begin_text(len(items))), *self._end_text(items, text or "")):
+                    begins = [] if text is not None else self._begin_text(len(items))
+                    for event in (*begins, *self._end_text(items, text or "", chunk.output)):
                         yield event
                 done = self.response(chunk.output, items)
                 yield {"type": f"response.{done['status']}", "response": done}
@@ -315,8 +330,10 @@ class Writer:
             {"type": "response.content_part.added", "item_id": item["id"], "output_index": index, "content_index": 0, "part": part},
         ]
 
-    def _end_text(self, items: list[Json], text: str) -> list[Json]:
-        index, item = len(items), self._message(len(items), text, "completed")
+    def _end_text(self, items: list[Json], text: str, output: Output | None = None) -> list[Json]:
+        """`output`: where the text is the answer's end."""
+        called = any(item["type"] == "function_call" for item in items)
+        index, item = len(items), self._message(len(items), text, "completed" if output is None else _status(output, called))
         items.append(item)
         place = {"item_id": item["id"], "output_index": index, "content_index": 0}
         return [
@@ -344,6 +361,11 @@ class Writer:
                 {"type": "response.output_item.done", "output_index": index, "item": items[-1]},
             ]
         return events
+
+
+def _status(output: Output, called: bool) -> str:
+    """Of the answer's text: what was cut off is that, unless it is a call or what stands behind one."""
+    return "incomplete" if output.finish_reason == "length" and not called else "completed"
 
 
 def usage_of(output: Output) -> Json:

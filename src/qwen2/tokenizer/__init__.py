@@ -6,6 +6,7 @@ from qwen2.tokenizer.messages import NAME, Message, ToolCall, read_tools
 from qwen2.tokenizer.parse import BETWEEN, DIALECTS, HERMES, Delta, Dialect, StreamParser, fold
 from qwen2.tokenizer.parts import QWEN2_5_CONTROL, QWEN2_CONTROL, Parts
 from qwen2.tokenizer.pieces import closed
+from qwen2.tokenizer.plain import PlainCalls
 from qwen2.tokenizer.sandbox import Limits
 from qwen2.tokenizer.template import ChatTemplate, Rendered
 from qwen2.tokenizer.tokenizer import StreamDecoder, Tokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "Limits",
     "Message",
     "Parts",
+    "PlainCalls",
     "Rendered",
     "StreamDecoder",
     "StreamParser",

@@ -9,7 +9,7 @@ Left out: calls with words around them, since JSON in the midst of a text may be
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qwen2.tokenizer.messages import NAME, STRICT_JSON, ToolCall, check_object, members, skip_space
@@ -22,10 +22,14 @@ BEGINS = ("```json", FENCE, "")
 
 @dataclass
 class PlainCalls:
-    """The answer so far. `names`: of the tools that may be called so; `one`: at most one call."""
+    """The answer so far. `names`: of the tools that may be called so; `one`: at most one call.
+
+    `fits`: whether a name and arguments (JSON) are a call that may be made, where more is asked of it than that they are an object.
+    """
 
     names: Sequence[str]
     one: bool = False
+    fits: Callable[[str, str], bool] | None = None
     _text: str = ""
     _may_be: bool = True
     _at: int = 0  # how far brackets were counted
@@ -107,4 +111,6 @@ class PlainCalls:
         if not isinstance(name, str) or name not in self.names or NAME.fullmatch(name) is None:
             raise ValueError("not the name of a tool that was given")
         check_object(arguments, "arguments")
+        if self.fits is not None and not self.fits(name, arguments):
+            raise ValueError("not arguments of its schema")
         return ToolCall(name, arguments)

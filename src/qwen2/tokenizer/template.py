@@ -159,12 +159,12 @@ class ChatTemplate:
         """How this model writes calls, one of `parse.DIALECTS`; None if its template does not say."""
         return next((name for name, dialect in DIALECTS.items() if dialect is self._dialect), None)
 
-    def parser(self, in_pieces: bool = False, plain: Sequence[str] = (), one: bool = False) -> StreamParser:
+    def parser(self, in_pieces: bool = False, plain: PlainCalls | None = None) -> StreamParser:
         """For the text of one answer to a request with tools; see `parse.py` for how to feed it, and for when pieces are allowed.
 
-        `plain`: names of the tools that may also be called in plain JSON (plain.py); `one`: at most one call of that kind.
+        `plain`: calls that may also be plain JSON.
         """
-        return StreamParser(self._dialect, in_pieces, PlainCalls(plain, one) if plain else None)
+        return StreamParser(self._dialect, in_pieces, plain)
 
     def parse(self, text: str) -> Message:
         """A whole answer: content and tool calls."""

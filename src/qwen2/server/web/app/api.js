@@ -26,14 +26,14 @@ export function onKeyWanted(ask) {
   };
 }
 
-async function request(path, { body, signal } = {}) {
+async function request(path, { body, signal, method = body === undefined ? "GET" : "POST" } = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = {
       ...(body === undefined ? {} : { "Content-Type": "application/json" }),
       ...(key ? { Authorization: `Bearer ${key}` } : {}),
     };
-    const response = await reached(path, { method: body === undefined ? "GET" : "POST", headers, body: JSON.stringify(body), signal });
+    const response = await reached(path, { method, headers, body: JSON.stringify(body), signal });
     if (response.ok) return response;
     const error = await refusal(response);
     if (response.status !== 401) throw error;
@@ -109,6 +109,12 @@ export const api = {
 
   /** What a model is. */
   show: (model) => json("/api/show", { body: { model } }),
+
+  /** Take one out of memory, when nobody uses it any more. */
+  unload: (model) => json("/api/generate", { body: { model, keep_alive: 0, stream: false } }),
+
+  /** Delete one from the server's disk. */
+  remove: (model) => request("/api/delete", { body: { model }, method: "DELETE" }),
 
   /** What can be downloaded. */
   known: () => json("/web/models.json"),

@@ -37,6 +37,23 @@ export function askForKey(wasWrong) {
   });
 }
 
+/** Ask whether something that cannot be undone is meant: true or false. */
+export function confirmed(question, note, action) {
+  const dialog = $("confirm");
+  $("confirm-title").textContent = question;
+  $("confirm-note").textContent = note;
+  $("confirm-yes").textContent = action;
+  return new Promise((resolve) => {
+    let meant = false;
+    $("confirm-form").onsubmit = () => {
+      meant = true;
+    };
+    dialog.onclose = () => resolve(meant);
+    dialog.showModal();
+    $("confirm-no").focus();
+  });
+}
+
 /** Ask for a conversation's title: the title, or null. */
 export function askForTitle(title) {
   const dialog = $("rename");

@@ -90,6 +90,20 @@ export class Models extends EventTarget {
     }
   }
 
+  /** Take one out of memory; whether it has gone already, which it does not while it answers. */
+  async unload(name) {
+    await api.unload(name);
+    await this.refreshLoaded();
+    return !this.isLoaded(name);
+  }
+
+  /** Delete one from the server's disk. */
+  async remove(name) {
+    await api.remove(name);
+    this.shown.delete(name);
+    await this.refresh();
+  }
+
   cancel(name) {
     this.pulls.get(name)?.controller.abort();
     this.pulls.delete(name);

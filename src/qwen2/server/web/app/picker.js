@@ -1,6 +1,7 @@
-/** The dialog of models: choose one that is here, or download one. */
+/** The dialog of models: choose one that is here, unload or delete it, or download one. */
 
-import { $, el, icon } from "./dom.js";
+import { confirmed } from "./dialogs.js";
+import { $, el, icon, iconButton } from "./dom.js";
 import { bytes, count } from "./format.js";
 import { announce, toast } from "./notify.js";
 
@@ -73,7 +74,39 @@ export class Picker {
       this.chosen(name);
     };
     const props = { class: "model", type: "button", "aria-pressed": String(current), click: choose, "data-row": `use ${name}` };
-    return el("button", props, el("span", {}, el("b", {}, name), line), current ? icon("check") : null);
+    const row = el("button", props, el("span", {}, el("b", {}, name), line), current ? icon("check") : null);
+    const unload = () => this.#told(() => this.#unload(name));
+    const remove = () => this.#told(() => this.#remove(model));
+    return el(
+      "div",
+      { class: "model-row" },
+      row,
+      this.models.isLoaded(name) ? iconButton("eject", `Unload ${name}`, unload, { "data-row": `unload ${name}` }) : null,
+      iconButton("bin", `Delete ${name}`, remove, { "data-row": `delete ${name}` }),
+    );
+  }
+
+  /** Errors are said, and the list is what it is then. */
+  async #told(work) {
+    try {
+      await work();
+    } catch (error) {
+      toast(error.message);
+    }
+    if (this.dialog.open && !this.dialog.contains(document.activeElement)) this.search.focus(); // the button has gone
+  }
+
+  async #unload(name) {
+    const gone = await this.models.unload(name);
+    announce(gone ? `${name} is out of memory` : `${name} goes out of memory when its answers have ended`);
+    if (!gone) toast(`${name} goes when its answers have ended`);
+  }
+
+  async #remove({ name, size }) {
+    const note = `${bytes(size)} on the server's disk, for everybody who uses it. Conversations stay; to go on they need another model.`;
+    if (!(await confirmed(`Delete ${name}?`, note, "Delete"))) return;
+    await this.models.remove(name);
+    announce(`${name} is deleted`);
   }
 
   #absentRow(model) {

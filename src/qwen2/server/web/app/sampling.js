@@ -6,6 +6,9 @@ export const SAMPLING = [
   { key: "top_k", label: "Top k", hint: "Only so many of the likeliest; 0 is off", min: 0, max: 1_000_000, step: 1, whole: true },
   { key: "min_p", label: "Min p", hint: "At least this share of the likeliest; 0 is off", min: 0, max: 1, step: 0.05 },
   { key: "repetition_penalty", label: "Repetition penalty", hint: "1 is off; above, repeating costs", min: 0.01, max: 100, step: 0.05 },
+  { key: "presence_penalty", label: "Presence penalty", hint: "0 is off; above, words that were used cost", min: -2, max: 2, step: 0.1 },
+  { key: "frequency_penalty", label: "Frequency penalty", hint: "0 is off; above, they cost each time", min: -2, max: 2, step: 0.1 },
+  { key: "stop", label: "Stop at", hint: "Texts that end the answer, one a line; \\n is a line's end", texts: 16, characters: 1000 },
   {
     key: "seed",
     label: "Seed",
@@ -20,6 +23,7 @@ export const SAMPLING = [
 
 /** A field's text as { value } (undefined: empty), or { error } in one line. */
 export function read(setting, text) {
+  if (setting.texts) return readTexts(setting, text);
   if (text.trim() === "") return { value: undefined };
   const value = Number(text.trim().replace(",", "."));
   if (!Number.isFinite(value)) return { error: "A number, or empty" };
@@ -28,13 +32,38 @@ export function read(setting, text) {
   return { value };
 }
 
+const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
+
+function readTexts(setting, text) {
+  const lines = text.split("\n").filter((line) => line !== "");
+  const value = lines.map((line) => line.replace(/\\[nt\\]/g, (found) => ESCAPES[found]));
+  const { error } = texts(setting, value);
+  return error ? { error } : { value: value.length > 0 ? value : undefined };
+}
+
+function texts(setting, value) {
+  const right = Array.isArray(value) && value.every((one) => typeof one === "string" && one !== "");
+  if (!right) return { error: "A list of texts" };
+  if (value.length > setting.texts) return { error: `At most ${setting.texts} of them` };
+  if (value.some((one) => one.length > setting.characters)) return { error: `At most ${setting.characters} characters each` };
+  return {};
+}
+
+/** A value as its field shows it. */
+export function shown(setting, value) {
+  if (value === undefined) return "";
+  if (!setting.texts) return String(value);
+  return value.map((one) => one.replace(/[\n\t\\]/g, (found) => Object.keys(ESCAPES).find((key) => ESCAPES[key] === found))).join("\n");
+}
+
 /** Sampling settings that are what they should be; an Error names the one that is not. */
 export function checked(sampling) {
   const found = {};
   for (const [key, value] of Object.entries(sampling)) {
     const setting = SAMPLING.find((one) => one.key === key);
     if (setting === undefined) throw new Error(`${key} is no sampling setting`);
-    const { error } = typeof value === "number" ? read(setting, String(value)) : { error: "a number" };
+    const number = () => (typeof value === "number" ? read(setting, String(value)) : { error: "a number" });
+    const { error } = setting.texts ? texts(setting, value) : number();
     if (error) throw new Error(`${key} is ${JSON.stringify(value)}: ${error.toLowerCase()}`);
     found[key] = value;
   }

@@ -4,7 +4,7 @@ import { ServerError } from "./api.js";
 import { $, el } from "./dom.js";
 import { count } from "./format.js";
 import { toast } from "./notify.js";
-import { SAMPLING, read } from "./sampling.js";
+import { SAMPLING, read, shown } from "./sampling.js";
 
 export class Settings {
   constructor(chat, models) {
@@ -47,12 +47,15 @@ export class Settings {
 
   #field(setting) {
     const id = `set-${setting.key}`;
-    const input = el("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", "aria-describedby": `${id}-hint` });
+    const props = { id, autocomplete: "off", "aria-describedby": `${id}-hint` };
+    const input = setting.texts
+      ? el("textarea", { ...props, rows: "2", dir: "auto", spellcheck: "false" })
+      : el("input", { ...props, type: "text", inputmode: "decimal" });
     const hint = el("span", { class: "hint", id: `${id}-hint` }, setting.hint);
     const label = el("label", { class: "field" }, el("span", { class: "field-name" }, setting.label), hint, input);
     this.fields.set(setting.key, { setting, input, hint, label });
     input.addEventListener("change", () => this.#changed(setting.key));
-    input.addEventListener("keydown", (event) => this.#stepped(event, setting));
+    if (!setting.texts) input.addEventListener("keydown", (event) => this.#stepped(event, setting));
     return label;
   }
 
@@ -102,8 +105,8 @@ export class Settings {
   #fill() {
     const { system, sampling } = this.chat.conversation;
     $("system").value = system;
-    for (const [key, { input }] of this.fields) {
-      input.value = sampling[key] ?? "";
+    for (const [key, { setting, input }] of this.fields) {
+      input.value = shown(setting, sampling[key]);
       this.#mark(key, undefined);
     }
   }
@@ -111,7 +114,7 @@ export class Settings {
   #about(found, model) {
     for (const [key, { input }] of this.fields) {
       const own = found?.defaults[key];
-      input.placeholder = own ?? { seed: "drawn", max_tokens: "to the end" }[key] ?? "off";
+      input.placeholder = own ?? { seed: "drawn", max_tokens: "to the end", stop: "the model's own" }[key] ?? "off";
       if (own === undefined) delete input.dataset.own;
       else input.dataset.own = own;
     }
