@@ -178,7 +178,7 @@ class LLM:
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
         functions = {tool["function"]["name"]: tool["function"] for tool in tools}
-        fits = None if request.form is None else calls.fits(functions, request.form, cast("str", self.template.calls))
+        fits = None if held is None or request.form is None else calls.fits(functions, request.form, cast("str", self.template.calls))
         parsers = [
             self.template.parser(
                 in_pieces and held is not None, PlainCalls(list(functions), not choice.parallel, fits) if is_free else None
