@@ -83,8 +83,8 @@ class Models:
         self._changed = asyncio.Condition()
         self._loading: dict[str, asyncio.Task[Loaded]] = {}  # by the weights' digest
         self._unwanted: set[asyncio.Task[None]] = set()
-        self._sweeping: threading.Thread | None = None  # what was unloaded last
         self._leaving: WeakSet[Engine] = WeakSet()  # unloaded, and gone as soon as nobody refers to them: their memory is as good as free
+        self._sweeping: threading.Thread | None = None  # what was unloaded last
 
     def full_name(self, name: str) -> str:
         """The name of a model that is here. 404 where it is not; a path is not a name."""
