@@ -15,7 +15,7 @@ help:
 	@echo "make chat    install into $(VENV) and talk to a real 0.5B model (the first time, it is downloaded: 491 MB)"
 	@echo "make test    lint and the whole test suite"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make bench   ours beside other engines; bench/peers.py --help says how to add llama.cpp and others"
+	@echo "make bench   ours beside other engines; llama.cpp and others are built by bench/setup_peers.sh first"
 	@echo "make wheel   a wheel in dist/"
 	@echo "make clean   remove $(VENV) and what was built; models in QWEN2_HOME stay"
 

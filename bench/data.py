@@ -148,7 +148,7 @@ def theirs(folder: Path, items: list[str], out: Path) -> int:
 def ours(folder: Path, items: list[str], out: Path) -> int:
     """Documents that are left."""
     sources = (Source(path="train.jsonl", language="detect"), Source(path="items.jsonl", role="evaluation"))
-    prepare_text(Recipe("bench", sources, tasks=1), folder, None, out, workers=1, say=lambda line: None)
+    prepare_text(Recipe("bench", sources, tasks=1), folder, None, out, say=lambda line: None)
     return lines_in(out / "text")
 
 

@@ -6,13 +6,14 @@ imports done, then a prompt of 512 and 64 tokens. llama.cpp runs with flash atte
 that cannot read the file (transformers, CTranslate2) runs the same weights, widened or converted. What is left out: quality
 (quality.py), and our own speed by length, depth and format (`qwen2 bench`).
 
-    python bench/peers.py --llama-cpp VENV/bin/python                          # table, picture and raw figures into bench/results/
+    bench/setup_peers.sh; python bench/peers.py                                # table, picture and raw figures into bench/results/
     python bench/peers.py --quick --peers ours,llama.cpp --llama-cpp VENV/bin/python
     python bench/peers.py --isa avx2 --llama-cpp VENV_OF_AN_AVX2_BUILD/bin/python
 
-VENV has llama-cpp-python built from source, with CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python;
-for --isa avx2 CMAKE_ARGS is "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON", and for
---isa avx512 the same with -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON.
+What setup_peers.sh built is used where no other place is given. A VENV of one's own has llama-cpp-python built from source, by
+CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python; for --isa avx2 CMAKE_ARGS is
+"-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON", and for --isa avx512 the same with
+-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON.
 CTranslate2's folder: qwen2 export MODEL HF; ct2-transformers-converter --model HF --quantization int8 --output_dir FOLDER.
 OpenVINO reads GGUF files of type Q8_0 and Q4_0 (no Q5_0, so no Q4_K_M of the 0.5B), or a folder that optimum-intel wrote.
 """
@@ -41,6 +42,7 @@ from qwen2.config import ModelConfig
 from qwen2.weights.gguf_header import read_header
 from qwen2.weights.store import Store
 
+MODEL = "qwen2.5-coder:0.5b"
 KINDS = ("prefill", "decode", "streams", "load", "peak")
 COLUMNS = ("ours", "llama.cpp", "transformers-fp32", "transformers-bf16", "ctranslate2", "openvino")
 VARIANTS = {"llama.cpp": ("fa", "nofa")}
@@ -165,11 +167,26 @@ def describe(name: str, context: int) -> dict[str, Any]:
     }
 
 
+def fill_places(args: argparse.Namespace) -> None:
+    """What setup_peers.sh left, for flags that are left out: its llama.cpp uses every set of this processor, its weights are the 0.5B's."""
+    home = Path(os.environ.get("QWEN2_PEERS", Path(__file__).parents[1] / ".peers"))
+    python = home / "others" / "bin" / "python"
+    if args.llama_cpp is None and args.isa is None and (home / "llama" / "bin" / "python").exists():
+        args.llama_cpp = str(home / "llama" / "bin" / "python")
+    for column, weights in (("ctranslate2", "int8"), ("openvino", "q8_0.gguf")):
+        if getattr(args, column) is None and args.model == MODEL and python.exists() and (home / weights).exists():
+            setattr(args, column, [str(python), str(home / weights)])
+
+
 def chosen(args: argparse.Namespace) -> list[str]:
-    """The columns to run. SystemExit for one that is not known or whose flag is missing."""
+    """The columns to run; those that are not here are named. SystemExit for one that is not known or whose flag is missing."""
+    fill_places(args)
     given = {"llama.cpp": args.llama_cpp, "ctranslate2": args.ctranslate2, "openvino": args.openvino}
     if args.peers is None:
-        return [column for column in COLUMNS if given.get(column, "here")]
+        missing = [column for column in COLUMNS if not given.get(column, "here")]
+        if missing:
+            print(f"left out: {', '.join(missing)}; bench/setup_peers.sh sets them up, or say where they are (--help)", file=sys.stderr)
+        return [column for column in COLUMNS if column not in missing]
     for column in args.peers:
         if column not in COLUMNS:
             raise SystemExit(f"--peers {column}: unknown; there are {', '.join(COLUMNS)}")
@@ -184,7 +201,7 @@ def comma(text: str) -> list[str]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen2.5-coder:0.5b", help="a name or a GGUF file")
+    parser.add_argument("--model", default=MODEL, help="a name or a GGUF file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, help="left out: 5, or 1 with --quick")
     parser.add_argument("--only", type=comma, default=list(KINDS), help=f"some of {','.join(KINDS)}")
@@ -264,7 +281,7 @@ def main() -> None:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         kind = args.isa if args.isa is not None else run["machine"]["kind"]
-        suffix = "" if args.model == "qwen2.5-coder:0.5b" else "_" + Path(run["model"]["file"]).stem.lower()
+        suffix = "" if args.model == MODEL else "_" + Path(run["model"]["file"]).stem.lower()
         stem = args.out / (args.name or f"peers_{kind}{suffix}")
         stem.with_name(stem.name + ".md").write_text(text)
         stem.with_name(stem.name + ".json").write_text(json.dumps(run, indent=1) + "\n")

@@ -6,6 +6,7 @@
 # BASE is a run of base.sh, whose shards and tokenizer are used. N steps (400) make the dense parent, of nano size or of FILE's; both
 # go on for M (600) of 4,096 tokens. OUT/report.html has the curves. Interrupted, the same command goes on.
 set -euo pipefail
+source "$(dirname "$0")/stages.sh"
 
 steps=400 more=600 shape=(--size nano) places=()
 while [ $# -gt 0 ]; do
@@ -14,26 +15,16 @@ while [ $# -gt 0 ]; do
     --more) more=${2:?--more needs a number}; shift ;;
     --config) shape=(--config "${2:?--config needs a config.json}"); shift ;;
     -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;;
-    -*) echo "upcycle.sh: $1 is unknown; upcycle.sh --help shows what there is" >&2; exit 2 ;;
+    -*) fail 2 "$1 is unknown; upcycle.sh --help shows what there is" ;;
     *) places+=("$1") ;;
   esac
   shift
 done
 base=${places[0]:-runs/out/base} out=${places[1]:-runs/out/upcycle}
-bin=$(dirname "$0")/../.venv/bin/qwen2
-[ -x "$bin" ] || bin=qwen2
-read -ra program <<< "${QWEN2:-$bin}"   # QWEN2='nice qwen2' runs it in another way
-qwen2() { command "${program[@]}" "$@"; }
-mkdir -p "$out"
+whole --steps "$steps"
+whole --more "$more"
+begin
 
-# stage NAME KIND COMMAND...: run it unless it is finished, and write down how long it took
-stage() {
-  local name=$1 kind=$2 started=$SECONDS; shift 2
-  if qwen2 report has "$out" "$name" --quiet; then echo "== $name: finished before"; return; fi
-  echo "== $name"
-  "$@"
-  qwen2 report add "$out" "$name" --kind "$kind" --seconds $((SECONDS - started))
-}
 # train NAME FLAGS...: the same rows, rate and schedule for all
 train() {
   local name=$1 resume=(); shift
@@ -48,10 +39,10 @@ mixture() {
 
 main() {
   # The parent's rate stays high to its end, so that what goes on from it is not made to climb a hill that only one of them knows.
-  stage parent training train parent "${shape[@]}" --steps "$steps" --lr 1e-3 --schedule constant
-  stage start upcycling mixture
-  stage dense training train dense --from "$out/parent" --steps "$more" --lr 1e-3 --seed 1
-  stage mixture training train mixture --from "$out/start" --steps "$more" --lr 1e-3 --seed 1
+  stage parent training parent train parent "${shape[@]}" --steps "$steps" --lr 1e-3 --schedule constant
+  stage start upcycling start mixture
+  stage dense training dense train dense --from "$out/parent" --steps "$more" --lr 1e-3 --seed 1
+  stage mixture training mixture train mixture --from "$out/start" --steps "$more" --lr 1e-3 --seed 1
   qwen2 report page "$out" --title 'Upcycling: a mixture of 16 experts and its dense parent'
 }
 main; exit

@@ -16,9 +16,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qwen2 import LLM, SamplingParams
+from qwen2 import LLM, SamplingParams, kernels
 from qwen2.model import packed_attend
 from qwen2.weights.model import load
+from tests.kernels.conftest import sets_here
 
 GOLDEN = Path(__file__).parent / "golden"
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))
@@ -108,8 +109,8 @@ def test_the_kernels_say_what_the_plain_network_says(plain: LLM, llm: LLM, coder
     divergences: dict[str, list[torch.Tensor]] = {which: [] for which in bound}
     agreed: dict[str, list[torch.Tensor]] = {which: [] for which in bound}
     for ids, hidden in exact.values():
-        for which, (kernels, _) in bound.items():
-            logits = kernels.logits(ids)
+        for which, (native, _) in bound.items():
+            logits = native.logits(ids)
             for block in torch.arange(len(ids)).split(128):  # a few hundred megabytes at a time
                 with torch.inference_mode():
                     right = plain.model.network.logits(hidden[block]).log_softmax(-1)
@@ -121,10 +122,16 @@ def test_the_kernels_say_what_the_plain_network_says(plain: LLM, llm: LLM, coder
         assert torch.cat(agreed[which]).float().mean() > 0.96, which
 
 
-def test_a_request_has_the_same_bits_alone_in_a_batch_and_in_pieces(llm: LLM):
-    """Sixteen prompts together, each alone, and each read in other chunks: equal logits, to the bit."""
-    texts = [prompt["text"] for prompt in PROMPTS] * 2
-    prompts = [llm.tokenizer.encode_trusted(text)[i : 300 + i] for i, text in enumerate(texts)]
+@pytest.mark.parametrize("cache_bits", [16, 8])
+@pytest.mark.parametrize("isa", [None, *sets_here()[1:]])
+def test_a_request_has_the_same_bits_alone_in_a_batch_and_in_pieces(llm: LLM, coder: Path, isa: str | None, cache_bits: int):
+    """Prompts together, each alone, and each read in other chunks: equal logits, to the bit. Sixteen for the default, else fewer, shorter."""
+    texts, length = [prompt["text"] for prompt in PROMPTS], 80
+    if isa is None and cache_bits == 16:
+        texts, length = texts * 2, 300
+    else:
+        llm = LLM(coder, isa=isa, cache_bits=cache_bits)
+    prompts = [llm.tokenizer.encode_trusted(text)[i : length + i] for i, text in enumerate(texts)]
     alone = [llm.logits(ids) for ids in prompts]
     scores = llm.score(prompts)
     for ids, logits, score in zip(prompts, alone, scores, strict=True):
@@ -136,6 +143,7 @@ def test_a_request_has_the_same_bits_alone_in_a_batch_and_in_pieces(llm: LLM):
         assert all(torch.equal(llm.logits(ids), logits) for ids, logits in zip(prompts, alone, strict=True))
     finally:
         llm.engine.scheduler.chunk = 512
+        kernels.select_isa(None)
 
 
 def test_greedy_text_equals_llama_cpp(llm: LLM, answers: dict[str, list[int]], record_property: Any):

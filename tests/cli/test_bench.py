@@ -10,7 +10,9 @@ import pytest
 from qwen2 import kernels
 from qwen2.cli.app import main
 from qwen2.engine import speed
+from qwen2.weights.export import to_gguf
 from qwen2.weights.model import load
+from tests.conftest import tiny_model
 
 Out = pytest.CaptureFixture[str]
 SHORT = ["--prompt", "9", "17", "--depth", "0", "20", "--streams", "1", "2", "--tokens", "3", "--repeat", "1"]
@@ -30,6 +32,18 @@ def test_json_has_a_row_for_everything_asked(tiny_folder: Path, capsys: Out) -> 
     assert all(row["rate"] > 0 for row in report["prefill"] + report["decode"])
     assert report["isa"] == kernels.isa()
     assert (report["ceilings"] is None) == (kernels.isa() is None)
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="ceilings are the kernels'")
+@pytest.mark.parametrize(("form", "of"), [("F16", "32-bit floats"), ("BF16", "32-bit floats"), ("Q8_0", "8-bit integers")])
+def test_speeds_are_held_against_what_the_weights_are_multiplied_with(form: str, of: str, tmp_path: Path, capsys: Out) -> None:
+    to_gguf(tiny_model(), tmp_path / "model.gguf", form)
+    assert (
+        main(["bench", str(tmp_path / "model.gguf"), "--prompt", "9", "--depth", "0", "--streams", "2", "--tokens", "2", "--repeat", "1"])
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(f" GOP/s in products of {of}") for line in lines) == 1
 
 
 def test_figures_are_medians_and_belong_together(tiny_folder: Path, capsys: Out) -> None:

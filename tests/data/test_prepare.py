@@ -11,6 +11,7 @@ import pytest
 
 from qwen2.cli.app import main
 from qwen2.data.duplicates import NearFilter
+from qwen2.data.execute import Place
 from qwen2.data.fetch import fetch
 from qwen2.data.prepare import clean_texts, prepare_text
 from qwen2.data.recipe import Recipe, Source, read_recipe
@@ -109,9 +110,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     root = tmp_path_factory.mktemp("data")
     recipe = write_corpus(root / "corpus")
     (root / "corpus" / "recipe.json").write_text(json.dumps(recipe.to_json()))
-    manifest = prepare_text(recipe, root / "corpus", None, root / "one", workers=1, say=quiet)
+    manifest = prepare_text(recipe, root / "corpus", None, root / "one", say=quiet)
     write_tokenizer(root / "tok")
-    prepare_shards(recipe, manifest, root / "one", root / "tok", 1, quiet)
+    prepare_shards(recipe, manifest, root / "one", root / "tok", Place(workers=1), quiet)
     return recipe, root
 
 
@@ -165,8 +166,8 @@ def test_the_report_says_what_went_and_why(prepared: tuple[Recipe, Path], capsys
 
 def test_twice_and_by_two_workers_the_same_bytes(prepared: tuple[Recipe, Path]) -> None:
     recipe, root = prepared
-    manifest = prepare_text(recipe, root / "corpus", None, root / "two", workers=2, say=quiet)
-    prepare_shards(recipe, manifest, root / "two", root / "tok", 2, quiet)
+    manifest = prepare_text(recipe, root / "corpus", None, root / "two", Place(workers=2), quiet)
+    prepare_shards(recipe, manifest, root / "two", root / "tok", Place(workers=2), quiet)
     for folder in ("text", "held-out", "shards", "shards/tokenizer"):
         names = sorted(path.name for path in (root / "one" / folder).iterdir() if path.is_file())
         assert names == sorted(path.name for path in (root / "two" / folder).iterdir() if path.is_file())
@@ -220,10 +221,10 @@ def test_work_goes_on_after_a_stop(prepared: tuple[Recipe, Path], monkeypatch: p
 
     monkeypatch.setattr(prepare.ContaminationFilter, "begin", lambda self, rank: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        prepare_text(recipe, root / "corpus", None, root / "stopped", workers=1, say=quiet)
+        prepare_text(recipe, root / "corpus", None, root / "stopped", say=quiet)
     monkeypatch.undo()
     monkeypatch.setattr(prepare.ReadInputs, "run", lambda *_: pytest.fail("the first pipeline was finished"))
-    prepare_text(recipe, root / "corpus", None, root / "stopped", workers=1, say=quiet)
+    prepare_text(recipe, root / "corpus", None, root / "stopped", say=quiet)
     assert kept(root / "stopped") == kept(root / "one")
 
 
@@ -239,17 +240,14 @@ def test_a_kill_while_work_is_removed_brings_no_copies_back(prepared: tuple[Reci
             real(Path(path) / "logs" / "second")
             raise KeyboardInterrupt
 
-    for manifest_is_written in (True, False):  # false: as if it had been killed before
-        monkeypatch.setattr(prepare.shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            prepare_text(recipe, root / "corpus", None, root / "killed", workers=1, say=quiet)
-        monkeypatch.undo()
-        if not manifest_is_written:
-            (root / "killed" / "text" / "manifest.json").unlink()
-        prepare_text(recipe, root / "corpus", None, root / "killed", workers=1, say=quiet)
-        assert kept(root / "killed") == kept(root / "one")
-        assert sorted(path.name for path in (root / "killed").iterdir() if path.is_dir()) == ["counts", "held-out", "text"]
-        shutil.rmtree(root / "killed")
+    monkeypatch.setattr(prepare.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_text(recipe, root / "corpus", None, root / "killed", say=quiet)
+    monkeypatch.undo()
+    assert not (root / "killed" / "work").exists(), "there is nothing that looks like work to go on with"
+    prepare_text(recipe, root / "corpus", None, root / "killed", say=quiet)
+    assert kept(root / "killed") == kept(root / "one")
+    assert sorted(path.name for path in (root / "killed").iterdir() if path.is_dir()) == ["counts", "held-out", "text"]
 
 
 def test_flags_that_are_gone_are_an_error(tmp_path: Path) -> None:
@@ -263,7 +261,7 @@ def test_one_process_at_a_time(prepared: tuple[Recipe, Path], tmp_path: Path) ->
         with pytest.raises(ValueError, match="out: another qwen2 data prepare works in this folder; wait for it, or name another"):
             prepare_text(recipe, root / "corpus", None, tmp_path / "out", say=quiet)
         with pytest.raises(ValueError, match="another qwen2 data prepare"):
-            prepare_shards(recipe, {}, tmp_path / "out", root / "tok", 1, quiet)
+            prepare_shards(recipe, {}, tmp_path / "out", root / "tok", Place(workers=1), quiet)
         with pytest.raises(ValueError, match="another qwen2 data fetch"):
             fetch({"udhr": 0}, tmp_path / "out", say=quiet)
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == []
@@ -274,7 +272,7 @@ def test_evaluation_items_that_do_not_read_are_in_the_report(prepared: tuple[Rec
     shutil.copytree(root / "corpus", tmp_path / "corpus")
     (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps({"text": ITEMS[0]}) + "\nnot json\n")
     few = Recipe.from_json({**recipe.to_json(), "steps": ["contamination"]}, "x")
-    prepare_text(few, tmp_path / "corpus", None, tmp_path / "out", workers=1, say=quiet)
+    prepare_text(few, tmp_path / "corpus", None, tmp_path / "out", say=quiet)
     rows = gather(tmp_path / "out")["steps"][0]["by_language_and_source"]
     assert {"language": "?", "source": "test", "dropped_documents": 1, "dropped_bytes": 0} in rows
 

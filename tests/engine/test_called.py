@@ -231,6 +231,15 @@ def test_plain_json_is_a_call_of_a_strict_tool_where_its_schema_holds(make_llm, 
     assert not read(f"[{good}, {bad}]").tool_calls
 
 
+def test_a_form_beside_tools_needs_no_format_of_calls(make_llm, styled):
+    """A template that does not say how calls are written."""
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}"
+    llm = make_llm(replace(styled, template=ChatTemplate.of(styled.tokenizer, source=source)))
+    assert llm.template.calls is None
+    output = llm.chat(MESSAGES, replace(GREEDY, constraint=Constraint.choice(["yes", "no"])), TOOLS)
+    assert output.content in ("yes", "no")
+
+
 QUESTIONS = [
     "What is the weather in {}?",
     "Tell me the forecast for {} for the next week, please.",

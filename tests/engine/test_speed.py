@@ -69,6 +69,7 @@ def test_ceilings_count_what_they_do(isa: str) -> None:
         kernels.set_threads(2)
         sums = {"avx512": 16, "avx2": 8, "neon": 16}[isa]
         assert native.qwen2_multiply_bytes(10) == 10 * 2 * sums * 4 * native.qwen2_lanes() * 2
+        assert native.qwen2_multiply_floats(10) == 10 * 2 * sums * native.qwen2_lanes() * 2
         memory = np.ones(3 * (1 << 18) + 77, dtype=np.uint8)  # stretches, the last one short and no whole vectors
         assert native.qwen2_read(memory.ctypes.data, memory.nbytes) == 0
         assert native.qwen2_read(memory.ctypes.data, 0) == 0

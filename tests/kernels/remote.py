@@ -215,9 +215,9 @@ class Copies:
             setattr(p, name, self.matrices(getattr(p, name), p.experts))
         return (self.structure(p),)
 
-    def norm(self, x: int, n: int, columns: int, stride: int, weight: int, eps: float, out: int) -> tuple[Any, ...]:
+    def norm(self, x: int, n: int, columns: int, stride: int, weight: int, eps: float, out: int, lanes: int) -> tuple[Any, ...]:
         weight, out = self.memory(weight, 4 * columns), self.memory(out, 4 * n * columns, back=True)
-        return self.rows_of_x(x, n, columns, stride), n, columns, stride, weight, eps, out
+        return self.rows_of_x(x, n, columns, stride), n, columns, stride, weight, eps, out, lanes
 
     def argmax(self, x: int, n: int, columns: int, stride: int, places: int, values: int) -> tuple[Any, ...]:
         places, values = self.memory(places, 8 * n, back=True), self.memory(values, 4 * n, back=True)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from qwen2 import kernels
-from qwen2.kernels.calls import BoundProduct
+from qwen2.kernels.calls import BoundFeedForward, BoundProduct
 from qwen2.kernels.matrix import ALIGNMENT, Matrix, packed_bytes
 from qwen2.quant import FORMATS
-from tests.kernels.conftest import BY_NAME, dense, random_blocks
+from tests.kernels.conftest import BY_NAME, dense, random_blocks, unit_blocks
+from tests.kernels.test_attention import Sequence, attend, random_qkv
+from tests.kernels.test_mixture import Layer
 
 PAGE = mmap.PAGESIZE
 NO_ACCESS = 0
@@ -36,6 +38,52 @@ class Guarded:
 
     def floats(self, *shape: int) -> np.ndarray:
         return self.bytes.view(np.float32).reshape(shape)
+
+
+def guarded(array: np.ndarray) -> np.ndarray:
+    """The same array at the end of guarded memory."""
+    copy = Guarded(array.nbytes).bytes.view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def guarded_pack(name: str, blocks: np.ndarray, rows: int, columns: int) -> Matrix:
+    matrix = Matrix(BY_NAME[name], rows, columns, Guarded(packed_bytes(BY_NAME[name], rows, columns)).bytes)
+    matrix.pack(guarded(blocks))
+    return matrix
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize(("heads", "kv_heads", "d"), [(14, 2, 64), (4, 1, 24), (2, 2, 2), (3, 3, 18), (4, 1, 80), (4, 2, 256)])
+def test_attention_stays_within_its_memory(isa: str, heads: int, kv_heads: int, d: int, bits: int):
+    """A prompt, then some tokens of it and of a second sequence; with factors of the keys; blocks of the cache end at a page too."""
+    first, second = (Sequence(kv_heads, d, bits, guarded) for _ in range(2))
+    factors = guarded(np.ones((kv_heads, d // 2), np.float32))
+    for lengths in ((67, 1), (1, 3), (5, 61)):
+        pieces = [random_qkv(heads, kv_heads, d, n, n) for n in lengths]
+        assert np.isfinite(attend([first, second], pieces, heads, kv_heads, d, bits, factors, guarded)).all()
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_K", "Q6_K"])
+def test_the_feed_forward_part_stays_within_its_memory(isa: str, name: str):
+    columns, width = (256, 512) if FORMATS[BY_NAME[name]].block > 1 else (64, 96)
+    shapes = ((width, columns), (width, columns), (columns, width))
+    gate, up, down = (guarded_pack(name, unit_blocks(name, *shape, i), *shape) for i, shape in enumerate(shapes))
+    weight = guarded(np.ones(columns, np.float32))
+    part = BoundFeedForward(weight.ctypes.data, 1e-6, gate.struct, up.struct, down.struct)
+    for n in (1, 2, 9, 25, 41):
+        x = guarded(np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32))
+        part(x.ctypes.data, n)
+        assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_K"])
+def test_the_mixture_stays_within_its_memory(isa: str, name: str):
+    layer = Layer(name, False, experts=5, sizes=(64, 96, 32), pack=guarded_pack)
+    for n in (1, 2, 13, 45):
+        x, logits = (guarded(np.random.default_rng(n).standard_normal(shape).astype(np.float32)) for shape in ((n, layer.columns), (n, 5)))
+        layer.bound(x.ctypes.data, n, logits.ctypes.data)
+        assert np.isfinite(x).all()
 
 
 @pytest.mark.parametrize("name", list(BY_NAME))

@@ -8,6 +8,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from qwen2 import kernels
+from qwen2.kernels.cores import allowed_cores, physical_cores, share_of_time, sysctl
 
 SOURCE = Path(__file__).parents[2] / "src" / "qwen2" / "kernels" / "features.cpp"
 LINUX_X86 = {  # our name: the kernel's
@@ -156,10 +158,72 @@ def test_more_threads_than_the_pool_has_are_refused() -> None:
         kernels.set_threads(1000)
 
 
+V2, NESTED = "0::/\n", "0::/user.slice/job/inner\n"
+V1 = "12:memory:/docker/a1\n4:cpu,cpuacct:/docker/a1\n0::/\n"
+
+
 @pytest.mark.parametrize(
-    ("text", "cores"), [("max 100000\n", 256), ("200000 100000\n", 2), ("150000 100000\n", 2), ("nonsense", 256), (None, 256)]
+    ("groups", "files", "cores"),
+    [
+        (V2, {"cpu.max": "max 100000"}, None),
+        (V2, {"cpu.max": "200000 100000"}, 2),
+        (V2, {"cpu.max": "150000 100000"}, 2),
+        (V2, {"cpu.max": "1000 100000"}, 1),
+        (V2, {"cpu.max": "nonsense"}, None),
+        (V2, {"cpu.max": "100 0"}, None),
+        (V2, {}, None),
+        ("", {"cpu.max": "200000 100000"}, None),
+        (NESTED, {"user.slice/job/inner/cpu.max": "300000 100000"}, 3),
+        (
+            NESTED,
+            {
+                "user.slice/job/inner/cpu.max": "max 100000",
+                "user.slice/job/cpu.max": "400000 100000",
+                "user.slice/cpu.max": "500000 100000",
+            },
+            4,
+        ),
+        ("0::/../../outer\n", {"cpu.max": "200000 100000"}, 2),
+        (V1, {"cpu,cpuacct/docker/a1/cpu.cfs_quota_us": "250000", "cpu,cpuacct/docker/a1/cpu.cfs_period_us": "100000"}, 3),
+        (V1, {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "50000"}, 1),  # in a container its group is the root
+        (V1, {"cpu/docker/a1/cpu.cfs_quota_us": "-1", "cpu/docker/a1/cpu.cfs_period_us": "100000"}, None),
+        (V1, {"memory/docker/a1/cpu.cfs_quota_us": "100000", "memory/docker/a1/cpu.cfs_period_us": "100000"}, None),
+    ],
 )
-def test_a_container_s_share_of_time_limits_the_threads(text: str | None, cores: int, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / "cpu.max").write_text(text)
-    assert kernels._share_of_time(tmp_path / "cpu.max") == cores
+def test_a_group_s_share_of_time_limits_the_threads(groups: str, files: dict[str, str], cores: int | None, tmp_path: Path) -> None:
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert share_of_time(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("siblings", "cores"), [(("0,4", "1,5", "0,4", "1,5"), 2), (("0", "1", None, "3"), 4), ((None,) * 4, 4)])
+def test_two_threads_of_a_core_count_once(
+    siblings: tuple[str | None, ...], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    for cpu, text in enumerate(siblings):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        if text is not None:
+            (folder / "thread_siblings_list").write_text(text + "\n")
+    assert allowed_cores(tmp_path) == cores
+
+
+def test_macos_is_asked_for_its_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("qwen2.kernels.cores.share_of_time", lambda: None)
+    monkeypatch.setattr("qwen2.kernels.cores.allowed_cores", lambda: 99)
+    monkeypatch.setattr("qwen2.kernels.cores.sysctl", {"hw.physicalcpu": 6}.get)
+    assert physical_cores() == 6
+    monkeypatch.setattr("qwen2.kernels.cores.share_of_time", lambda: 4)
+    assert physical_cores() == 4
+    monkeypatch.setattr("qwen2.kernels.cores.sysctl", lambda _: None)
+    assert physical_cores() == 4
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="only macOS has it")
+def test_what_macos_says() -> None:
+    said = subprocess.run(["sysctl", "-n", "hw.physicalcpu"], capture_output=True, text=True, check=True).stdout
+    assert sysctl("hw.physicalcpu") == int(said)
+    assert sysctl("hw.nothing") is None

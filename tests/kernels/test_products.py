@@ -92,10 +92,11 @@ def test_rows_come_back_to_the_bit(isa: str, name: str):
     columns, rows = (512, 37) if FORMATS[BY_NAME[name]].block > 1 else (45, 37)
     blocks = random_blocks(name, rows, columns, 3)
     matrix = pack(name, blocks, rows, columns)
-    order = np.random.default_rng(0).integers(0, rows, 50)
-    out = np.empty((50, columns), np.float32)
-    matrix.unpack(order, out.ctypes.data)
-    assert np.array_equal(out.astype(np.float64), dense(name, blocks, rows, columns)[order])
+    numbers = np.random.default_rng(0).integers(0, rows, 50)
+    for order in (numbers, np.arange(rows), np.concatenate([numbers[:5], np.arange(3, rows), np.arange(rows)])):  # whole tiles at once
+        out = np.empty((len(order), columns), np.float32)
+        matrix.unpack(order, out.ctypes.data)
+        assert np.array_equal(out.astype(np.float64), dense(name, blocks, rows, columns)[order])
 
 
 def test_whole_matrices_come_out_of_a_file_as_they_come_out_of_memory(isa: str, tmp_path: Path):
@@ -245,18 +246,31 @@ def test_what_does_not_fit_is_refused(isa: str):
         multiply([a, b], np.zeros((1, 64), np.float32))
 
 
-def test_weights_packed_for_another_instruction_set_are_refused():
-    """Never computed with: the rows would be mixed up."""
-    if len(sets_here()) < 2:
+def test_matrices_run_by_the_set_they_were_packed_for_whatever_is_chosen_later():
+    """Bit for bit; those of two sets do not fit into one product, and those of no set are refused: their rows would be mixed up."""
+    sets = sets_here()
+    if len(sets) < 2:
         pytest.skip("this processor has one set of kernels")
-    matrix = pack("Q4_0", random_blocks("Q4_0", 16, 64, 0), 16, 64)
+    blocks, x = random_blocks("Q4_0", 16, 64, 0), np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    norm, rows = np.full(64, 1.5, np.float32), np.arange(16)
     try:
-        kernels.select_isa(sets_here()[1])
-        for use in (
-            lambda: multiply([matrix], np.zeros((1, 64), np.float32)),
-            lambda: matrix.unpack(np.zeros(1, np.int64), matrix.packed.ctypes.data),
-        ):
+        packed, expected = {}, {}
+        for name in sets:
+            kernels.select_isa(name)
+            packed[name] = pack("Q4_0", blocks, 16, 64)
+            expected[name] = multiply([packed[name]], x, norm=norm)
+            assert packed[name].struct.lanes == kernels.LANES[name]
+        for chosen in (*sets, "none"):
+            kernels.select_isa(chosen)
+            for name in sets:
+                assert np.array_equal(multiply([packed[name]], x, norm=norm), expected[name])
+                out = np.empty((16, 64), np.float32)
+                packed[name].unpack(rows, out.ctypes.data)
+                assert np.array_equal(out, dense("Q4_0", blocks, 16, 64))
             with pytest.raises(ValueError, match="packed for another instruction set"):
-                use()
+                multiply([packed[name] for name in sets], x)
+        packed[sets[0]].struct.lanes = 5
+        with pytest.raises(ValueError, match="packed for another instruction set"):
+            multiply([packed[sets[0]]], x)
     finally:
         kernels.select_isa(None)

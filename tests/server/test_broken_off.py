@@ -68,7 +68,9 @@ def test_a_stream_ends_in_an_error(running: Running, path: str, body: dict[str, 
     told = [line.removeprefix("data: ") for line in answer.text.splitlines() if line and not line.startswith(("event: ", ":"))]
     last = json.loads(told[-1])
     if path == "/v1/responses":
-        assert (last["type"], last["message"]) == ("error", WORDS)
+        failed, before = last["response"], json.loads(told[-2])
+        assert (last["type"], failed["status"], failed["error"]["message"]) == ("response.failed", "failed", WORDS)
+        assert (before["type"], before["message"], before["sequence_number"]) == ("error", WORDS, last["sequence_number"] - 1)
     else:
         assert (last["error"] if path.startswith("/api") else last["error"]["message"]) == WORDS
     assert not any(sign in answer.text for sign in ("[DONE]", "message_stop", "response.completed", '"done":true', '"stop"'))

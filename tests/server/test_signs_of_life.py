@@ -21,7 +21,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 def test_health_is_503_until_a_token_was_made(serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     may_load, may_step = threading.Event(), threading.Event()
-    plain = app.loader
+    plain = app.Loader
 
     def slow(*given: Any) -> Any:
         load = plain(*given)
@@ -40,7 +40,7 @@ def test_health_is_503_until_a_token_was_made(serve: Callable[..., Running], mon
 
         return loading
 
-    monkeypatch.setattr(app, "loader", slow)
+    monkeypatch.setattr(app, "Loader", slow)
     running = serve(load=(NAME,))
     try:
         answer = running.client.get("/health")

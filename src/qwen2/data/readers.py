@@ -70,7 +70,7 @@ class ReadInputs(PipelineStep):
                 document = self._document(entry, number, text, fields)
                 reason = self._reason(document, text, entry.source, taken)
                 self.tally.add(document, reason or KEPT, fields.get(WHY) if text is None else None)
-                if fields.get(BROKEN):
+                if text is None and BROKEN in fields:
                     self.tally.files[valid(entry.path)] = fields[WHY]
                 if reason is None:
                     yield document

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from qwen2.data.prepare import DOING, HELD_OUT, TEXT, RankReader, Say, run_pipeline
+from qwen2.data.execute import Place, execute
+from qwen2.data.prepare import DOING, HELD_OUT, TEXT, RankReader, Say, claim, discard
 from qwen2.data.recipe import Recipe
 from qwen2.data.shards import MANIFEST, Shards, ShardWriter, TokenizerInfo, merge, sha256_of
 from qwen2.tokenizer.parts import END_OF_TEXT
@@ -59,41 +61,40 @@ class Tokenize(PipelineStep):
                 writer.add(fields["role"], fields["language"], fields["source"], ids, len(document.text.encode("utf-8")))
 
 
-def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, workers: int, say: Say = print) -> Shards:
+def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, place: Place, say: Say = print) -> Shards:
     """OUT/text and OUT/held-out to OUT/shards, with a copy of the tokenizer.
 
     Shards that are there and of the same text and tokenizer are checked and used; others there are a FileExistsError. ValueError
     where another process works in the folder.
     """
     with alone(folder, DOING):
-        return _prepare_shards(recipe, manifest, folder, tokenizer, workers, say)
+        return _prepare_shards(recipe, manifest, folder, tokenizer, place, say)
 
 
-def _prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, workers: int, say: Say) -> Shards:
+def _prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, place: Place, say: Say) -> Shards:
     info = tokenizer_info(tokenizer)
-    place, parts = folder / SHARDS, folder / "tokens"
+    home, parts = folder.absolute() / SHARDS, folder.absolute() / "tokens"
     made_of = {key: manifest[key] for key in ("inputs", "libraries", "text")}
-    if (place / MANIFEST).exists():
-        shards = Shards.open(place)
+    if (home / MANIFEST).exists():
+        shards = Shards.open(home)
         if shards.tokenizer == info and {key: shards.manifest.get(key) for key in made_of} == made_of:
-            say(f"{place}: made already, used as they are")
+            say(f"{folder / SHARDS}: made already, used as they are")
+            discard(parts)
             return shards
-        raise FileExistsError(f"{place}: holds shards of another text or tokenizer; remove them or name another folder")
+        raise FileExistsError(f"{folder / SHARDS}: holds shards of another text or tokenizer; remove them or name another folder")
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
-    shutil.rmtree(parts, ignore_errors=True)
-    run_pipeline(
-        [RankReader(str(folder / TEXT), str(folder / HELD_OUT)), Tokenize(str(path), str(parts))],
-        recipe.tasks,
-        workers,
-        str(parts / "logs"),
-    )
-    (place / "tokenizer").mkdir(parents=True, exist_ok=True)
+    if not claim(parts, [asdict(info), made_of]):
+        discard(parts)
+        claim(parts, [asdict(info), made_of])
+    again = RankReader(str(folder.absolute() / TEXT), str(folder.absolute() / HELD_OUT))
+    execute([again, Tokenize(str(path.absolute()), str(parts))], recipe.tasks, place, str(parts / "logs"))
+    (home / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES if tokenizer.is_dir() else ():
         if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, place / "tokenizer" / name)
-    shutil.copyfile(path, place / "tokenizer" / "tokenizer.json")
-    shards = merge([parts / f"{rank:05d}" for rank in range(recipe.tasks)], place, recipe.to_json(), made_of)
-    shutil.rmtree(parts)
+            shutil.copyfile(tokenizer / name, home / "tokenizer" / name)
+    shutil.copyfile(path, home / "tokenizer" / "tokenizer.json")
+    shards = merge([parts / f"{rank:05d}" for rank in range(recipe.tasks)], home, recipe.to_json(), made_of)
+    discard(parts)
     tokens = sum(record.tokens for record in shards.shards)
-    say(f"{place}: {tokens:,} tokens in {len(shards.shards)} shards")
+    say(f"{folder / SHARDS}: {tokens:,} tokens in {len(shards.shards)} shards")
     return shards

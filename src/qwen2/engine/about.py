@@ -80,7 +80,7 @@ def _computing(llm: LLM) -> str:
 
     model, runner = llm.model, llm.engine.runner
     if runner.native:
-        return f"{model.weight_format} by kernels for {kernels.isa()}, cache of {runner.cache_bits} bits"
+        return f"{model.weight_format} by kernels for {kernels.isa_of(runner.lanes)}, cache of {runner.cache_bits} bits"
     return f"torch in {str(model.dtype).removeprefix('torch.')} from {model.weight_format}"
 
 

@@ -32,7 +32,7 @@ class KernelAttend:
     """For one step: `spans` are the sequences in the batch's order, each with its number n of new tokens and blocks for them.
 
     `factors` (layers, K, d/2) are those of `key_factors`, the same for a sequence's whole life. `wanted` are the rows of the N whose
-    hidden states somebody will look at, in order; None for all.
+    hidden states somebody will look at, in order; None for all. `lanes` are those of the network's matrices, whose set attends.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class KernelAttend:
         spans: Sequence[tuple[BlockSequence, int]],
         factors: Tensor | None = None,
         wanted: Sequence[int] | None = None,
+        lanes: int = 0,
     ) -> None:
         self.wanted = wanted
         cos, sin = rope.rows([(len(sequence), n) for sequence, n in spans])  # (N, d/2) each
@@ -54,7 +55,7 @@ class KernelAttend:
         self.width, self.values, self.layer_bytes = (H + 2 * K) * d, H * d, memory.layer_bytes
         self._struct = AttentionStruct(
             None, None, cos.data_ptr(), sin.data_ptr(), ctypes.addressof(counts), ctypes.addressof(histories), ctypes.addressof(blocks),
-            None, self.width, self.values, 0, len(spans), H, K, d, memory.bits,
+            None, self.width, self.values, 0, len(spans), H, K, d, memory.bits, lanes,
         )  # fmt: skip
         self._keep = (cos, sin, counts, histories, blocks, factors)
         self._factors = None if factors is None else factors.data_ptr()

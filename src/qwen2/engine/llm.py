@@ -46,7 +46,8 @@ AUTO = ToolChoice()
 class LLM:
     """A loaded model and its engine. `context` narrows the window, which is the model's own by default.
 
-    `isa` and `threads` hold for the process: the model made last decides, and one packed for another instruction set says so.
+    `isa` is the kernels' instruction set, the best one where it is None; models of different sets live side by side. `threads` are the
+    process's: the number asked for last. Where a model cannot be loaded, others go on as before.
     `cache_bytes` bounds the keys and values of all texts together, `keep_bytes` those of texts that have ended (engine.py); left out,
     half of what the machine has free beside the weights bounds them (`free_bytes` says otherwise), one window is always allowed, and
     `llm.engine.cache_limit_bytes` tells. What a text is does not depend on it. `home` is the folder of the store in which a name is
@@ -73,32 +74,36 @@ class LLM:
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
-        if threads is not None:
-            _at_least_one("threads", threads)
-            torch.set_num_threads(threads)
-        kernels.select_isa(isa)  # the best one where none is asked for, whatever another model asked for before
-        kernels.set_threads(threads)
-        if context is not None:
-            _at_least_one("context", context)
-        _at_least_one("max_batch", max_batch)
+        for name, value in (("threads", threads), ("context", context), ("max_batch", max_batch)):
+            if value is not None:
+                _at_least_one(name, value)
         loaded = partial(load, dtype=dtype, device=device, home=home, packed=True)
-        self.model = model if isinstance(model, Model) else loaded(model)
-        self.draft = draft if draft is None or isinstance(draft, Model) else loaded(draft)
-        own = self.model.config.window
-        if context is not None and context > own:
-            raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
-        self.window = own if context is None else context
-        self.engine = Engine(
-            self.model,
-            self.window,
-            max_batch,
-            cache_bits=cache_bits,
-            cache_bytes=cache_bytes,
-            keep_bytes=keep_bytes,
-            guesses=guesses,
-            draft=self.draft,
-            free_bytes=free_bytes,
-        )
+        with kernels.kept_on_failure():
+            if threads is not None:
+                kernels.set_threads(threads)
+            if isinstance(model, Model):
+                _check_isa(isa, model)
+            else:
+                kernels.select_isa(isa)
+            self.model = model if isinstance(model, Model) else loaded(model)
+            self.draft = draft if draft is None or isinstance(draft, Model) else loaded(draft)
+            own = self.model.config.window
+            if context is not None and context > own:
+                raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
+            self.window = own if context is None else context
+            self.engine = Engine(
+                self.model,
+                self.window,
+                max_batch,
+                cache_bits=cache_bits,
+                cache_bytes=cache_bytes,
+                keep_bytes=keep_bytes,
+                guesses=guesses,
+                draft=self.draft,
+                free_bytes=free_bytes,
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
         self.asker = 0  # which of the models on this engine it is
 
@@ -173,7 +178,7 @@ class LLM:
         params = replace(params, stop=(*stop, *self.template.stop), constraint=held or params.constraint)
         request = self._request(ids, params)
         functions = {tool["function"]["name"]: tool["function"] for tool in tools}
-        fits = None if request.form is None else calls.fits(functions, request.form, cast("str", self.template.calls))
+        fits = None if held is None or request.form is None else calls.fits(functions, request.form, cast("str", self.template.calls))
         parsers = [
             self.template.parser(
                 in_pieces and held is not None, PlainCalls(list(functions), not choice.parallel, fits) if is_free else None
@@ -352,6 +357,14 @@ def _finite(values: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     if not bool(values.isfinite().all()):
         raise FloatingPointError(f"the model's {what} are not finite: {not_finite(dtype)}")
     return values
+
+
+def _check_isa(asked: str | None, model: Model) -> None:
+    """ValueError where a loaded model's weights are laid out for another set than the one that is asked for."""
+    own = kernels.isa_of(model.network.lanes)
+    if asked is not None and asked != (own or "none"):
+        is_for = "computed with in torch" if own is None else f"packed for {own}"
+        raise ValueError(f"isa {asked!r}: {model.name} is {is_for} already; leave isa out, or give the model's name or path instead")
 
 
 def _at_least_one(name: str, value: object) -> None:

@@ -1,7 +1,8 @@
 """How much memory can still be taken, and how much of it the cache of a model may have where nobody says.
 
 Linux: what the kernel calls available (free, or given back when somebody wants it), or what the control groups that the process is in
-still allow (a container's limit), whichever is less. macOS and other systems of that kind: half of all there is. A GPU: what is free.
+still allow (a container's limit), whichever is less. macOS and other systems of that kind: half of all there is. A CUDA device: what
+is free there.
 
     free_memory("cpu")          # bytes; None where the system does not say
 """
@@ -21,7 +22,7 @@ GROUPS = {  # version of control groups: files with the limit, with what is used
 
 def free_memory(device: str = "cpu", root: Path = Path("/")) -> int | None:
     """Bytes that can still be taken on a device; `root` is where /proc and /sys lie. None where the system does not say."""
-    if device.partition(":")[0] != "cpu":
+    if device.partition(":")[0] == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])

@@ -38,7 +38,8 @@ class Runner:
             raise ValueError("cache_bits 8: only the kernels keep a cache of 8 bits, and this model is not computed with them here")
         config = network.config
         self.cache_bits = cache_bits
-        self.native = network.packed  # attention is the kernels' too
+        self.lanes = network.lanes
+        self.native = self.lanes > 0  # attention is the kernels' too
         self.memory = KernelMemory(config, cache_bits) if self.native else TensorMemory(config, self.dtype, self.device)
         self.factors = key_factors(network) if cache_bits == 8 else None
 
@@ -59,7 +60,7 @@ class Runner:
         """The same for ids laid end to end and the sequences that they go on, each with its number of them; `wanted` rows or all."""
         tokens = torch.frombuffer(array("q", ids), dtype=torch.int64).to(self.device)  # (N,); torch.tensor looks at every number
         if self.native:
-            attend: Attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted)
+            attend: Attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted, self.lanes)
         else:
             attend = cached_attend(self.rope, spans, self.dtype, self.device)
         x: Tensor = self.network(tokens, attend, normed=False)

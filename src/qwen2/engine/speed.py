@@ -2,7 +2,8 @@
 
 Prompts are random and new each time, so that no cache helps; answers go on past any end token, and the model must not guess
 (`guesses=0`), since what a random prompt is answered with repeats itself. The ceilings are measured by the
-kernels' own instructions (kernels/ceilings.h): what all threads together read from memory, and how many bytes they multiply.
+kernels' own instructions (kernels/ceilings.h): what all threads together read from memory, and how many bytes they multiply, or how
+many floats where most of the weights are floats.
 What is left out: other engines (bench/peers.py) and quality (bench/quality.py).
 
     measure_decode(llm, depth=4096, streams=1, tokens=64, random=Random(0)).rate
@@ -20,6 +21,7 @@ import numpy as np
 from qwen2 import kernels
 from qwen2.engine.request import SamplingParams
 from qwen2.model.packed import PackedExperts
+from qwen2.quant import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,7 @@ class Ceilings:
     """
 
     reads: list[float] = field(default_factory=list)  # bytes a second
+    floats: bool = False  # whether floats are multiplied, not bytes
     multiply: float = 0.0  # operations a second, a product and its addition being two; the best
 
     @property
@@ -55,7 +58,7 @@ class Ceilings:
         self.reads += [BUFFER / _seconds(lambda: native.qwen2_read(buffer.ctypes.data, BUFFER)) for _ in range(TRIES)]
         for _ in range(TRIES):
             start = time.perf_counter()
-            done = native.qwen2_multiply_bytes(ROUNDS)
+            done = (native.qwen2_multiply_floats if self.floats else native.qwen2_multiply_bytes)(ROUNDS)
             self.multiply = max(self.multiply, done / (time.perf_counter() - start))
 
 
@@ -148,6 +151,15 @@ def weight_bytes(llm: LLM, tokens: int) -> float:
         return network.weight_bytes()
     routed = sum(matrix.nbytes for experts in _experts(llm) for matrix in experts.packed_matrices())
     return network.weight_bytes() - routed * (1 - moe.active / moe.experts) ** tokens
+
+
+def multiplies_floats(llm: LLM) -> bool:
+    """Whether most of the packed weights are floats, whose products are of floats, not of bytes."""
+    sizes = {True: 0, False: 0}
+    for module in llm.model.network.modules():
+        for matrix in getattr(module, "packed_matrices", tuple)():
+            sizes[FORMATS[matrix.type].block == 1] += matrix.shape[0] * matrix.shape[1]
+    return sizes[True] > sizes[False]
 
 
 def _experts(llm: LLM) -> list[PackedExperts]:

@@ -9,15 +9,19 @@ this folder. An installation without a compiler has no library: `library()` is t
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-ABI_VERSION = 7
+from qwen2.kernels.cores import physical_cores
+
+ABI_VERSION = 8
 MAX_THREADS = 256  # of pool.h
-SETS = ("avx512", "avx2", "neon")  # kernels by instruction set, the best first
+LANES = {"avx512": 16, "avx2": 8, "neon": 4}  # kernels by instruction set, the best first: rows that lie interleaved in their matrices
+SETS = tuple(LANES)
 
 FEATURES = (  # bit 0 first: the order of qwen2_feature in kernels.h
     "avx2",
@@ -80,13 +84,14 @@ def declare(native: ctypes.CDLL) -> None:
         ("multiply", code, [address]),
         ("feed", code, [address]),
         ("mix", code, [address]),
-        ("norm", code, [address, i64, i64, i64, address, ctypes.c_float, address]),
+        ("norm", code, [address, i64, i64, i64, address, ctypes.c_float, address, i32]),
         ("argmax", code, [address, i64, i64, i64, address, address]),
         ("cache_bytes", i64, [i32, i32]),
         ("attend", code, [address]),
         ("search_scales", code, [address]),
         ("read", code, [address, i64]),
         ("multiply_bytes", i64, [i64]),
+        ("multiply_floats", i64, [i64]),
         ("busy", ctypes.c_uint64, []),
         ("run_layer", code, [address, address, address, i64, address]),
         ("run_layers", code, [address, i32, address, i64, address, i64, address, i64]),
@@ -109,9 +114,16 @@ def declare(native: ctypes.CDLL) -> None:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The native library, or None where the installation has none. Raises OSError when there is one that does not fit."""
+    """The native library, or None where the installation has none. Raises OSError when there is one that does not fit.
+
+    Its pool begins with as many threads as there are physical cores.
+    """
     path = library_path()
-    return None if path is None else open_library(path)
+    if path is None:
+        return None
+    native = open_library(path)
+    native.qwen2_set_threads(physical_cores())
+    return native
 
 
 def features() -> frozenset[str]:
@@ -136,10 +148,16 @@ def isa() -> str | None:
     return None if name is None else str(name.decode())
 
 
+def isa_of(lanes: int) -> str | None:
+    """The set that matrices of so many lanes are packed for; None for 0, weights that are not packed."""
+    return next((name for name, own in LANES.items() if own == lanes), None)
+
+
 def select_isa(name: str | None) -> None:
     """Use this set of kernels, or the best one for None; "none" leaves the work to torch.
 
-    To be called before a model is loaded: its weights are laid out for one set.
+    To be called before a model is loaded: its weights are laid out for one set, which goes on computing with them whatever is chosen
+    later.
 
     Raises ValueError where there is no such set, or this processor or installation cannot run it.
     """
@@ -154,25 +172,18 @@ def select_isa(name: str | None) -> None:
         raise ValueError(f"isa {name!r}: this processor cannot run it; it has {' '.join(sorted(features())) or 'none of the known sets'}")
 
 
-def physical_cores() -> int:
-    """The cores that this process may use, two threads of one core counted once, and no more than its group's share of time."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in allowed:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii").strip())
-        except OSError:  # not Linux, or a container that hides it: every processor counts
-            siblings.add(str(cpu))
-    return max(1, min(len(siblings), _share_of_time(Path("/sys/fs/cgroup/cpu.max"))))
-
-
-def _share_of_time(path: Path) -> int:
-    """Cores whose whole time a container may use, as `docker --cpus` sets it; many where nothing is said."""
+@contextmanager
+def kept_on_failure() -> Iterator[None]:
+    """Where what happens inside fails, the chosen set and the pool's threads are again what they were."""
+    native = library()
+    chosen, count = isa() or "none", threads()
     try:
-        quota, period = path.read_text(encoding="ascii").split()
-        return MAX_THREADS if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):  # not Linux, or groups of another version
-        return MAX_THREADS
+        yield
+    except BaseException:  # Ctrl-C too
+        select_isa(chosen)
+        if native is not None and threads() != count:
+            native.qwen2_set_threads(count)
+        raise
 
 
 def set_threads(count: int | None = None) -> None:
@@ -188,9 +199,9 @@ def set_threads(count: int | None = None) -> None:
 
 
 def threads() -> int | None:
-    """Threads of the pool; None where no kernels run."""
+    """Threads of the pool; None where there is no library."""
     native = library()
-    return None if native is None or isa() is None else int(native.qwen2_threads())
+    return None if native is None else int(native.qwen2_threads())
 
 
 def report() -> str:

@@ -12,9 +12,9 @@ using qwen2::KernelSet;
 using qwen2::TrainSet;
 
 const KernelSet* const SETS[] = {  // the best first
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
     &qwen2::AVX512_SET, &qwen2::AVX2_SET,
-#elif defined(__aarch64__) || defined(_M_ARM64)
+#elif defined(__aarch64__)
     &qwen2::NEON_SET,
 #endif
     nullptr,
@@ -33,17 +33,32 @@ std::atomic<const KernelSet*>& chosen() {  // written by whoever has the turn, r
     return set;
 }
 
-// One operation of the chosen set; what belongs to no set is refused.
+// The set that matrices of so many lanes were packed for, which each set has a number of its own of; the chosen one for 0.
+const KernelSet* set_of(int32_t lanes) {
+    if (lanes == 0) return chosen();
+    for (const KernelSet* set : SETS)
+        if (set != nullptr && set->lanes == lanes && fits(set)) return set;
+    return nullptr;
+}
+
+// One operation of the set that the lanes name; what belongs to no set is refused.
 template <class Function, class... Arguments>
-auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((static_cast<const KernelSet*>(nullptr)->*function)(arguments...)) {
+auto run_on(int32_t lanes, Function KernelSet::*function, Arguments... arguments)
+    -> decltype((static_cast<const KernelSet*>(nullptr)->*function)(arguments...)) {
     qwen2::Turn turn;
-    const KernelSet* set = chosen();
+    const KernelSet* set = set_of(lanes);
     if (set == nullptr) return qwen2::NOT_SUPPORTED;
     return (set->*function)(arguments...);
 }
 
+// The same of the chosen set.
+template <class Function, class... Arguments>
+auto run(Function KernelSet::*function, Arguments... arguments) -> decltype((static_cast<const KernelSet*>(nullptr)->*function)(arguments...)) {
+    return run_on(0, function, arguments...);
+}
+
 const TrainSet* train_set_of(const KernelSet* set) {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
     if (set == &qwen2::AVX512_SET && (qwen2_cpu_features() & QWEN2_AVX512BF16)) return &qwen2::AVX512_BF16_TRAIN;
 #endif
     return set->train;
@@ -96,7 +111,7 @@ void qwen2_set_threads(int count) { qwen2::set_threads(count); }
 int64_t qwen2_cache_bytes(int32_t head_dim, int32_t bits) { return qwen2::cache_bytes(head_dim, bits); }
 
 int qwen2_attend(const qwen2_attention* step) {
-    return run(&KernelSet::attend, step);
+    return run_on(step->lanes, &KernelSet::attend, step);
 }
 
 int64_t qwen2_packed_bytes(int32_t type, int64_t rows, int64_t columns) {
@@ -109,27 +124,27 @@ int qwen2_pack(int32_t type, int64_t rows, int64_t columns, const void* blocks, 
 }
 
 int qwen2_pack_file(int32_t file, const qwen2_matrix* const* matrices, const int64_t* offsets, int64_t count) {
-    return run(&KernelSet::pack_file, file, matrices, offsets, count);
+    return count == 0 ? 0 : run_on(matrices[0]->lanes, &KernelSet::pack_file, file, matrices, offsets, count);
 }
 
 int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
-    return run(&KernelSet::unpack_rows, matrix, rows, count, out);
+    return run_on(matrix->lanes, &KernelSet::unpack_rows, matrix, rows, count, out);
 }
 
 int qwen2_multiply(const qwen2_product* product) {
-    return run(&KernelSet::multiply, product);
+    return product->count == 0 ? 0 : run_on(product->matrices[0]->lanes, &KernelSet::multiply, product);
 }
 
 int qwen2_feed(const qwen2_feed_forward* part) {
-    return run(&KernelSet::feed, part);
+    return run_on(part->gate->lanes, &KernelSet::feed, part);
 }
 
 int qwen2_mix(const qwen2_mixture* part) {
-    return run(&KernelSet::mix, part);
+    return run_on(part->router->lanes, &KernelSet::mix, part);
 }
 
-int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out) {
-    return run(&KernelSet::norm, x, n, columns, x_stride, weight, eps, out);
+int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out, int32_t lanes) {
+    return run_on(lanes, &KernelSet::norm, x, n, columns, x_stride, weight, eps, out);
 }
 
 int qwen2_argmax(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values) {
@@ -148,14 +163,19 @@ int64_t qwen2_multiply_bytes(int64_t rounds) {
     return run(&KernelSet::multiply_bytes, rounds);
 }
 
+int64_t qwen2_multiply_floats(int64_t rounds) {
+    return run(&KernelSet::multiply_floats, rounds);
+}
+
 int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits) {
-    return run(&KernelSet::run_layer, layer, attention, x, n, router_logits, nullptr, 0);
+    return run_on(layer->qkv->matrices[0]->lanes, &KernelSet::run_layer, layer, attention, x, n, router_logits, nullptr, 0);
 }
 
 int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
                      const int64_t* rows, int64_t wanted) {
+    if (count == 0) return 0;
     qwen2::Turn turn;
-    const KernelSet* set = chosen();
+    const KernelSet* set = set_of(layers[0]->qkv->matrices[0]->lanes);
     if (set == nullptr) return qwen2::NOT_SUPPORTED;
     qwen2_attention step = *attention;
     for (int32_t i = 0; i < count; i++) {

@@ -59,7 +59,7 @@ class AttentionStruct(ctypes.Structure):
     _fields_ = [
         ("qkv", address), ("out", address), ("cos", address), ("sin", address), ("counts", address), ("histories", address),
         ("blocks", address), ("key_factors", address), ("qkv_stride", i64), ("out_stride", i64), ("offset", i64),
-        ("sequences", i32), ("heads", i32), ("kv_heads", i32), ("head_dim", i32), ("bits", i32),
+        ("sequences", i32), ("heads", i32), ("kv_heads", i32), ("head_dim", i32), ("bits", i32), ("lanes", i32),
     ]  # fmt: skip
 
 
@@ -99,9 +99,12 @@ def run_search(search: SearchStruct) -> None:
     check(native().qwen2_search_scales(ctypes.addressof(search)))
 
 
-def norm_rows(x: int, n: int, columns: int, weight: int, eps: float, out: int) -> None:
-    """RMSNorm of x (n, columns) without gaps -> out (n, columns), all addresses of fp32: the bits that fused calls compute."""
-    check(native().qwen2_norm(x, n, columns, columns, weight, eps, out))
+def norm_rows(x: int, n: int, columns: int, weight: int, eps: float, out: int, lanes: int = 0) -> None:
+    """RMSNorm of x (n, columns) without gaps -> out (n, columns), all addresses of fp32.
+
+    The bits are those of fused calls with matrices of so many lanes; 0 is for the chosen set's.
+    """
+    check(native().qwen2_norm(x, n, columns, columns, weight, eps, out, lanes))
 
 
 def argmax_rows(x: int, n: int, columns: int, stride: int) -> tuple[list[int], list[float]]:

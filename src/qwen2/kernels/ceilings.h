@@ -1,4 +1,4 @@
-// How fast this machine reads memory and multiplies bytes, with the instructions of this set: what speeds are held against.
+// How fast this machine reads memory and multiplies bytes or floats, with the instructions of this set: what speeds are held against.
 #ifndef QWEN2_CEILINGS_H
 #define QWEN2_CEILINGS_H
 
@@ -62,6 +62,40 @@ static int64_t multiply_bytes(int64_t rounds) {
         __asm__ volatile("" : : "r"(i_sum(sums[0][0])));
     });
     return rounds * tiles * A * B * 4 * L * 2;
+}
+
+// The same with what products of weights that are floats are made of.
+static int64_t multiply_floats(int64_t rounds) {
+    constexpr int A = L == 8 ? 2 : 4, B = 4;
+    const int tiles = threads();
+    for_tiles(tiles, [&](int, int) {
+        alignas(64) float numbers[A + B][L];
+        for (int i = 0; i < A + B; i++) f_store(numbers[i], f_set(static_cast<float>(i + 1) * 0.125f));
+        F sums[A][B], a[A], b[B];
+#pragma GCC unroll 4
+        for (int i = 0; i < A; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < B; j++) sums[i][j] = f_zero();
+        for (int64_t round = 0; round < rounds; round++) {
+            __asm__ volatile("" : : "r"(numbers) : "memory");
+#pragma GCC unroll 4
+            for (int i = 0; i < A; i++) a[i] = f_load(numbers[i]);
+#pragma GCC unroll 4
+            for (int j = 0; j < B; j++) b[j] = f_load(numbers[A + j]);
+#pragma GCC unroll 4
+            for (int i = 0; i < A; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < B; j++) sums[i][j] = f_fma(a[i], b[j], sums[i][j]);
+        }
+        F all = f_zero();
+#pragma GCC unroll 4
+        for (int i = 0; i < A; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < B; j++) all = f_add(all, sums[i][j]);
+        f_store(numbers[0], all);
+        __asm__ volatile("" : : "r"(numbers) : "memory");
+    });
+    return rounds * tiles * A * B * L * 2;
 }
 
 }  // namespace QWEN2_ISA

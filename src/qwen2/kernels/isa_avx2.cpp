@@ -15,7 +15,7 @@ extern const KernelSet AVX2_SET = {
     "avx2", QWEN2_AVX2 | QWEN2_FMA | QWEN2_F16C,
     QWEN2_ISA::L, QWEN2_ISA::packed_bytes, QWEN2_ISA::pack, QWEN2_ISA::pack_file, QWEN2_ISA::unpack_rows, QWEN2_ISA::unpack_blocks,
     QWEN2_ISA::multiply, QWEN2_ISA::feed, QWEN2_ISA::mix, QWEN2_ISA::norm, QWEN2_ISA::argmax, QWEN2_ISA::attend, QWEN2_ISA::search,
-    QWEN2_ISA::read, QWEN2_ISA::multiply_bytes, QWEN2_ISA::run_layer,
+    QWEN2_ISA::read, QWEN2_ISA::multiply_bytes, QWEN2_ISA::multiply_floats, QWEN2_ISA::run_layer,
     &AVX2_TRAIN,
 };
 

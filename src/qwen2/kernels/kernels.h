@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 7
+#define QWEN2_ABI_VERSION 8
 
 #ifdef __cplusplus
 extern "C" {
@@ -40,8 +40,8 @@ QWEN2_API uint32_t qwen2_abi_version(void);
 QWEN2_API uint64_t qwen2_cpu_features(void);
 
 // The sets of kernels, by name: "avx512", "avx2", "neon". 0, or -1 where the name is not known, -2 where this processor or this
-// build lacks it. Matrices that were packed for another set's lanes cannot be used afterwards. NULL chooses the best there is,
-// "none" no set: every operation then returns -4.
+// build lacks it. NULL chooses the best there is, "none" no set: what follows the choice then returns -4. Packing follows it, and what
+// has no matrices. Products run by the set that their matrices were packed for, whatever is chosen by then.
 QWEN2_API int qwen2_select_isa(const char* name);
 QWEN2_API const char* qwen2_isa(void);  // the chosen set's name, or NULL where none fits this processor
 QWEN2_API int qwen2_lanes(void);        // rows that lie interleaved in a packed matrix, 0 where no set fits
@@ -58,7 +58,7 @@ typedef struct {
     const float* bias;  // (rows)
     int64_t rows, columns;
     int32_t type;       // ggml's number
-    int32_t lanes;      // qwen2_lanes() when it was packed: another set refuses it
+    int32_t lanes;      // qwen2_lanes() when it was packed: they name the set that computes with it, and matrices of two sets do not fit
 } qwen2_matrix;
 
 // Bytes of the packed form: as many as the blocks take, with the rows filled up to whole tiles. -1 for a type that has no kernel or
@@ -120,8 +120,9 @@ typedef struct {
 } qwen2_mixture;
 QWEN2_API int qwen2_mix(const qwen2_mixture* part);
 
-// RMSNorm alone, the same bits as inside the operations above: out (n, columns) without gaps.
-QWEN2_API int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out);
+// RMSNorm alone, the same bits as inside the operations above on matrices of so many lanes, 0 for the chosen set's: out (n, columns)
+// without gaps.
+QWEN2_API int qwen2_norm(const float* x, int64_t n, int64_t columns, int64_t x_stride, const float* weight, float eps, float* out, int32_t lanes);
 
 // The largest number of each row and its place, the first of equals; a NaN counts as the largest.
 QWEN2_API int qwen2_argmax(const float* x, int64_t n, int64_t columns, int64_t x_stride, int64_t* places, float* values);
@@ -146,6 +147,7 @@ typedef struct {
     int64_t qkv_stride, out_stride;  // floats from one token's row to the next
     int64_t offset;              // bytes from a block's beginning to this layer's first head
     int32_t sequences, heads, kv_heads, head_dim, bits;
+    int32_t lanes;               // of the model's matrices, whose set attends; 0 for the chosen one. Inside a layer it is not looked at
 } qwen2_attention;
 
 // Rotates q and k, writes k and v to the cache, attends; the new tokens count to the cache for their later ones. 0, or -3 where
@@ -263,8 +265,9 @@ QWEN2_API int qwen2_train_attention_backward(const qwen2_train_attention* step);
 QWEN2_API int qwen2_read(const void* memory, int64_t bytes);
 // Nanoseconds that operations have taken so far, all in all; what passes between them is the caller's.
 QWEN2_API uint64_t qwen2_busy(void);
-// Multiplies bytes `rounds` times on every thread and adds them up, in registers; returns the operations (two a product) done.
+// Multiplies bytes, or floats, `rounds` times on every thread and adds them up, in registers; returns the operations (two a product) done.
 QWEN2_API int64_t qwen2_multiply_bytes(int64_t rounds);
+QWEN2_API int64_t qwen2_multiply_floats(int64_t rounds);
 
 #ifdef __cplusplus
 }

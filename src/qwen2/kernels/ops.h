@@ -15,16 +15,17 @@ struct TypeKernels {
     bool quantized;
     void (*pack)(const uint8_t* blocks, int64_t row_bytes, int rows, int64_t units, uint8_t* out);
     void (*unpack)(const uint8_t* packed, int64_t columns, int64_t row, float* out);
+    void (*unpack_tile)(const uint8_t* packed, int64_t columns, int64_t tile, float* out);
     bool (*panel)(const uint8_t* packed, int64_t rows, int64_t first_row, const Activations& x, int64_t n, float* out, int thread);
 };
 
 template <class Fmt>
 constexpr TypeKernels quantized_kernels() {
-    return {Fmt::TYPE, Fmt::BLOCK, Fmt::BYTES, true, pack_tile<Fmt>, unpack_quantized<Fmt>, quantized_panel<Fmt>};
+    return {Fmt::TYPE, Fmt::BLOCK, Fmt::BYTES, true, pack_tile<Fmt>, unpack_quantized<Fmt>, unpack_quantized_tile<Fmt>, quantized_panel<Fmt>};
 }
 template <Type TYPE>
 constexpr TypeKernels float_kernels() {
-    return {TYPE, 1, float_bytes<TYPE>(), false, pack_float_tile<TYPE>, unpack_floats<TYPE>, float_panel<TYPE>};
+    return {TYPE, 1, float_bytes<TYPE>(), false, pack_float_tile<TYPE>, unpack_floats<TYPE>, unpack_float_tile<TYPE>, float_panel<TYPE>};
 }
 
 static const TypeKernels KERNELS[] = {
@@ -107,13 +108,31 @@ static int pack_file(int32_t file, const qwen2_matrix* const* matrices, const in
     return memory.happened() ? NO_MEMORY : reading.happened() ? NOT_READ : 0;
 }
 
+// Whether L named rows are those of a whole tile.
+static inline bool a_tile(const int64_t* rows, const qwen2_matrix* matrix) {
+    if (rows[0] % L != 0 || rows[0] + L > matrix->rows) return false;
+    for (int i = 1; i < L; i++)
+        if (rows[i] != rows[0] + i) return false;
+    return true;
+}
+
+// On the threads that were lent: between torch's products its own spin.
 static int unpack_rows(const qwen2_matrix* matrix, const int64_t* rows, int64_t count, float* out) {
     const TypeKernels* kernels = kernels_of(matrix->type);
     if (kernels == nullptr || matrix->lanes != L) return NOT_SUPPORTED;
-    constexpr int ROWS_A_CLAIM = 8;
-    for_tiles(static_cast<int>((count + ROWS_A_CLAIM - 1) / ROWS_A_CLAIM), [&](int claim, int) {
-        for (int64_t i = static_cast<int64_t>(claim) * ROWS_A_CLAIM; i < (claim + 1) * ROWS_A_CLAIM && i < count; i++)
-            kernels->unpack(static_cast<const uint8_t*>(matrix->packed), matrix->columns, rows[i], out + i * matrix->columns);
+    constexpr int64_t ROWS_A_CLAIM = 16;
+    const uint8_t* packed = static_cast<const uint8_t*>(matrix->packed);
+    for_lent_tiles(static_cast<int>((count + ROWS_A_CLAIM - 1) / ROWS_A_CLAIM), [&](int claim, int) {
+        const int64_t end = (claim + 1) * ROWS_A_CLAIM < count ? (claim + 1) * ROWS_A_CLAIM : count;
+        for (int64_t i = claim * ROWS_A_CLAIM; i < end;) {
+            if (i + L <= end && a_tile(rows + i, matrix)) {
+                kernels->unpack_tile(packed, matrix->columns, rows[i] / L, out + i * matrix->columns);
+                i += L;
+            } else {
+                kernels->unpack(packed, matrix->columns, rows[i], out + i * matrix->columns);
+                i++;
+            }
+        }
     });
     return 0;
 }

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 #if defined(__linux__) || defined(__APPLE__)
@@ -30,9 +30,9 @@ constexpr int SPINS = 40000;          // about 0.4 ms on the processors seen: lo
 constexpr int SPINS_TO_YIELD = 20000;  // of a caller that waits for tiles of others
 
 void relax() {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
     _mm_pause();
-#elif defined(__aarch64__) && !defined(_MSC_VER)
+#elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
 }

@@ -37,6 +37,7 @@ struct KernelSet {
     int (*search)(const qwen2_search*);
     int (*read)(const void* memory, int64_t bytes);
     int64_t (*multiply_bytes)(int64_t rounds);
+    int64_t (*multiply_floats)(int64_t rounds);
     int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits, const int64_t* rows, int64_t count);
     const TrainSet* train;
 };

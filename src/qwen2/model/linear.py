@@ -25,25 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from qwen2.quant.product import HAS_ONEDNN, gradient_to_input, product
+
 FEW_ROWS = 4
 NARROW = 2048  # input width up to which bands are the faster of the two for few rows
 BANDS = 4
-
-
-def has_onednn() -> bool:
-    """Whether this torch has oneDNN's product and takes these arguments: it is made for torch's compiler, not promised to users."""
-    x, weight, bias = (torch.arange(float(n), device="cpu") for n in (6, 12, 4))
-    x, weight = x.view(2, 3), weight.view(4, 3)
-    if not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        product = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return False
-    return torch.equal(product, x @ weight.t() + bias)  # whole numbers: no rounding
-
-
-HAS_ONEDNN = has_onednn()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -60,19 +46,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return product(x, weight, bias)
     y: Tensor = Product.apply(x, weight, bias)
     return y
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., I) by weight (O, I), both of one type -> (..., O); no gradient."""
-    if HAS_ONEDNN and x.is_cpu and x.dtype == torch.float32:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return y
-    return F.linear(x, weight, bias)
-
-
-def gradient_to_input(dy: Tensor, weight: Tensor) -> Tensor:
-    """dy (N, O), weight (O, I) -> (N, I)."""
-    return product(dy, weight.t(), None) if dy.dtype == torch.float32 else dy @ weight
 
 
 def gradient_to_weight(dy: Tensor, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from qwen2 import kernels
 from qwen2.kernels.calls import check, native, norm_rows
+from qwen2.kernels.matrix import lanes
 from qwen2.model.moe import by_expert, gated
 from qwen2.quant import dequantize, dequantize_rows
 from qwen2.quant.linear import PackedLinear, bands, check_rows, multiply, unpack_rows
@@ -87,12 +88,15 @@ class PackedExperts(nn.Module):
 
 
 class PackedNorm(nn.Module):
-    """RMSNorm of a packed network: the kernels' bits, so that a layer computed step by step equals a fused one."""
+    """RMSNorm of a packed network: the kernels' bits, so that a layer computed step by step equals a fused one.
+
+    Made while the set is chosen that the network is packed for.
+    """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
-        self.eps = eps
+        self.eps, self.lanes = eps, lanes()
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -100,5 +104,5 @@ class PackedNorm(nn.Module):
             return normed
         x = x.float().contiguous()
         out = torch.empty_like(x)
-        norm_rows(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], self.weight.data_ptr(), self.eps, out.data_ptr())
+        norm_rows(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], self.weight.data_ptr(), self.eps, out.data_ptr(), self.lanes)
         return out

@@ -202,7 +202,12 @@ class Qwen2(nn.Module):
     @property
     def packed(self) -> bool:
         """Whether the matrices are in the kernels' layout."""
-        return any(isinstance(module, PackedLinear) for module in self.modules())
+        return self.lanes > 0
+
+    @property
+    def lanes(self) -> int:
+        """Rows that lie interleaved in the packed matrices: they name the set of kernels that computes with them. 0 for plain ones."""
+        return next((int(module.matrix.struct.lanes) for module in self.modules() if isinstance(module, PackedLinear)), 0)
 
     def weight_bytes(self) -> int:
         """Memory of all weights but those of an embedding that stays in its file."""

@@ -14,9 +14,6 @@ norms' statistics and the sums over rows stay in float32. Left out: second deriv
 
 from __future__ import annotations
 
-import ctypes
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +24,8 @@ from torch.autograd.function import once_differentiable
 from qwen2 import kernels
 from qwen2.kernels import training
 from qwen2.kernels.training import NormStruct, TrainAttentionStruct
-from qwen2.model.linear import Linear, gradient_to_input, gradient_to_weight, product
+from qwen2.model.linear import Linear, gradient_to_weight
+from qwen2.quant.product import gradient_to_input, lend_threads, product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,24 +65,9 @@ def compute_dtype() -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-@lru_cache(maxsize=1)
-def _gomp_parallel() -> int | None:
-    """Where torch's OpenMP runtime starts a team; None where it is of another kind."""
-    try:
-        runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
-
-
-@lru_cache(maxsize=1)
-def _lend(threads: int) -> None:
-    training.lend_team(_gomp_parallel(), threads)
-
-
 def kind_of(dtype: torch.dtype) -> int:
     """The kernels' number of a type; also sees to it that they run on torch's threads, as many as torch has."""
-    _lend(torch.get_num_threads())
+    lend_threads()
     return KINDS[dtype]
 
 

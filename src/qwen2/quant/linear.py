@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from qwen2.kernels.calls import BoundProduct
+from qwen2.quant.product import gradient_to_input, lend_threads, product
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from qwen2.kernels.matrix import Matrix
 
-BAND = 1 << 22  # weights unpacked at a time while gradients are recorded: 16 MiB in fp32
+BAND = 1 << 23  # weights unpacked at a time while gradients are recorded: 32 MiB in fp32
 
 
 class PackedLinear(nn.Module):
@@ -81,18 +82,33 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Matrix) -> Tensor:
         ctx.matrix = matrix
-        return torch.cat([x @ band.t().to(x.dtype) for band in bands(matrix)], dim=-1)
+        lend_threads()
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        if matrix.shape[0] * matrix.shape[1] <= BAND:
+            return product(x, whole(matrix).to(x.dtype), None)
+        out, start = x.new_empty(*x.shape[:-1], matrix.shape[0]), 0
+        for band in bands(matrix):
+            out[..., start : start + len(band)] = product(x, band.to(x.dtype), None)
+            start += len(band)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (dy,) = grads
+        lend_threads()
         total, start = None, 0
         for band in bands(ctx.matrix):
-            part = dy[..., start : start + len(band)] @ band.to(dy.dtype)  # (..., I)
+            part = gradient_to_input(dy[..., start : start + len(band)], band.to(dy.dtype))  # (..., I)
             total = part if total is None else total.add_(part)
             start += len(band)
         assert total is not None, "a matrix has rows"
         return total, None
+
+
+def whole(matrix: Matrix) -> Tensor:
+    """The matrix (O, I) in fp32."""
+    return unpack_rows(matrix, torch.arange(matrix.shape[0]))
 
 
 def bands(matrix: Matrix) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from qwen2 import kernels
 from qwen2.engine.memory import free_memory
 from qwen2.weights.model import load, open_files
 
@@ -49,6 +50,7 @@ class Loader:
         values: dict[str, Any] = {"device": settings.device, "threads": settings.threads, "cache_bits": settings.cache_bits}
         values |= {"context": settings.context, "max_batch": settings.max_batch, "cache_bytes": settings.cache_bytes}
         values["keep_bytes"] = KEPT if settings.cache_bytes is None else settings.cache_bytes
+        kernels.select_isa(settings.isa)
         model = self._weights(stored)
         draft = None if settings.draft is None else self._draft(self.store.get(settings.draft), stored, model)
         free = free_memory(settings.device)

@@ -45,6 +45,7 @@ class Settings:
     cache_bits: int = 16
     cache_bytes: int | None = None
     threads: int | None = None
+    isa: str | None = None  # the kernels' instruction set
     device: str = "cpu"
     priorities: bool = False  # whether clients may say which requests go first
     draft: str | None = None  # name of a smaller model that guesses for those of the same tokens
