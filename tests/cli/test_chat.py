@@ -259,8 +259,8 @@ def test_errors_of_commands(llm, capsys, line, error):
 
 SET = {
     "temperature": ("0.5", 0.5), "top_k": ("20", 20), "top_p": ("1", 1.0), "min_p": ("0", 0.0), "repetition_penalty": ("1.1", 1.1),
-    "presence_penalty": ("-1", -1.0), "frequency_penalty": ("2", 2.0), "logit_bias": ('{"7": -5}', {7: -5}), "seed": ("0", 0),
-    "stop": ('END "two words"', ("END", "two words")), "stop_token_ids": ("[3, 4]", (3, 4)), "ignore_eos": ("off", False),
+    "presence_penalty": ("-1", -1.0), "frequency_penalty": ("2", 2.0), "penalty_window": ("64", 64),
+    "logit_bias": ('{"7": -5}', {7: -5}), "seed": ("0", 0), "stop": ('END "two words"', ("END", "two words")), "stop_token_ids": ("[3, 4]", (3, 4)), "ignore_eos": ("off", False),
     "max_tokens": ("9", 9),
 }  # fmt: skip
 
