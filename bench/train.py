@@ -1,4 +1,4 @@
-"""Our training step beside transformers' Trainer: tokens per second, FLOPs utilisation, peak memory, a mixture beside a dense model.
+"""Our training loop beside transformers' Trainer: tokens per second, FLOPs utilisation, peak memory, a mixture beside a dense model.
 
 Each run is a process of its own, ours and theirs in turn, with the same config, batch, optimizer, clipping and precision; figures are
 medians over all timed steps. Utilisation is 6 N tokens/s (N active parameters, attention's own products not counted) by the rate of a

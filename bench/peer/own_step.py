@@ -1,7 +1,8 @@
-"""Our training step on random tokens, one process a run: its speed and its memory, as JSON on the last line.
+"""Steps of our training loop on random tokens, one process a run: its speed and its memory, as JSON on the last line.
 
-What a step of `train/loop.py` does: forward, chunked cross-entropy, backward, clipping, the fused AdamW. Left out: reading data and
-writing lines, as in the peer's run.
+It is `Loop.step` as every job runs it (train/loop.py), with pre-training's loss: rows are packed, gradients checked and clipped, losses
+watched for spikes, sums gathered, AdamW stepped at the schedule's rate. Left out: lines, checkpoints and evaluations between steps,
+as in the peer's run.
 
 Read by bench/train.py:  python own_step.py '{"config": {...}, "batch": 8, ...}'
 """
@@ -11,17 +12,24 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 import time
-from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from qwen2 import kernels
 from qwen2.config import ModelConfig
-from qwen2.model import Qwen2, load_balancing_loss, packed_attend
-from qwen2.train.loss import cross_entropy
-from qwen2.train.memory import keep_freed
-from qwen2.train.optim import clip, make_adamw, set_rate
+from qwen2.data.batches import Batch, Row, pack
+from qwen2.train.folder import RunFolder
+from qwen2.train.loop import Loop
+from qwen2.train.pretrain import flops_per_token, next_token_loss
+from qwen2.train.stage import PretrainSettings
+from qwen2.train.task import Task
+from qwen2.train.world import World
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def resident() -> int:
@@ -29,40 +37,55 @@ def resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
+def fixed_task(config: ModelConfig, settings: PretrainSettings, world: World) -> Task[Batch]:
+    """Rows of random tokens, a document each, as the shards' would come."""
+    generator = torch.Generator().manual_seed(0)
+
+    def next_step() -> list[Batch]:
+        rows = []
+        for ids in torch.randint(0, config.vocab, (settings.batch, settings.length), generator=generator).numpy():
+            labels = ids.copy()
+            labels[:-1], labels[-1] = ids[1:], -100
+            rows.append(Row(ids, labels, (settings.length,)))
+        return [pack(rows)]
+
+    def nothing(state: Any) -> None:
+        """There is no place to go on from."""
+
+    loss = next_token_loss(settings, world)
+    parts = (lambda batch: batch.targets, lambda batch: len(batch.tokens), world.local)
+    return Task(next_step, loss, *parts, dict, nothing, flops=flops_per_token(config))
+
+
 def main() -> None:
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
     kernels.select_isa(asked["isa"])
-    keep_freed()
     before = resident()
-    torch.manual_seed(0)
-    config = ModelConfig.from_hf(asked["config"])
-    network = Qwen2(config).init_weights()
-    batch, length = asked["batch"], asked["length"]
-    optimizer = make_adamw(network, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.1)
-    set_rate(optimizer, 3e-4)
-    ids = torch.randint(0, config.vocab, (asked["steps"] + asked["warmup"], batch * length), generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(length).repeat(batch)
-    parameters, ends = list(network.parameters()), []
-    for tokens in ids:
-        labels = tokens.view(batch, length).roll(-1, dims=1).clone()
-        labels[:, -1] = -100
-        router: list[torch.Tensor] | None = [] if config.moe else None
-        with torch.autocast("cpu", torch.bfloat16) if asked["precision"] == "bf16" else nullcontext():
-            hidden = network(tokens, packed_attend(config, positions, (length,) * batch), router)
-            total, count, _ = cross_entropy(network, hidden, labels.flatten())
-            loss = total / count
-            if router and config.moe:
-                loss = loss + config.moe.aux_coef * load_balancing_loss(router, config.moe)
-        del hidden, total, router
-        loss.backward()
-        clip(parameters, torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ends.append(time.perf_counter())
+    config, world = ModelConfig.from_hf(asked["config"]), World()
+    settings = PretrainSettings(
+        steps=asked["steps"] + asked["warmup"],
+        batch=asked["batch"],
+        micro_batch=asked["batch"],
+        length=asked["length"],
+        lr=3e-4,
+        schedule="constant",
+        warmup=0.0,
+        precision=PRECISIONS[asked["precision"]],  # type: ignore[arg-type]
+        balance=config.moe.aux_coef if config.moe else 0.0,
+        measure=False,
+        tensorboard=False,
+    )
+    ends = []
+    with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch) / "run") as folder:
+        network = world.new_network(config, 0, torch.float32)
+        loop = Loop(network, fixed_task(config, settings, world), settings, folder, world)
+        for _ in range(settings.steps):
+            loop.step()
+            ends.append(time.perf_counter())
     seconds = [b - a for a, b in zip(ends[asked["warmup"] - 1 :], ends[asked["warmup"] :], strict=False)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    weights = sum(parameter.numel() for parameter in parameters)
+    weights = sum(parameter.numel() for parameter in network.parameters())
     print(json.dumps({"seconds": seconds, "peak": peak - before, "weights": weights, "version": f"kernels for {kernels.isa()}"}))
 
 

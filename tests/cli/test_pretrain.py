@@ -43,7 +43,7 @@ def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_leaves_all_that_it_should(ended: Path, capsys: pytest.CaptureFixture[str]):
     assert sorted(path.name for path in ended.iterdir() if not path.name.startswith(".")) == [
-        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "model",
+        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "model", "tokenizer",
     ]  # fmt: skip
     lines = read_lines(ended / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -68,7 +68,9 @@ def test_a_stage_goes_on_with_a_longer_context(ended: Path, shards: Path, tmp_pa
     assert "96 tokens a row, rotary base 1,000,000" in capsys.readouterr().err
     config = json.loads((tmp_path / "long" / "model" / "config.json").read_text())
     assert (config["max_position_embeddings"], config["rope_theta"]) == (96, 1e6)
-    assert json.loads((tmp_path / "long" / "config.json").read_text())["from"] == {"model": str(ended)}
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["from"] == {
+        "model": str(ended), "relative": os.path.relpath(ended, tmp_path / "long"),
+    }  # fmt: skip
 
 
 def test_a_run_that_is_done_is_resumed_to_the_same_end(ended: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
@@ -117,7 +119,10 @@ def test_refusals(words: list[str], message: str, shards: Path, tmp_path: Path, 
 def test_a_run_is_not_written_over_and_not_resumed_as_another(ended: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
     run = [str(shards), "--out", str(ended)]
     assert "holds a run already; go on with it by --resume" in said([*run, "--size", "tiny", *QUICK], capsys)
-    assert "settings: lr is 0.001 in the run, 0.1 here" in said([*run, "--resume", "--lr", "0.1"], capsys)
+    assert "settings: beta1 is 0.9 in the run, 0.8 here" in said([*run, "--resume", "--beta1", "0.8"], capsys)
+    assert "the rate began to fall after step 3, 4 are done; start another run from it: --from" in said(
+        [*run, "--resume", "--steps", "9"], capsys
+    )
     assert "settings: length is 48 in the run, 64 here" in said([*run, "--resume", "--length", "64"], capsys)
     assert "model: hidden_size is 64 in the run, 384 here" in said([*run, "--resume", "--size", "nano"], capsys)
     assert "model: rope_theta is 10000.0 in the run, 5.0 here" in said([*run, "--resume", "--rope-theta", "5"], capsys)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
+from qwen2 import __version__
 from qwen2.cli.app import main
 from qwen2.cli.client import headers_of
+from qwen2.cli.listener import who
 from qwen2.cli.serve import Flags, check_device, settings_of
 from qwen2.server.settings import Limits, seconds
 from qwen2.weights.store import Store
@@ -96,7 +101,8 @@ def test_a_port_that_is_taken_is_named(capsys: Out) -> None:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"qwen2: port {port} at 127.0.0.1 is taken by another program (")
+    name = Path("/proc/self/comm").read_text().strip()
+    assert error.startswith(f"qwen2: port {port} at 127.0.0.1 is taken by another program, process {os.getpid()} ({name}) (")
     assert error.endswith("); end it, or take another with --port\n")
 
 
@@ -121,6 +127,67 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@contextmanager
+def answering(path_of: dict[str, tuple[int, str, str]]) -> Iterator[int]:
+    """A program that is not ours, with these answers: status, kind and text."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, kind, text = path_of.get(self.path, (404, "text/plain", "none"))
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+JSON = "application/json"
+OURS = '{"error": {"message": "this server wants its key: send Authorization: Bearer KEY", "code": "invalid_api_key"}}'
+
+
+@pytest.mark.parametrize(
+    ("answers", "key", "told"),
+    [
+        ({"/": (200, "text/plain", "Ollama is running"), "/api/version": (200, JSON, '{"version": "0.9.1"}')}, None, "Ollama, version 0.9.1"),
+        ({"/api/version": (200, JSON, '{"version": "0.9.1"}')}, None, "another program"),
+        ({"/qwen2": (200, JSON, '{"program": "qwen2", "version": "9.9"}')}, None, "a server of ours, version 9.9"),
+        ({"/qwen2": (401, JSON, OURS)}, None, "a server of ours, which wants its key"),
+        ({"/qwen2": (401, JSON, OURS)}, "wrong", "a server of ours, which wants another key"),
+        ({"/qwen2": (401, JSON, '{"error": "no"}')}, None, "another program"),
+        ({"/qwen2": (200, JSON, "[]"), "/": (200, "text/plain", "Ollama is running"), "/api/version": (200, JSON, "[]")}, None, "another program"),
+        ({"/qwen2": (200, JSON, "no JSON")}, None, "another program"),
+    ],
+)  # fmt: skip
+def test_who_has_the_port(answers: dict[str, tuple[int, str, str]], key: str | None, told: str) -> None:
+    with answering(answers) as port:
+        name = Path("/proc/self/comm").read_text().strip()
+        assert who("127.0.0.1", port, key) == f"{told}, process {os.getpid()} ({name})"
+
+
+def test_a_free_port_is_told_when_it_is_bound_and_a_server_of_ours_is_known(tmp_path: Path, capsys: Out) -> None:
+    command = [sys.executable, "-m", "qwen2", "serve", "--port", "0", "--api-key", "secret"]
+    process = subprocess.Popen(command, env={**os.environ, "QWEN2_HOME": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        port = int(re.fullmatch(r"qwen2: serving at http://127\.0\.0\.1:(\d+) \(Ctrl-C ends it\)\n", said)[1])  # type: ignore[index]
+        assert port != 0
+        assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).json() == {"status": "ok"}
+        for key, told in (("secret", f"a server of ours, version {__version__}"), ("other", "a server of ours, which wants another key")):
+            assert main(["serve", "--port", str(port), "--api-key", key]) == 1
+            assert f"is taken by {told}, process {process.pid} (" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait(20)
 
 
 @contextmanager

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from qwen2.cli.app import main
+from qwen2.data.duplicates import NearFilter
+from qwen2.data.fetch import fetch
 from qwen2.data.prepare import clean_texts, prepare_text
 from qwen2.data.recipe import Recipe, Source, read_recipe
 from qwen2.data.report import gather
 from qwen2.data.shards import Shards
 from qwen2.data.tokens import prepare_shards
 from qwen2.tokenizer.parts import END_OF_TEXT
+from qwen2.weights.locks import alone
 
 WORDS = [
     "time",
@@ -222,6 +225,58 @@ def test_work_goes_on_after_a_stop(prepared: tuple[Recipe, Path], monkeypatch: p
     monkeypatch.setattr(prepare.ReadInputs, "run", lambda *_: pytest.fail("the first pipeline was finished"))
     prepare_text(recipe, root / "corpus", None, root / "stopped", workers=1, say=quiet)
     assert kept(root / "stopped") == kept(root / "one")
+
+
+def test_a_kill_while_work_is_removed_brings_no_copies_back(prepared: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, root = prepared
+    from qwen2.data import prepare
+
+    real = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if not options:
+            real(Path(path) / "near")
+            real(Path(path) / "logs" / "second")
+            raise KeyboardInterrupt
+
+    for manifest_is_written in (True, False):  # false: as if it had been killed before
+        monkeypatch.setattr(prepare.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_text(recipe, root / "corpus", None, root / "killed", workers=1, say=quiet)
+        monkeypatch.undo()
+        if not manifest_is_written:
+            (root / "killed" / "text" / "manifest.json").unlink()
+        prepare_text(recipe, root / "corpus", None, root / "killed", workers=1, say=quiet)
+        assert kept(root / "killed") == kept(root / "one")
+        assert sorted(path.name for path in (root / "killed").iterdir() if path.is_dir()) == ["counts", "held-out", "text"]
+        shutil.rmtree(root / "killed")
+
+
+def test_flags_that_are_gone_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"000003\.remove: gone, though the step that writes it is finished; remove {tmp_path.parent}"):
+        NearFilter(str(tmp_path), str(tmp_path)).begin(3)
+
+
+def test_one_process_at_a_time(prepared: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, root = prepared
+    with alone(tmp_path / "out", "qwen2 data prepare"):
+        with pytest.raises(ValueError, match="out: another qwen2 data prepare works in this folder; wait for it, or name another"):
+            prepare_text(recipe, root / "corpus", None, tmp_path / "out", say=quiet)
+        with pytest.raises(ValueError, match="another qwen2 data prepare"):
+            prepare_shards(recipe, {}, tmp_path / "out", root / "tok", 1, quiet)
+        with pytest.raises(ValueError, match="another qwen2 data fetch"):
+            fetch({"udhr": 0}, tmp_path / "out", say=quiet)
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == []
+
+
+def test_evaluation_items_that_do_not_read_are_in_the_report(prepared: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, root = prepared
+    shutil.copytree(root / "corpus", tmp_path / "corpus")
+    (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps({"text": ITEMS[0]}) + "\nnot json\n")
+    few = Recipe.from_json({**recipe.to_json(), "steps": ["contamination"]}, "x")
+    prepare_text(few, tmp_path / "corpus", None, tmp_path / "out", workers=1, say=quiet)
+    rows = gather(tmp_path / "out")["steps"][0]["by_language_and_source"]
+    assert {"language": "?", "source": "test", "dropped_documents": 1, "dropped_bytes": 0} in rows
 
 
 def test_a_folder_belongs_to_one_recipe(prepared: tuple[Recipe, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -48,7 +49,78 @@ def test_a_compressed_file_that_is_cut_short(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(lines)[:-3000])
     documents, outcomes = read(path, tmp_path)
     assert 0 < len(documents) < 2000
-    assert outcomes["not readable"] >= 1
+    assert outcomes["not readable"] == 1
+    assert broken(tmp_path) == {str(path): "a.jsonl.gz: EOFError: Compressed file ended before the end-of-stream marker was reached"}
+
+
+LINES = "".join(json.dumps({"text": f"line {n} " + str(hash((n, "x")))}) + "\n" for n in range(2000)).encode()
+
+
+def flipped(data: bytes) -> bytes:
+    """One byte in the middle altered."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0xFF]) + data[len(data) // 2 + 1 :]
+
+
+def warc() -> bytes:
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example/\r\nContent-Type: application/http; msgtype=response\r\n"
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + PAGE.format(PROSE).encode()
+    return head + f"Content-Length: {len(page)}\r\n\r\n".encode() + page + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl.gz", flipped(gzip.compress(LINES))),
+        ("a.txt.gz", flipped(gzip.compress(LINES))),
+        ("a.html.gz", flipped(gzip.compress(LINES))),
+        ("a.warc.gz", flipped(gzip.compress(warc() * 200))),
+        ("a.jsonl.gz", LINES),  # not compressed at all
+        ("a.warc.gz", warc()),
+        ("a.jsonl.zst", LINES),
+        ("a.warc", warc() + warc()[:-30]),
+        ("a.parquet", b"PAR1" + zlib.compress(LINES)[:200] + b"PAR1"),
+        ("a.parquet", b""),
+    ],
+)
+def test_an_altered_file_is_named_and_the_next_one_is_read(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "whole"}\n')
+    (tmp_path / name).write_bytes(data)
+    recipe = Recipe("test", (Source(path=name, name="one"), Source(path="b.jsonl", name="two")), tasks=1)
+    documents = list(ReadInputs(inputs_of(recipe, tmp_path, None)[0], str(tmp_path)).run())
+    assert "two:b.jsonl/0" in [document.id for document in documents]
+    assert list(broken(tmp_path)) == [str(tmp_path / name)]
+    assert broken(tmp_path)[str(tmp_path / name)].startswith(name)
+
+
+def broken(counts: Path) -> dict[str, str]:
+    return json.loads((counts / "read" / "00000.json").read_text())["files"]
+
+
+def test_zstandard(tmp_path: Path) -> None:
+    import pyarrow
+
+    packed = pyarrow.compress(LINES, codec="zstd", asbytes=True)
+    (tmp_path / "a.jsonl.zst").write_bytes(packed + packed)  # two frames
+    assert read(tmp_path / "a.jsonl.zst", tmp_path)[1] == {"kept": 4000}
+    (tmp_path / "a.jsonl.zst").write_bytes(packed[:-300])
+    documents, outcomes = read(tmp_path / "a.jsonl.zst", tmp_path)
+    assert [document.text for document in documents] == [json.loads(line)["text"] for line in LINES.splitlines()[: len(documents)]]
+    assert outcomes["not readable"] == len(broken(tmp_path)) == 1
+    (tmp_path / "a.txt.zst").write_bytes(pyarrow.compress(b"One.", codec="zstd", asbytes=True))
+    assert [document.text for document in read(tmp_path / "a.txt.zst", tmp_path)[0]] == ["One."]
+    (tmp_path / "a.warc.zst").write_bytes(pyarrow.compress(warc() * 2, codec="zstd", asbytes=True))
+    assert len(read(tmp_path / "a.warc.zst", tmp_path)[0]) == 2
+
+
+def test_what_no_parser_and_no_writer_takes(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    odd = [{"text": "a", "id": "\ud800"}, {"text": "b", "language": "\udfff"}, {"text": "c", "id": [["x"]]}]
+    path.write_text("[" * 200_000 + "\n" + "".join(json.dumps(row) + "\n" for row in odd))
+    documents, outcomes = read(path, tmp_path)
+    assert [(d.id, d.metadata["language"]) for d in documents] == [("src:?", "detect"), ("src:a.jsonl/2", "?"), ("src:a.jsonl/3", "detect")]
+    assert outcomes == {"kept": 3, "not readable": 1}
+    samples = json.loads((tmp_path / "read" / "00000.json").read_text())["samples"]
+    assert samples["not readable"][0][2].startswith("RecursionError")
 
 
 def test_text_and_broken_utf8(tmp_path: Path) -> None:
@@ -88,7 +160,11 @@ def test_warc(tmp_path: Path) -> None:
     assert outcomes == {"kept": 2}
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 5 // 6])
-    assert len(read(path, tmp_path)[0]) < 3
+    assert len(read(path, tmp_path)[0]) == 1
+    assert len(broken(tmp_path)) == 1
+    for cut in range(1, len(warc()) - 1, 97):  # in the header, in the page, behind it
+        (tmp_path / "b.warc").write_bytes(warc() + warc()[:cut])
+        assert read(tmp_path / "b.warc", tmp_path)[1]["not readable"] == len(broken(tmp_path)) == 1
     path.write_bytes(b"no archive at all, only text that goes on\n" * 9)
     assert read(path, tmp_path)[1] == {"not readable": 1}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen2.data import shards as shards_module
 from qwen2.data.shards import Shards, ShardWriter, TokenizerInfo, merge, sha256_of
 
 SMALL = TokenizerInfo("0" * 64, 300, 299)
@@ -126,6 +128,32 @@ def test_damage_is_named(tmp_path: Path) -> None:
         Shards.open(tmp_path, verify=False)
     ends.write_bytes(places)
     assert len(Shards.open(tmp_path).shards) == 4
+
+
+def test_hashes_are_remembered_while_files_are_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(shards_module, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+
+    def names(**how: bool) -> list[str]:
+        read.clear()
+        Shards.open(tmp_path, **how)
+        return sorted(read)
+
+    name = write(tmp_path).select("train", "en", "wiki")[0].name
+    whole = names()
+    assert names(remember=True) == names(remember=True) == whole  # written just now: another writing might have the same time
+    for path in tmp_path.glob("*.*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert names(remember=True) == whole
+    assert names(remember=True) == []
+    assert names() == whole
+    tokens = tmp_path / f"{name}.tokens"
+    tokens.write_bytes(b"\x09" + tokens.read_bytes()[1:])
+    with pytest.raises(ValueError, match=rf"{name}\.tokens: its sha256 is not"):
+        Shards.open(tmp_path, remember=True)
+    (tmp_path / ".verified.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"{name}\.tokens: its sha256 is not"):
+        Shards.open(tmp_path, remember=True)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def test_a_server_that_ends_breaks_off_what_it_does_not_finish(home: Path, monke
     said = io.StringIO()  # not capsys: what is printed while that is read is lost
     monkeypatch.setattr(sys, "stderr", said)
     app = create_app(Settings(port=0), Store(home))
-    server = Ending(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"), app.state.server.models, patience)
+    parts = app.state.server
+    server = Ending(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"), parts.models, parts.works, patience)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)

@@ -61,6 +61,18 @@ def test_pages_that_were_allowed(serve: Callable[..., Running]) -> None:
     assert running.client.get("/v1/models", headers={"Origin": "https://other.example"}).status_code == 403
 
 
+def test_a_page_that_may_ask_may_read_refusals(serve: Callable[..., Running]) -> None:
+    running = serve(origins=("https://app.example",), api_key="secret", limits=Limits(body_bytes=1000, per_client=0))
+    page, key = {"Origin": "https://app.example"}, {"Authorization": "Bearer secret"}
+    for status, headers, body in ((401, page, b"{}"), (413, {**page, **key}, b"x" * 2000), (429, {**page, **key}, b"{}")):
+        answer = running.client.post("/v1/completions", headers=headers, content=body)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, "https://app.example")
+        assert answer.headers["access-control-expose-headers"] == "x-request-id, retry-after"
+        assert answer.headers["x-request-id"]
+    refused = running.client.post("/v1/completions", headers={"Origin": "https://evil.example", **key}, content=b"{}")
+    assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (403, False)
+
+
 def test_the_key(serve: Callable[..., Running]) -> None:
     running = serve(api_key="secret")
     for path in ("/v1/models", "/metrics", "/api/tags"):
@@ -72,6 +84,14 @@ def test_the_key(serve: Callable[..., Running]) -> None:
     assert running.client.get("/v1/models", headers={"Authorization": "bearer secret"}).status_code == 200
     assert running.client.get("/v1/models", headers={"x-api-key": "secret"}).status_code == 200
     assert running.client.get("/health").status_code == 200
+
+
+def test_without_the_key_health_names_no_model(serve: Callable[..., Running]) -> None:
+    running = serve(api_key="secret", load=(NAME,))
+    with_key = {"Authorization": "Bearer secret"}
+    assert "models" in running.client.get("/health", headers=with_key).json()
+    for headers in ({}, {"x-api-key": "wrong"}):
+        assert running.client.get("/health", headers=headers).json().keys() == {"status"}
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": ""}, {"x-api-key": ""}])
@@ -173,6 +193,24 @@ def test_metrics(running: Running) -> None:
     assert value("qwen2_cached_tokens", model=NAME) == value("qwen2_prefix_tokens_hit", model=NAME) > 0
     assert value("qwen2_running", model=NAME) == value("qwen2_waiting", model=NAME) == 0
     assert value("qwen2_cache_blocks_used", model=NAME) >= 1
+
+
+def test_refusals_are_counted_by_route(serve: Callable[..., Running]) -> None:
+    running = serve(api_key="secret", limits=Limits(body_bytes=1000))
+    key = {"Authorization": "Bearer secret"}
+    for path in ("/v1/models/a", "/v1/models/b", "/nope/1", "/nope/2"):
+        running.client.get(path, headers=key)
+    running.client.get("/v1/models/a")
+    running.client.post("/v1/completions", headers=key, content=b"x" * 2000)
+    running.client.post("/v1/completions", headers=key, json={"model": NAME, "prompt": "a", "odd": 1})
+    running.client.post("/v1/completions", headers=key, json={"model": NAME, "prompt": "a", "max_tokens": 1})
+    text = running.client.get("/metrics", headers=key).text
+    (family,) = [family for family in text_string_to_metric_families(text) if family.name == "qwen2_http_responses"]
+    counts = {(s.labels["path"], s.labels["status"]): s.value for s in family.samples if s.name == "qwen2_http_responses_total"}
+    assert counts == {
+        ("/v1/models/{name}", "404"): 2, ("/v1/models/{name}", "401"): 1, ("other", "404"): 2,
+        ("/v1/completions", "413"): 1, ("/v1/completions", "400"): 1, ("/v1/completions", "200"): 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

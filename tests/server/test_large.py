@@ -109,6 +109,30 @@ def test_a_conversation_has_so_many_messages_at_most(serve: Callable[..., Runnin
     assert ask(3).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stop": None}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "stop_sequences": None}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "a"}], "options": {"stop": None}}),
+        ("/api/generate", {"prompt": "a", "options": {"stop": None}}),
+        ("/api/create", {"model": "mine:stops", "from": NAME, "parameters": {"stop": None}}),
+        ("/api/create", {"model": "mine:stops", "modelfile": None}),
+    ],
+)
+@pytest.mark.parametrize("stops", [["a"] * 4, ["a" * 11]])
+def test_stop_strings_are_few_and_short(serve: Callable[..., Running], path: str, body: dict[str, Any], stops: list[str]) -> None:
+    """Each is looked for at every token, on the thread that writes everybody's."""
+    running = serve(limits=Limits(stops=3, stop_characters=10))
+    said = json.dumps({"stream": False, "model": NAME, **body})
+    lines = "".join(f"PARAMETER stop {stop}\n" for stop in stops)
+    said = said.replace('"modelfile": null', f'"modelfile": {json.dumps(f"FROM {NAME}" + chr(10) + lines)}').replace(
+        "null", json.dumps(stops)
+    )
+    refused = running.client.post(path, content=said.encode())
+    assert (refused.status_code, message_of(refused)) == (400, "stop: at most 3 texts of at most 10 characters")
+
+
 # --- many prompts
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import ollama
 import pytest
 
-from qwen2 import LLM, SamplingParams
+from qwen2 import LLM, SamplingParams, __version__
 from qwen2.config import tiny
 from qwen2.server.ollama_models import counted
 from qwen2.weights import describe
@@ -111,7 +111,10 @@ def test_lists(client: ollama.Client, running: Running) -> None:
     (told,) = running.client.get("/api/ps").json()["models"]
     assert (told["in_use"], told["device"], told["context_length"]) == (False, "cpu", 1024)
     assert told["size"] > told["cache_bytes"] > 0
-    assert running.client.get("/api/version").json()["version"]
+    version = running.client.get("/api/version").json()
+    assert version["qwen2"] == __version__
+    assert tuple(map(int, version["version"].split("."))) >= (0, 6, 4), "older servers are refused by clients"
+    assert running.client.head("/api/version").status_code == 200
     shown = client.show(NAME)
     assert shown.modelinfo is not None
     assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 1024

@@ -6,19 +6,23 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from qwen2.config import ModelConfig, MoEConfig, tiny
 from qwen2.train import checkpoint
+from qwen2.train.changes import falling, rising, with_end
 from qwen2.train.checkpoint import newest, numbered
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop
 from qwen2.train.metrics import read_lines
+from qwen2.train.optim import rate_share
 from qwen2.train.world import World
 from tests.conftest import random_network
 from tests.train.conftest import Toy, logged, run, small
@@ -132,6 +136,52 @@ def test_all_damaged_is_an_error_and_half_written_ones_go(tmp_path: Path, capsys
     assert "half written when the run was killed; removed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("moment", ["before the old one is aside", "the old one aside", "a new name", "both there"])
+def test_killed_while_a_checkpoint_gets_its_name(moment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With keep=1 there is only this one: whatever lies there, one is found, and nothing else stays."""
+    run(tmp_path / "run", steps=4, keep=1)
+    folder = tmp_path / "run" / "checkpoints"
+    place, draft, aside = folder / "step-000004", folder / "step-000004.part", folder / "step-000004.old"
+    if moment == "before the old one is aside":
+        shutil.copytree(place, draft)
+    elif moment == "the old one aside":
+        shutil.copytree(place, draft)
+        place.rename(aside)
+    elif moment == "a new name":
+        place.rename(draft)
+    else:
+        shutil.copytree(place, aside)
+    found = newest(folder, print)
+    assert found is not None
+    assert found[0] == place
+    assert found[1]["step"] == 4
+    assert [path.name for path in folder.iterdir()] == ["step-000004"]
+    assert ("lacked only its name" in capsys.readouterr().out) == (moment != "both there")
+    assert run(tmp_path / "run", Toy(), resume=True, steps=4).state.step == 4
+
+
+@pytest.mark.parametrize("call", [0, 1])
+def test_at_no_call_a_name_is_given_without_a_whole_checkpoint(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkpoint of the same step is there, damaged or not; the system stops at the first or the second renaming."""
+    loop = run(tmp_path / "run", steps=2, keep=1)
+    rename, calls = os.rename, 0
+
+    def stopping(source: object, target: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call + 1:
+            raise KeyboardInterrupt
+        rename(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint.os, "rename", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        loop.save()
+    monkeypatch.undo()
+    found = newest(tmp_path / "run" / "checkpoints", print)
+    assert found is not None
+    assert found[1]["step"] == 2
+
+
 def test_a_half_line_of_metrics_goes_and_lines_behind_the_checkpoint_come_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(tmp_path / "run", steps=6)
     path = tmp_path / "run" / "metrics.jsonl"
@@ -159,18 +209,60 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path):
 
 
 def test_a_run_is_what_it_was_started_as(tmp_path: Path):
-    first = {"settings": {"lr": 0.1, "log_every": 10}, "model": {"hidden_size": 64}}
+    first = {"settings": {"beta1": 0.9, "log_every": 10}, "model": {"hidden_size": 64}}
     with RunFolder(tmp_path / "run") as folder:
         with pytest.raises(FileNotFoundError, match="no run to resume"):
             folder.begin(first, resume=True)
         folder.begin(first, resume=False)
         with pytest.raises(FileExistsError, match="holds a run already; go on with it by --resume"):
             folder.begin(first, resume=False)
-        folder.begin({**first, "settings": {"lr": 0.1, "log_every": 1}}, resume=True)
-        with pytest.raises(ValueError, match=r"settings: lr is 0.1 in the run, 0.2 here"):
-            folder.begin({**first, "settings": {"lr": 0.2, "log_every": 10}}, resume=True)
+        assert folder.begin({**first, "settings": {"beta1": 0.9, "log_every": 1}}, resume=True) == []
+        with pytest.raises(ValueError, match=r"settings: beta1 is 0.9 in the run, 0.8 here; .*start another run from it: --from"):
+            folder.begin({**first, "settings": {"beta1": 0.8, "log_every": 10}}, resume=True)
         with pytest.raises(ValueError, match="model: hidden_size is 64 in the run, 128 here"):
             folder.begin({**first, "model": {"hidden_size": 128}}, resume=True)
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"] == {"beta1": 0.9, "log_every": 1}
+
+
+def wsd(**changes: Any) -> dict[str, Any]:
+    return {"steps": 100, "schedule": "wsd", "warmup": 0.1, "decay": 0.2, "lr": 0.1, **changes}
+
+
+def test_what_may_change_is_said(tmp_path: Path):
+    """Each kind of setting: those that say nothing, those that change numbers, the end; and the run remembers it."""
+    with RunFolder(tmp_path / "run") as folder:
+        folder.begin({"settings": wsd(micro_batch=8, recompute="none", on_nonfinite="stop")}, resume=False)
+        now = wsd(micro_batch=2, recompute="layers", on_nonfinite="skip", lr=0.05)
+        lines = folder.begin({"settings": now}, resume=True)
+        assert [line.partition(":")[0] for line in lines] == [
+            "lr was 0.1 and is 0.05", "micro_batch was 8 and is 2", "recompute was none and is layers",
+        ]  # fmt: skip
+        assert folder.begin({"settings": now}, resume=True) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "done", "found"),
+    [
+        ("wsd", 200, 50, {"warmup": 0.05, "decay": 0.2}),  # the warm-up stays ten steps
+        ("wsd", 60, 55, {"warmup": 1 / 6, "decay": 5 / 60}),  # and the fall is what is left
+        ("wsd", 200, 5, {"warmup": 0.1, "decay": 0.2}),
+        ("constant", 400, 100, {"warmup": 0.025, "decay": 0.2}),
+        ("wsd", 200, 81, "the rate began to fall after step 80, 81 are done"),
+        ("wsd", 40, 50, "50 are done already"),
+        ("cosine", 200, 50, "under cosine the 50 steps that are done would have had other rates"),
+    ],
+)
+def test_the_end_may_be_moved_where_no_step_done_would_have_been_another(schedule: str, steps: int, done: int, found: Any):
+    written = wsd(schedule=schedule)
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=found):
+            with_end(written, steps, done)
+        return
+    moved = with_end(written, steps, done)
+    assert moved == {**written, "steps": steps, **{name: pytest.approx(value) for name, value in found.items()}}
+    rates = [[rate_share(schedule, step, s["steps"], rising(s), falling(s), 0.0) for step in range(done)] for s in (written, moved)]
+    assert done == 5 or rates[0] == rates[1]
+    assert with_end(moved, steps, done) == moved
 
 
 def digests(path: Path) -> dict[str, list[object]]:

@@ -41,6 +41,7 @@ KINDS = {  # run: what two processes are asked for beside the model
     "mixture-tensor": ("--tensor-parallel", "2", "--recompute", "layers"),
     "mixture-context": ("--context-parallel", "2"),
 }
+ODD = {"plain-odd": ("--tensor-parallel", "2"), "plain-odd-context": ("--context-parallel", "2"), "plain-odd-data": ()}
 RESUMED = {  # run: whose first steps it has, and how two processes go on with it
     "plain-one-to-two": ("plain", ("--tensor-parallel", "2")),
     "plain-one-to-shared": ("plain", ("--context-parallel", "2")),
@@ -56,13 +57,14 @@ def line(root: Path, run: str, *more: str) -> list[str]:
     return [*words, *steps, *ALIKE, *more]
 
 
-def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """Run command lines on two processes."""
+def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str, seconds: float = 0.1) -> subprocess.CompletedProcess[str]:
+    """Run command lines on two processes, which torchrun looks after every so many seconds, and ends when it misses one."""
     file.write_text(json.dumps(lines))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+    words += ["--monitor-interval", str(seconds)]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     return subprocess.run(
         [sys.executable, *words, str(SCRIPT), str(file), *more], env=surroundings, capture_output=True, text=True, timeout=300, check=False
@@ -105,7 +107,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def killed(alone: Path) -> subprocess.CompletedProcess[str]:
     """A run of two whose second process is killed before its fourth step."""
-    return torchrun([line(alone, "mixture-killed", "--expert-parallel", "2")], alone / "killed.json", "3")
+    return torchrun([line(alone, "mixture-killed", "--expert-parallel", "2")], alone / "killed.json", "3", seconds=5)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,8 @@ def root(alone: Path, killed: subprocess.CompletedProcess[str]) -> Path:
         go_on(alone, run, begun)
         lines.append(line(alone, run, *flags, "--resume", "--steps", "6"))
     lines.append(line(alone, "mixture-killed", "--expert-parallel", "2", "--resume"))
+    for run, flags in ODD.items():
+        lines.append([word.replace("48", "47") for word in line(alone, run, "--steps", "2", *flags)])
     done = torchrun(lines, alone / "lines.json")
     assert done.returncode == 0, done.stderr[-4000:]
     return alone
@@ -152,6 +156,22 @@ def test_shards_are_read_by_one_process(run: str, root: Path) -> None:
     read_shards(root / run / "checkpoints" / "step-000004", found)
     for name, tensor in wanted.items():
         assert torch.allclose(found[name], tensor, atol=2e-3), name
+
+
+@pytest.mark.parametrize("run", ["averaged-data", "mixture-expert"])
+def test_a_checkpoint_of_several_ranks_exports(run: str, root: Path, tmp_path: Path) -> None:
+    """The last step's checkpoint is the model that the run exported."""
+    assert main(["export", str(root / run / "checkpoints" / "step-000004"), str(tmp_path / "out")]) == 0
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", root / run / "model"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_tokens_are_counted_once_whatever_a_row_is_filled_up_to(root: Path) -> None:
+    """Rows of 47 tokens over two tensor or context ranks are computed with a few more; two steps of four rows are 376."""
+    for run in ("plain-odd", "plain-odd-context", "plain-odd-data"):
+        lines = [json.loads(text) for text in (root / run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["tokens"] for line in lines if "loss" in line] == [188, 376], run
 
 
 def test_shards_that_do_not_fit_are_named(root: Path) -> None:

@@ -191,8 +191,37 @@ def test_a_run_goes_back_from_a_spike_and_on_with_other_rows(tmp_path: Path):
     loop = run(tmp_path / "run", toy, steps=24, lr=1e-4, on_spike="rollback", save_every=6)
     assert (loop.state.step, loop.state.rollbacks, loop.state.spikes) == (24, 1, 1)
     assert toy.turn == 21 + 6  # the 21 steps of rows that were seen, and those from step 18 on
-    steps = [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
-    assert steps == [*range(1, 21), 18, *range(19, 25)]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    logged = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert [step for step, _ in logged] == [*range(1, 25)]  # each once, and none of them the spike
+    assert max(loss for _, loss in logged) < 10
+    (event,) = [line for line in lines if "event" in line]
+    assert (event["step"], event["event"]) == (20, "went back")
+    assert lines.index(event) == 18
+    assert "step 21: the loss" in event["text"]
+    assert "back to step 18" in event["text"]
+
+
+def test_a_run_that_went_back_and_was_killed_is_the_same_in_the_end(tmp_path: Path):
+    """Killed at step 22, after it went back from 20 to 18: resumed from 18 it meets the spike again, and goes back again."""
+
+    class Killed(Jump):
+        def next_step(self):
+            if self.turn == 25:
+                raise KeyboardInterrupt
+            return super().next_step()
+
+    given = {"steps": 24, "lr": 1e-4, "on_spike": "rollback", "save_every": 6}
+    whole = run(tmp_path / "whole", Jump(), **given)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Killed(), **given)
+    resumed = run(tmp_path / "cut", Jump(), resume=True, **given)
+    assert resumed.state == whole.state
+    kept = [
+        [(line["step"], line.get("loss"), line.get("event")) for line in read_lines(tmp_path / n / "metrics.jsonl")]
+        for n in ("cut", "whole")
+    ]
+    assert kept[0] == kept[1]
 
 
 def test_a_run_that_keeps_going_back_stops(tmp_path: Path):

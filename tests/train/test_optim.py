@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import sqrt
+from math import cos, pi, sqrt
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qwen2.config import MoEConfig, tiny
 from qwen2.train.optim import Average, clip, cosine, make_adamw, rate_share, set_rate, wsd
+from qwen2.train.settings import Settings
 from tests.conftest import random_network
 
 
@@ -49,15 +50,22 @@ def test_decay_takes_matrices_experts_and_an_own_head_alone():
 def test_cosine_by_hand():
     shares = [cosine(step, 10, 2, 0.1) for step in range(10)]
     assert shares[:2] == [0.5, 1.0]
-    assert shares[9] == pytest.approx(0.1)
-    assert shares[5] == pytest.approx(0.1 + 0.9 / 2)  # halfway down
+    assert shares[9] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + cos(pi * 8 / 9)))  # the floor would come next
+    assert shares[6] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + cos(pi * 5 / 9)))
     assert all(later < earlier for earlier, later in pairwise(shares[1:]))
 
 
 def test_wsd_by_hand():
     shares = [wsd(step, 10, 2, 4, 0.0) for step in range(10)]
     assert shares[:6] == [0.5, 1, 1, 1, 1, 1]
-    assert shares[6:] == pytest.approx([1 - sqrt(1 / 4), 1 - sqrt(2 / 4), 1 - sqrt(3 / 4), 0.0])
+    assert shares[6:] == pytest.approx([1 - sqrt(1 / 5), 1 - sqrt(2 / 5), 1 - sqrt(3 / 5), 1 - sqrt(4 / 5)])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_every_step_learns_the_last_too(schedule: str, steps: int):
+    s = Settings(steps=steps, schedule=schedule)  # type: ignore[arg-type]
+    assert min(rate_share(schedule, step, steps, s.warmup_steps, s.decay_steps, 0.0) for step in range(steps)) > 0
 
 
 @given(st.sampled_from(["cosine", "wsd", "constant"]), st.integers(1, 300), st.integers(0, 50), st.integers(1, 60), st.floats(0, 1))

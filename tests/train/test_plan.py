@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import statistics
 from collections import Counter
@@ -111,6 +112,10 @@ def test_the_command_names_the_layout_that_fits(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "take data 64" in out
     assert "--data-parallel 64 --context-parallel 1 --expert-parallel 1 --tensor-parallel 1" in out
+    shape = re.search(r"--length 4096 --batch 1024 --micro-batch (\d+) --recompute (none|layers)$", out.strip())
+    again = ", layers recomputed" if shape and shape[2] == "layers" else ""
+    assert shape, out
+    assert f"{shape[1]} sequences at a time{again}:" in out
     assert main(["plan", "Qwen/Qwen2-72B-Instruct", "--gpus", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["layouts"]
     assert not any(one["fits"] for one in found)
@@ -135,7 +140,12 @@ def test_a_config_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["qwen2:7b", "--gpus", "8", "--sequence", "4000"], "must be whole sequences of 4,000"),
         (
             ["qwen2:0.5b", "--gpus", "1024", "--batch-tokens", "64Ki"],
-            "16 sequences a step cannot be divided over 1,024 GPUs: give more --batch-tokens",
+            "all layouts have a multiple of 256 that read different ones; take --batch-tokens 1048576 (256 sequences of 4,096)",
+        ),
+        (
+            ["qwen2:0.5b", "--gpus", "3"],
+            "1,024 sequences a step cannot be divided over 3 GPUs: all layouts have a multiple of 3 that read different ones; "
+            "take --batch-tokens 4190208 (1,023 sequences of 4,096)",
         ),
         (["llama:7b", "--gpus", "8"], "llama:7b: no published model of that name has a plan"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import weakref
 from dataclasses import replace
 from math import log
 from multiprocessing import get_context
@@ -24,7 +25,7 @@ from qwen2.tokenizer import Tokenizer
 from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
 from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
-from qwen2.train.pretrain import Job, flops_per_token, make_network, new_config, next_token_loss, pretrain
+from qwen2.train.pretrain import Job, flops_per_token, make_network, new_config, next_token_loss, pretrain, whole_network
 from qwen2.train.stage import PretrainSettings
 from qwen2.train.world import World
 from qwen2.weights.model import load
@@ -194,11 +195,34 @@ def test_a_later_stage_starts_from_the_model_of_the_one_before(shards: Shards, t
     longer = replace(job(shards, tmp_path / "long", length=96), config=replace(start.config, rope_theta=1e6, context=96), start=start)
     for ours, theirs in zip(make_network(longer).parameters(), start.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    pretrain(longer)
-    written = json.loads((tmp_path / "long" / "model" / "config.json").read_text())
-    assert (written["rope_theta"], written["max_position_embeddings"]) == (1e6, 96)
     with pytest.raises(ValueError, match=r"mlp.gate_proj.weight has shape \[128, 64\], not \[96, 64\]: the model does not fit"):
         make_network(replace(longer, config=replace(start.config, ffn=96)))
+    first = weakref.ref(next(start.network.parameters()))
+    pretrain(longer)
+    assert first() is None  # its weights are not kept beside those that are trained
+    written = json.loads((tmp_path / "long" / "model" / "config.json").read_text())
+    assert (written["rope_theta"], written["max_position_embeddings"]) == (1e6, 96)
+    with pytest.raises(ValueError, match="its weights were given to a run already; load it again"):
+        make_network(longer)
+
+
+def test_only_the_main_rank_holds_the_whole_model():
+    class Rank(World):
+        size = 2
+
+        def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+            asked.append(tensor)
+            return tensor
+
+    network = random_network(tiny())
+    for rank in range(2):
+        asked: list[torch.Tensor] = []
+        world = Rank()
+        world.rank = rank
+        found = whole_network(network, world)
+        assert len(asked) == len(list(network.parameters()))  # every rank takes part in gathering
+        assert (found is None) == (rank == 1)
+        assert found is None or all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
 
 
 # --- kill -9

@@ -161,6 +161,8 @@ def test_widths_left_open_follow_from_the_dense_model():
         ({"shared_share": -0.1}, "shared_share -0.1"),
         ({"unit": "row"}, "unit 'row'"),
         ({"router_std": -1.0}, "router_std -1.0"),
+        ({"active": 0}, "active 0: must be at least 1"),
+        ({"aux_coef": float("nan")}, "aux_coef nan: must be 0 or above, and finite"),
         ({"active": 20}, "20 active experts of 16"),
         ({"expert_ffn": 2, "shared_ffn": 64}, "neither holds the dense part's 128 neurons"),
         ({"experts": 0}, "experts 0: must be a whole number above 0"),

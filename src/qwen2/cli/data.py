@@ -95,7 +95,7 @@ def prepare(
     _need_extra()
     from qwen2.data.prepare import prepare_text
     from qwen2.data.recipe import read_recipe
-    from qwen2.data.report import write_report
+    from qwen2.data.report import broken_files, gather, write_report
 
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: must be at least 1")
@@ -106,7 +106,10 @@ def prepare(
         from qwen2.data.tokens import prepare_shards
 
         prepare_shards(wanted, manifest, out, tokenizer, count)
-    print(write_report(out))
+    picture = write_report(out)
+    for line in broken_files(gather(out)):
+        print(line)
+    print(picture)
 
 
 @data.command(help_epilogue="Example: qwen2 data report out")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from qwen2.cli.answer import working
 from qwen2.cli.pull import ensure
 from qwen2.quant.layout import LAYOUTS
+from qwen2.train.place import is_run
 from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
@@ -27,7 +28,7 @@ def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
     Parameters
     ----------
     model
-        A name, a folder or a file.
+        A name, a folder or a file; also a training run or one of its checkpoints, RUN/checkpoints/step-N.
     destination
         What to write; it must not exist yet.
     to
@@ -38,16 +39,20 @@ def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
         raise FileExistsError(f"{destination}: exists already; export to a new {'file' if gguf else 'folder'}")
     if to == "q8_0" and not gguf:
         raise ValueError(f"{destination}: q8_0 blocks go into GGUF files only; end the destination in .gguf, or choose f32, f16 or bf16")
-    ensure(model)
-    Store().resolve(model)
+    if not is_run(model):
+        ensure(model)
+        Store().resolve(model)
 
     import torch
 
+    from qwen2.train.saved import take
     from qwen2.weights.export import to_gguf, to_hf_folder
-    from qwen2.weights.model import load
 
+    said: list[str] = []
     with working(f"loading {model}"):
-        loaded = load(model)
+        loaded = take(model, said.append)
+    for line in said:
+        print(f"qwen2: {line}", file=sys.stderr)
     types: dict[Form, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     form = to if to is not None else {dtype: name for name, dtype in types.items()}[loaded.dtype]
     print(f"writing {human_size(_expected(loaded.network.tensors(), form))} of {SPELLED[form]} into {destination}", file=sys.stderr)

@@ -139,8 +139,9 @@ def verdict(job: Job, fitting: list[Plan]) -> str:
         return f"none fits: give more GPUs than {job.gpus:,}, more --memory or shorter sequences"
     one = fitting[0]
     flags = " ".join(f"--{kind}-parallel {getattr(one.layout, kind)}" for kind in ("data", "context", "expert", "tensor"))
+    rows = f"--length {job.sequence} --batch {job.sequences} --micro-batch {one.micro} --recompute {'layers' if one.recompute else 'none'}"
     again = ", layers recomputed" if one.recompute else ""
-    return f"take {one.layout}, {one.micro} sequences at a time{again}: {one.step:.3g} s a step\n  {flags}"
+    return f"take {one.layout}, {one.micro} sequences at a time{again}: {one.step:.3g} s a step\n  {flags} {rows}"
 
 
 def row(one: Plan) -> dict[str, str]:

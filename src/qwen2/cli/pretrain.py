@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hi
 
 from cyclopts import Parameter
 
-from qwen2.cli.ranks import ONE, Ranks, world_of
+from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
+from qwen2.train.changes import with_end
+from qwen2.train.folder import numbered, steps_done
+from qwen2.train.place import found_again, source_of
 from qwen2.train.stage import PretrainSettings
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ class What:
     size: Annotated[SIZES | None, _option("A shape of the family for new weights; the vocabulary becomes the tokenizer's.")] = None
     config: Annotated[Path | None, _option("A config.json for new weights, in place of a size.")] = None
     start: Annotated[
-        str | None, _option("Go on from a model instead: a run's folder, a model's folder, a file or a name.", name="--from")
+        str | None, _option("Go on from a model instead: a run, a checkpoint of one, a model's folder, a file or a name.", name="--from")
     ] = None
     resume: Annotated[bool, _option("Go on with the run in --out from its last checkpoint; settings left out are the run's.")] = False
     tokens: Annotated[int | None, _option("Train on this many tokens instead of --steps; without either, on each document once.")] = None
@@ -94,7 +97,7 @@ def pretrain(
     from qwen2.cli.serve import check_device
     from qwen2.data.shards import Shards
 
-    opened = Shards.open(shards)
+    opened = Shards.open(shards, remember=True) if first_here() else Shards.open(shards, verify=False)
     settings, written = _settings(what, opened, {f.name: getattr(flags, f.name) for f in fields(flags)})
     check_device(what.device)
 
@@ -136,6 +139,12 @@ def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[Pretra
         row = {f.name: wanted.get(f.name, f.default) for f in fields(PretrainSettings) if f.name in ("length", "batch")}
         total = what.tokens if what.tokens is not None else sum(record.tokens for record in shards.select("train"))
         wanted["steps"] = max(1, -(-total // max(row["length"] * row["batch"], 1)))
+    if written is not None:  # what another end changes beside the steps
+        try:
+            moved = with_end(base, wanted["steps"], steps_done(what.out / "checkpoints"))
+        except ValueError as error:
+            raise ValueError(f"{what.out}: settings: {error}") from None
+        wanted = {**moved, **given, "steps": wanted["steps"]}
     return PretrainSettings(**wanted), written
 
 
@@ -144,11 +153,13 @@ def _job(shards: Shards, settings: PretrainSettings, written: dict[str, Any] | N
     from qwen2.config import ModelConfig
     from qwen2.train.pretrain import Job, new_config
 
-    source, theta = what.start, what.rope_theta
-    if written is not None and what.size is None and what.config is None:
-        source = source if source is not None else written["from"]["model"]
-    start = None if source is None else _load(source)
-    tokenizer = _tokenizer(shards, what.tokenizer, start, source)
+    record, theta, start = None if written is None else written["from"], what.rope_theta, None
+    source = None if what.start is None else source_of(what.start, record, what.out)
+    if source is None and record is not None and what.size is None and what.config is None:
+        source = record["model"]
+    if source is not None and not (what.resume and numbered(what.out / "checkpoints")):  # a checkpoint has all there is
+        start = _load(source if record is None else found_again(record, what.out) or source)
+    tokenizer = _tokenizer(shards, what, start, source)
     if what.size is not None:
         shape = _shape(what.size)
         model = new_config(shape, tokenizer, shards.tokenizer.end, settings.length, THETA if theta is None else theta)
@@ -184,23 +195,23 @@ def _read_config(file: Path, length: int, theta: float | None) -> ModelConfig:
 
 def _load(source: str) -> Model:
     """The model that a stage starts from: a run's, or any other."""
-    from qwen2.weights.model import load
+    from qwen2.train.saved import take
 
-    run = Path(source) / "model"
-    if (Path(source) / "metrics.jsonl").exists() and not run.exists():
-        raise FileNotFoundError(f"{source}: this run has no model yet; end it first, with --resume")
-    return load(str(run) if run.exists() else source, dtype="float32")
+    return take(source, lambda text: print(text, file=sys.stderr), dtype="float32")
 
 
-def _tokenizer(shards: Shards, folder: Path | None, start: Model | None, source: str | None) -> Tokenizer:
+def _tokenizer(shards: Shards, what: What, start: Model | None, source: str | None) -> Tokenizer:
     """The tokenizer that the shards were made with, found and checked."""
     from qwen2.data.shards import sha256_of
     from qwen2.tokenizer import Tokenizer
 
-    place = folder if folder is not None else shards.folder / "tokenizer"
+    place = what.tokenizer if what.tokenizer is not None else shards.folder / "tokenizer"
     file = place / "tokenizer.json" if place.is_dir() else place
-    if folder is None and not file.exists() and start is not None:
+    own = what.out / "tokenizer"  # a run's copy, which belongs to its shards
+    if what.tokenizer is None and not file.exists() and start is not None:
         tokenizer = start.tokenizer
+    elif what.tokenizer is None and not file.exists() and what.resume and own.is_dir():
+        tokenizer = Tokenizer.from_folder(own)
     elif not file.exists():
         raise FileNotFoundError(
             f"{file}: no tokenizer there; name the folder of the one that the shards were made with: --tokenizer FOLDER"

@@ -35,7 +35,7 @@ class PullWatcher:
             print(f"\n{self.name}: interrupted at {how_far}; the same command goes on", end="", file=sys.stderr)
 
     def __call__(self, step: Progress) -> None:
-        if self.quiet:
+        if self.quiet or step == self._last:  # a wait says again and again that it waits
             return
         self._last = step
         if step.note:

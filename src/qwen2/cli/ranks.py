@@ -5,6 +5,7 @@ torchrun starts the processes; what it says of a failed one comes after the line
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Ranks:
 
 
 ONE = Ranks()
+
+
+def first_here() -> bool:
+    """Whether this is the only process of the run on this machine, or the first: the one that does what one has to do."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager

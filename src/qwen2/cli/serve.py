@@ -9,10 +9,12 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from qwen2.cli.listener import check_free
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     settings = settings_of(flags)
     for name in settings.load:
         Store().get(name)  # said before anything is listened to
-    check_free(settings.host, settings.port)
+    check_free(settings.host, settings.port, settings.api_key)
 
     import uvicorn
 
@@ -81,16 +83,20 @@ def serve(flags: Annotated[Flags, Parameter(name="*")] = Flags()) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     check_device(settings.device)
     sys.setswitchinterval(0.001)  # the engine's thread comes back from its kernels and has to wait for Python no longer than that
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"qwen2: serving at http://{host}:{settings.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     app = create_app(settings)
     config = uvicorn.Config(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=STOP_SECONDS + LAST_SECONDS, **quiet)
-    server = Ending(config, app.state.server.models, STOP_SECONDS)
+    server = Ending(config, app.state.server.models, app.state.server.works, STOP_SECONDS, partial(tell, settings.host))
     with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended by one
         server.run()
     if not server.started:
         raise OSError("the server did not start; what it said above is why")
+
+
+def tell(host: str, port: int) -> None:
+    """Where it is, once it is there."""
+    shown = f"[{host}]" if ":" in host else host
+    print(f"qwen2: serving at http://{shown}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
 
 
 def settings_of(flags: Flags) -> Settings:
@@ -162,33 +168,3 @@ def _key(given: str | None) -> str | None:
     if not given.strip():
         raise ValueError("--api-key is empty, which everybody knows: give it a key, or leave it out")
     return given.strip()
-
-
-def check_free(host: str, port: int) -> None:
-    """OSError where another program listens there already, with who it is as far as it tells."""
-    import socket
-
-    if port == 0:
-        return
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise OSError(f"port {port}: ports below 1,024 are the system's; take another with --port") from None
-        except OSError as error:
-            raise OSError(
-                f"port {port} at {host} is taken by {who(host, port)} ({error.strerror}); end it, or take another with --port"
-            ) from None
-
-
-def who(host: str, port: int) -> str:
-    """What answers at a port."""
-    import httpx
-
-    place = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-    try:
-        version = httpx.get(f"{place}/api/version", timeout=2).json().get("version")
-    except (httpx.HTTPError, ValueError, AttributeError):
-        return "another program"
-    return f"a server of ours or of Ollama, version {version}"

@@ -12,10 +12,11 @@ from cyclopts import Parameter
 
 from qwen2.cli.answer import working
 from qwen2.cli.pull import ensure
+from qwen2.train.place import absolute, is_run, origin
+from qwen2.train.saved import take
 from qwen2.train.upcycle import Upcycling
 from qwen2.train.upcycle import upcycle as make_mixture
 from qwen2.weights.export import check_place, to_hf_folder
-from qwen2.weights.model import load
 from qwen2.weights.pull import human_size
 
 RECORD = "upcycling.json"
@@ -27,7 +28,7 @@ def upcycle(model: str, out: Path, /, *, how: Annotated[Upcycling | None, Parame
     Parameters
     ----------
     model
-        The dense model: a name, a folder or a file.
+        The dense model: a name, a folder or a file; also a training run or one of its checkpoints.
     out
         The Hugging Face folder to write, with upcycling.json, the record of how it was made.
     how
@@ -35,13 +36,17 @@ def upcycle(model: str, out: Path, /, *, how: Annotated[Upcycling | None, Parame
     """
     how = Upcycling() if how is None else how
     check_place(out, "folder")
-    ensure(model)
+    if not is_run(model):
+        ensure(model)
+    said: list[str] = []
     with working(f"loading {model}"):
-        dense = load(model)
+        dense = take(model, said.append)
+    for line in said:
+        print(f"qwen2: {line}", file=sys.stderr)
     mixture = make_mixture(dense, how)
     with working(f"writing {out}"):
         to_hf_folder(mixture, out)
-        record = {"model": model, "settings": asdict(how), "parameters": mixture.config.parameters()}
+        record = {**origin(absolute(model), out), "settings": asdict(how), "parameters": mixture.config.parameters()}
         draft = out / f".{RECORD}.part"
         draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         draft.rename(out / RECORD)

@@ -13,6 +13,7 @@ The exact step holds 8 bytes a paragraph in memory, all of them at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,14 @@ SOME = 4096  # shingles hashed at a time: a table of 112 columns then fits into 
 def near_config(shingle: int, seed: int) -> MinhashConfig:
     """How near copies are found; all stages must be given the same."""
     return MinhashConfig(n_grams=shingle, num_buckets=14, hashes_per_bucket=8, seed=seed + 1, hash_config=HashConfig(64, "sha1"))
+
+
+def flags_of(folder: Any, name: str, kind: Any) -> Any:
+    """What an earlier step wrote for a task. ValueError where it is not there: without it copies would stay, and nobody would know."""
+    if not folder.isfile(name):
+        work = Path(folder.path).parent
+        raise ValueError(f"{folder.path}/{name}: gone, though the step that writes it is finished; remove {work} and prepare again")
+    return np.frombuffer(folder.open(name, "rb").read(), kind)
 
 
 # ---------------------------------------------------------------- exact copies
@@ -103,9 +112,7 @@ class ExactFilter(CountedFilter):
 
     def begin(self, rank: int) -> None:
         """Read this task's flags."""
-        self.documents, self.paragraphs = (
-            np.frombuffer(self.folder.open(f"{name}-{rank:05d}.again", "rb").read(), bool) for name in ("documents", "paragraphs")
-        )
+        self.documents, self.paragraphs = (flags_of(self.folder, f"{name}-{rank:05d}.again", bool) for name in ("documents", "paragraphs"))
         self.document = self.paragraph = 0
 
     def look(self, document: Document) -> str | None:
@@ -181,9 +188,9 @@ class NearClusters(PipelineStep):
     name = "near clusters"
     type = "DEDUP"
 
-    def __init__(self, pairs: str, folder: str) -> None:
+    def __init__(self, pairs: str, folder: str, tasks: int) -> None:
         super().__init__()
-        self.pairs, self.folder = get_datafolder(pairs), get_datafolder(folder)
+        self.pairs, self.folder, self.tasks = get_datafolder(pairs), get_datafolder(folder), tasks
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Union by the first; a pair is (task, document, task, document)."""
@@ -199,10 +206,10 @@ class NearClusters(PipelineStep):
             for one, other in ((pairs[:, :, 0] << 32) + pairs[:, :, 1]).tolist():
                 first, last = sorted((root(one), root(other)))
                 parent[last] = first
-        gone: dict[int, list[int]] = {}
+        gone: dict[int, list[int]] = {task: [] for task in range(self.tasks)}  # one with nothing to drop has a file that says so
         for node in sorted(parent):
             if root(node) != node:
-                gone.setdefault(node >> 32, []).append(node & 0xFFFFFFFF)
+                gone[node >> 32].append(node & 0xFFFFFFFF)
         for task, documents in gone.items():
             with self.folder.open(f"{task:06d}.remove", "wb") as file:
                 file.write(np.array(documents, "<u4").tobytes())
@@ -219,9 +226,7 @@ class NearFilter(CountedFilter):
 
     def begin(self, rank: int) -> None:
         """Read which documents of the task go."""
-        name = f"{rank:06d}.remove"
-        data = self.folder.open(name, "rb").read() if self.folder.isfile(name) else b""
-        self.gone = set(np.frombuffer(data, "<u4").tolist())
+        self.gone = set(flags_of(self.folder, f"{rank:06d}.remove", "<u4").tolist())
 
     def look(self, document: Document) -> str | None:
         """By the document's number in its task, counted before any was dropped."""

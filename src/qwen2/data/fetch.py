@@ -36,6 +36,7 @@ from qwen2.data.extract import EXTRACTORS
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.packages import PACKAGES, Package
 from qwen2.data.shards import sha256_of, write_json
+from qwen2.weights.locks import alone
 
 CORPUS = "corpus.json"
 ENTRY = {"file", "file_bytes", "sha256_text", "most_bytes", "version"}  # of a package in it, what a second run looks at
@@ -78,9 +79,15 @@ def fetch(
     """Get packages, each with the bytes by language that are enough (0: all), and return what corpus.json then holds.
 
     A package of the folder's corpus.json whose text is as it was and long enough is not fetched again. Raises ValueError for a
-    name that is unknown, an archive that was altered, and, where `strict` or where nothing could be had, a package that is gone.
+    name that is unknown, an archive that was altered, a folder that another process fetches into, and, where `strict` or where
+    nothing could be had, a package that is gone.
     """
     wanted = wanted_of(names)
+    with alone(folder, "qwen2 data fetch"):
+        return _fetch(wanted, folder, strict, workers, say)
+
+
+def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: Callable[[str], None]) -> dict[str, Any]:
     (folder / "packages").mkdir(parents=True, exist_ok=True)
     path = folder / CORPUS
     known = _known(path)

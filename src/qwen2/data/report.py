@@ -47,6 +47,7 @@ def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:
             groups.setdefault((language, source), Counter()).update({f"{kind}_documents": documents, f"{kind}_bytes": size})
         for outcome, found in part["samples"].items():
             samples.setdefault(outcome, []).extend(map(tuple, found))
+    broken = {path: why for part in parts for path, why in part["files"].items()}
     return {
         "outcomes": {outcome: dict(counts) for outcome, counts in sorted(outcomes.items())},
         "by_language_and_source": [
@@ -55,6 +56,7 @@ def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:
         "samples": {
             outcome: [{"id": id, "text": text} for _, id, text in sorted(found)[:SAMPLES]] for outcome, found in sorted(samples.items())
         },
+        **({"broken_files": dict(sorted(broken.items()))} if broken else {}),
     }
 
 
@@ -77,6 +79,13 @@ def left(report: dict[str, Any], key: str, unit: str = "kept_bytes") -> list[Cou
     return found
 
 
+def broken_files(report: dict[str, Any]) -> Iterator[str]:
+    """A line for each file that could not be read to its end."""
+    for step in report["steps"]:
+        for path, why in step.get("broken_files", {}).items():
+            yield f"{path}: not read to its end: {why}"
+
+
 def show(out: Path) -> Iterator[str]:
     """The report in lines."""
     report = gather(out)
@@ -85,6 +94,7 @@ def show(out: Path) -> Iterator[str]:
         dropped = {o: c["documents"] for o, c in step["outcomes"].items() if o != KEPT}
         why = "; ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items(), key=lambda entry: -entry[1]))
         yield f"{step['step']:14} kept {kept['documents']:>9,} documents, {kept['bytes'] / 1e6:>8.1f} MB   dropped: {why or 'none'}"
+    yield from broken_files(report)
     first, last = left(report, "language")[0], left(report, "language")[-1]
     yield "  ".join(f"{code} {last[code] / 1e6:.2f}/{first[code] / 1e6:.2f}" for code in LANGUAGES if first[code]) + "  MB kept/read"
 

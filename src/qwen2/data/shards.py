@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,6 +31,8 @@ import numpy.typing as npt
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SEEN = ".verified.json"
+SETTLED = 2_000_000_000  # nanoseconds: coarser than any file system's clock
 SPLITS = ("train", "held-out")
 SHORT_IDS = 2**16  # vocabularies up to here are stored in two bytes an id
 SHARD_TOKENS = 2**28  # of one file: at four bytes an id a gigabyte
@@ -102,9 +105,10 @@ class Shards:
         self._open: dict[str, Documents] = {}
 
     @classmethod
-    def open(cls, folder: str | Path, verify: bool = True) -> Shards:
+    def open(cls, folder: str | Path, verify: bool = True, remember: bool = False) -> Shards:
         """Read the manifest and look at every file: its size, and with `verify` its hash too.
 
+        With `remember` a hash is read once: as long as a file has the size and time that it had then it is not read again.
         ValueError names a file that was cut short, altered, or has documents that do not fit; FileNotFoundError one that is gone.
         """
         folder = Path(folder)
@@ -113,8 +117,11 @@ class Shards:
             raise FileNotFoundError(f"{folder}: no {MANIFEST} here; qwen2 data prepare writes a folder of shards")
         manifest = read_manifest(path)
         found = cls(folder, manifest, _fields(TokenizerInfo, manifest["tokenizer"], path), _records(manifest["shards"], path))
+        seen = Seen(folder / SEEN) if remember else None
         for record in found.shards:
-            found._check(record, verify)
+            found._check(record, verify, seen)
+        if seen is not None:
+            seen.write()
         return found
 
     def select(self, split: str | None = None, language: str | None = None, source: str | None = None) -> list[Shard]:
@@ -133,7 +140,7 @@ class Shards:
         """The two files of a shard."""
         return self.folder / f"{record.name}.tokens", self.folder / f"{record.name}.ends"
 
-    def _check(self, record: Shard, verify: bool) -> None:
+    def _check(self, record: Shard, verify: bool, seen: Seen | None = None) -> None:
         tokens, ends = self.paths(record)
         sizes = {tokens: record.tokens * self.tokenizer.dtype.itemsize, ends: record.documents * 8}
         for path, size in sizes.items():
@@ -142,11 +149,47 @@ class Shards:
             if path.stat().st_size != size:
                 raise ValueError(f"{path}: has {path.stat().st_size:,} bytes, {MANIFEST} says {size:,}: it was cut short or altered")
         for path, digest in ((tokens, record.sha256_tokens), (ends, record.sha256_ends)) if verify else ():
-            if sha256_of(path) != digest:
+            if (sha256_of(path) if seen is None else seen.sha256_of(path)) != digest:
                 raise ValueError(f"{path}: its sha256 is not the one in {MANIFEST}: it was altered; make the shards again")
         places = self.documents(record).ends
         if len(places) and (int(places[-1]) != record.tokens or (verify and bool((np.diff(places.astype(np.int64)) <= 0).any()))):
             raise ValueError(f"{ends}: its offsets do not rise to the shard's {record.tokens:,} tokens")
+
+
+class Seen:
+    """Hashes of files that were read before, by name with size and time, in a file beside them.
+
+    A file that was written so lately that another writing might have the same time is read again the next time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now = path, time.time_ns()
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError:
+            found = {}  # nothing is lost: all is read again
+        self.known: dict[str, Any] = found if isinstance(found, dict) else {}
+        self.found: dict[str, list[object]] = {}
+
+    def sha256_of(self, path: Path) -> str:
+        state = path.stat()
+        entry = [state.st_size, state.st_mtime_ns, state.st_ino]
+        known = self.known.get(path.name)
+        digest = known[-1] if isinstance(known, list) and known[:-1] == entry else sha256_of(path)
+        if state.st_mtime_ns < self.now - SETTLED:
+            self.found[path.name] = [*entry, digest]
+        return str(digest)
+
+    def write(self) -> None:
+        """Keep what is known. Where the folder cannot be written all is read again the next time."""
+        if self.found == self.known:
+            return
+        draft = self.path.with_name(f"{self.path.name}-{uuid.uuid4().hex[:8]}")  # other machines may do the same
+        try:
+            draft.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+            os.replace(draft, self.path)
+        except OSError:
+            draft.unlink(missing_ok=True)
 
 
 class ShardWriter:

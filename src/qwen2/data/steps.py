@@ -44,12 +44,13 @@ def written(_: object, document: Document) -> dict[str, Any]:
 
 
 class Tally:
-    """Documents and bytes by (language, source, outcome), and samples of what was dropped."""
+    """Documents and bytes by (language, source, outcome), samples of what was dropped, and files that broke off with the reason."""
 
     def __init__(self) -> None:
         self.documents: Counter[tuple[str, str, str]] = Counter()
         self.bytes: Counter[tuple[str, str, str]] = Counter()
         self.samples: dict[str, list[tuple[str, str, str]]] = {}
+        self.files: dict[str, str] = {}
 
     def add(self, document: Document, outcome: str, sample: str | None = None) -> None:
         """Count one document; `sample` is the text to show, where one is to be shown."""
@@ -63,11 +64,11 @@ class Tally:
             kept.sort()
             del kept[SAMPLES:]
 
-    def write(self, folder: Any, step: str, rank: int) -> None:
-        """Into a datatrove folder."""
+    def write(self, folder: Any, step: str, part: int | str) -> None:
+        """Into a datatrove folder, as one part of a step's counts: a task's number, or a name."""
         rows = [[*key, count, self.bytes[key]] for key, count in sorted(self.documents.items())]
-        with folder.open(f"{step}/{rank:05d}.json", "wt") as file:
-            json.dump({"rows": rows, "samples": self.samples}, file, ensure_ascii=False)
+        with folder.open(f"{step}/{part:05d}.json" if isinstance(part, int) else f"{step}/{part}.json", "wt") as file:
+            json.dump({"rows": rows, "samples": self.samples, "files": self.files}, file, ensure_ascii=False)
 
 
 KEPT = "kept"

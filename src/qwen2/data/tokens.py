@@ -13,11 +13,12 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from qwen2.data.prepare import HELD_OUT, TEXT, RankReader, Say, run_pipeline
+from qwen2.data.prepare import DOING, HELD_OUT, TEXT, RankReader, Say, run_pipeline
 from qwen2.data.recipe import Recipe
 from qwen2.data.shards import MANIFEST, Shards, ShardWriter, TokenizerInfo, merge, sha256_of
 from qwen2.tokenizer.parts import END_OF_TEXT
 from qwen2.tokenizer.tokenizer import Tokenizer
+from qwen2.weights.locks import alone
 
 SHARDS = "shards"
 TOKENIZER_FILES = (  # copied beside the shards, so that they can be read without knowing where they came from
@@ -61,8 +62,14 @@ class Tokenize(PipelineStep):
 def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, workers: int, say: Say = print) -> Shards:
     """OUT/text and OUT/held-out to OUT/shards, with a copy of the tokenizer.
 
-    Shards that are there and of the same text and tokenizer are checked and used; others there are a FileExistsError.
+    Shards that are there and of the same text and tokenizer are checked and used; others there are a FileExistsError. ValueError
+    where another process works in the folder.
     """
+    with alone(folder, DOING):
+        return _prepare_shards(recipe, manifest, folder, tokenizer, workers, say)
+
+
+def _prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, workers: int, say: Say) -> Shards:
     info = tokenizer_info(tokenizer)
     place, parts = folder / SHARDS, folder / "tokens"
     made_of = {key: manifest[key] for key in ("inputs", "libraries", "text")}

@@ -21,11 +21,15 @@ Left out: tokens that a grammar forces are still computed by the model, one step
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -45,11 +49,11 @@ if TYPE_CHECKING:
 
 TRIAL = Path(__file__).with_name("grammar_trial.py")
 START_SECONDS = 30.0  # for a Python process to start on a busy machine
-TRIAL_SECONDS = 3.0
+TRIAL_SECONDS = 3.0  # of the processor, so that a verdict, which is remembered, does not depend on who else is at work
 TRIAL_MEMORY = 1 << 30  # bytes of address space
 LIMITS: dict[str, Any] = {"max_lexer_states": 100_000, "verbose_errors": False}  # of one request: 34 MB were measured for 50,000
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,64}", "lenient": False, "coerce_one_of": False}
-MOST_KEPT, MOST_KEPT_CHARACTERS = 256, 2**21  # of grammars that have been tried
+MOST_KEPT, MOST_KEPT_CHARACTERS = 256, 2**21  # of grammars that have been tried, and of those that failed
 BLANKS = 32
 BRACKETS = tuple(text for text in (HERMES.open, HERMES.close) if text)  # that are tokens in some vocabularies
 TRIAL_BRACKETS = dict(zip(BRACKETS, (257, 258), strict=True))  # ids in grammar_trial.py
@@ -60,6 +64,27 @@ TOLD = {  # how some of the library's messages begin, and what they mean
     "NoExtensionBias": "no text has this form",
     "lexer error: too many states": "more than is kept of it; leave upper bounds such as maxLength or {1,9999} out, or set max_tokens",
 }
+
+
+TRIES_HERE = ContextVar("tries_here", default=True)
+
+
+class UntriedError(Exception):
+    """A constraint that has to be tried first, which takes a process and up to seconds; `grammars.tried(constraint)` does it."""
+
+    def __init__(self, grammars: Grammars, constraint: Constraint) -> None:
+        super().__init__(f"{constraint.kind}: not tried yet")
+        self.grammars, self.constraint = grammars, constraint
+
+
+@contextmanager
+def no_trials() -> Iterator[None]:
+    """Within it nothing is tried: UntriedError instead, for those who count how many trials run at once."""
+    before = TRIES_HERE.set(False)
+    try:
+        yield
+    finally:
+        TRIES_HERE.reset(before)
 
 
 class Compiled:
@@ -97,12 +122,12 @@ class Vocabulary:
 
 
 class Grammars:
-    """Compiles the constraints of one tokenizer, and remembers which have been tried. From any thread."""
+    """Compiles the constraints of one tokenizer, and remembers which have been tried, and how that ended. From any thread."""
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         self.tokenizer, self.vocab = tokenizer, vocab
         self._vocabulary: Vocabulary | None = None
-        self._tried: OrderedDict[Constraint, str] = OrderedDict()  # in the library's notation
+        self._tried: OrderedDict[Constraint, str | ConstraintError] = OrderedDict()  # in the library's notation
         self._lock = threading.Lock()  # not held while a grammar is compiled
 
     def vocabulary(self) -> Vocabulary:
@@ -115,28 +140,46 @@ class Grammars:
     def compiled(self, constraint: Constraint) -> Compiled:
         """ValueError of one line where the library cannot enforce it, or where nothing, or only an empty text, has that form.
 
+        UntriedError within `no_trials`, if it would have to be tried.
+
         Compiled anew for every request, in about a millisecond: the library's states grow as answers are written, up to a limit
         that all copies share, and one answer that reaches it must not end others.
         """
-        vocabulary = self.vocabulary()
-        grammar = self._grammar(constraint, vocabulary.brackets)
-        return _begin(constraint.kind, grammar, vocabulary)
+        return _begin(constraint.kind, self.tried(constraint), self.vocabulary())
 
-    def _grammar(self, constraint: Constraint, brackets: Mapping[str, int]) -> str:
+    def tried(self, constraint: Constraint) -> str:
         """In the library's notation, tried in another process where somebody wrote it and it has not been tried lately."""
+        brackets = self.vocabulary().brackets
         with self._lock:
-            grammar = self._tried.pop(constraint, None)
-        if grammar is None:
-            grammar = translated(constraint, brackets)
-            if constraint.kind == "call":
-                _try_calls(constraint, brackets)
-            elif constraint.kind in ("json_schema", "regex", "grammar"):
-                _try(constraint.kind, grammar)
+            found = self._tried.pop(constraint, None)
+        if found is None:
+            found = translated(constraint, brackets)
+            try:
+                if _is_to_be_tried(constraint):
+                    if not TRIES_HERE.get():
+                        raise UntriedError(self, constraint)
+                    _try_all(constraint, found, brackets)
+            except ConstraintError as error:
+                found = error
         with self._lock:
-            self._tried[constraint] = grammar
-            while len(self._tried) > MOST_KEPT or sum(map(len, self._tried.values())) > MOST_KEPT_CHARACTERS:
+            self._tried[constraint] = found
+            while len(self._tried) > MOST_KEPT or sum(_size(*pair) for pair in self._tried.items()) > MOST_KEPT_CHARACTERS:
                 self._tried.popitem(last=False)
-        return grammar
+        if isinstance(found, ConstraintError):
+            raise ConstraintError(*found.args)
+        return found
+
+
+def _size(constraint: Constraint, found: str | ConstraintError) -> int:
+    """Characters that are kept of what has been tried."""
+    return len(found) if isinstance(found, str) else len(constraint.text)
+
+
+def _is_to_be_tried(constraint: Constraint) -> bool:
+    """Whether somebody wrote it whom nothing is known of; calls without schemas and choices are ours."""
+    if constraint.kind == "call":
+        return any(schema is not None for schema in constraint.parsed()["tools"].values())
+    return constraint.kind in ("json_schema", "regex", "grammar")
 
 
 def _begin(kind: str, grammar: str, vocabulary: Vocabulary) -> Compiled:
@@ -173,6 +216,14 @@ def translated(constraint: Constraint, brackets: Mapping[str, int] = MappingProx
         raise ConstraintError(f"{constraint.kind}: {_one_line(str(error))}") from None
 
 
+def _try_all(constraint: Constraint, grammar: str, brackets: Collection[str]) -> None:
+    """ConstraintError where it cannot be compiled within the limits. OSError where that cannot be found out just now."""
+    if constraint.kind == "call":
+        _try_calls(constraint, brackets)
+    else:
+        _try(constraint.kind, grammar)
+
+
 def _try(kind: str, grammar: str) -> None:
     """ConstraintError where the grammar cannot be compiled within the limits (grammar_trial.py)."""
     job = {"grammar": grammar, "limits": LIMITS, "seconds": TRIAL_SECONDS, "memory": TRIAL_MEMORY}
@@ -183,7 +234,9 @@ def _try(kind: str, grammar: str) -> None:
         raise OSError(f"the process that tries grammars does not start: {' '.join(command)}") from None
     if done.stdout:
         error = json.loads(done.stdout)["error"]
-    elif "Timeout (" in done.stderr:  # the watchdog's first word
+    elif -done.returncode == signal.SIGKILL:
+        raise OSError(f"the process that tries grammars was killed, perhaps for lack of memory: {' '.join(command)}")
+    elif -done.returncode == getattr(signal, "SIGPROF", None) or "Timeout (" in done.stderr:  # the watchdog's first word
         error = f"not compiled within {TRIAL_SECONDS:g} s; make it simpler"
     else:
         error = f"broke the process that tried it, which may use {TRIAL_MEMORY >> 20} MiB ({done.stderr[-80:]!r}); make it simpler"
@@ -194,12 +247,13 @@ def _try(kind: str, grammar: str) -> None:
 def _try_calls(constraint: Constraint, brackets: Collection[str]) -> None:
     """The same for calls; the error names the tool whose schema cannot be compiled alone, if there is one."""
     schemas = {name: schema for name, schema in constraint.parsed()["tools"].items() if schema is not None}
-    if not schemas:
-        return
+    end = time.monotonic() + 3 * TRIAL_SECONDS  # of hundreds of tools not each is tried for seconds
     try:
         _try("call", translated(constraint, {text: TRIAL_BRACKETS[text] for text in brackets}))
     except ConstraintError as error:
         for name, schema in schemas.items():
+            if time.monotonic() > end:
+                break
             try:
                 _try("json_schema", translated(Constraint.json_schema(schema)))
             except ConstraintError as reason:

@@ -4,6 +4,8 @@ The library's limits count most of its work, not all: thirty terminals joined by
 native code may end the process. So a grammar that somebody else wrote is first tried here, with 256 tokens of one byte and the two
 brackets of calls, under limits of time and memory. Knows nothing of the rest of qwen2.
 
+Its time is the processor's, so that it is the same on a busy machine; by the clock it has WAIT times as much.
+
 Protocol: {"grammar", "limits", "seconds", "memory"} in, {"error"} out, empty where there is none.
 """
 
@@ -12,12 +14,15 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import sys
 
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != os.path.dirname(os.path.abspath(__file__))]
 
 import llguidance
+
+WAIT = 5
 
 
 class Bytes:
@@ -35,7 +40,10 @@ class Bytes:
 
 def main() -> None:
     job = json.loads(sys.stdin.readline())
-    faulthandler.dump_traceback_later(job["seconds"], exit=True)  # in C: ends this process even if the parent is gone
+    waits = WAIT if hasattr(signal, "setitimer") else 1
+    faulthandler.dump_traceback_later(waits * job["seconds"], exit=True)  # in C: ends this process even if the parent is gone
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, job["seconds"])  # its signal ends the process
     if sys.platform == "linux":
         import resource
 

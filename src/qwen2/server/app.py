@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from qwen2 import __version__
 from qwen2.engine.memory import free_memory
 from qwen2.server import anthropic, completions, native, ollama, ollama_create, ollama_models, openai, responses
 from qwen2.server.answering import Answering, unless_gone
+from qwen2.server.characters import whole_characters
 from qwen2.server.errors import FAILURES, GONE, ApiError, body, of_engine
 from qwen2.server.guard import Guard, dialect_of
 from qwen2.server.health import Readiness, health
@@ -32,8 +33,10 @@ from qwen2.server.metrics import Metrics
 from qwen2.server.models import UNSAID, Load, Models
 from qwen2.server.openapi import document
 from qwen2.server.page import add_page
+from qwen2.server.progress import Works
 from qwen2.server.settings import Settings
 from qwen2.server.streams import Streams, check_whole, room
+from qwen2.server.trials import Trials
 from qwen2.weights.blobs import Blobs
 from qwen2.weights.store import Store
 
@@ -72,6 +75,7 @@ class Server:
         self.models = Models(store, load, settings.keep_alive, settings.max_loaded, partial(free_memory, settings.device))
         self.metrics = Metrics(self.models)
         self.readiness = Readiness(self)
+        self.works, self.trials = Works(), Trials()
         self.streams: Streams
         self.answers = 0  # that are written or wait: a request may ask for many
         self.ended_by_id: dict[str, Callable[[], None]] = {}  # answers that their client can end (native.py)
@@ -143,7 +147,7 @@ class Server:
             start = time.perf_counter()
             llm = await held.enter_async_context(self.model(request, full, keep_alive, answers))
             loaded = time.perf_counter()
-            asked = await asyncio.to_thread(ask, llm)
+            asked = await self.trials.ask(request, llm, ask)
             return Answering(full, llm, asked, self.streams, self.metrics, held.pop_all(), start, loaded - start)
         raise AssertionError("the stack swallows nothing")
 
@@ -211,12 +215,14 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         await asyncio.to_thread(Blobs(store.home).sweep)
         working = [asyncio.ensure_future(server.models.expire()), asyncio.ensure_future(server.readiness.warm())]
         yield
+        server.works.end()
         for one in working:
             one.cancel()
         for name in list(server.models.loaded):
             server.models.unload(name)
 
-    app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    whole = [Depends(whole_characters)]
+    app = FastAPI(title="qwen2", version=__version__, lifespan=life, docs_url=None, redoc_url=None, dependencies=whole)
     app.state.server = server
     for dialect in (openai, completions, responses, anthropic, ollama, ollama_models, ollama_create, native):
         app.include_router(dialect.router)
@@ -230,7 +236,7 @@ def create_app(settings: Settings, store: Store | None = None, load: Load | None
         (HTTPException, on_http_error),
     ):
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, responses=server.metrics.responses)
     app.openapi = cache(partial(document, app, settings.api_key is not None))  # type: ignore[method-assign]
     return app
 

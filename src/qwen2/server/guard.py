@@ -19,10 +19,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from starlette.routing import Match
+
 from qwen2.server.errors import GONE, ApiError, Dialect, body
 from qwen2.server.memory import give_back
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prometheus_client import Counter as Counts
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from qwen2.server.settings import Settings
@@ -60,11 +65,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def has_key(wanted: str | None, headers: Mapping[str, str]) -> bool:
+    """Whether a request has the server's key, or none is wanted. An empty one is none, and nobody's."""
+    given = re.sub(r"(?i)^bearer ", "", headers.get("authorization", "")).strip() or headers.get("x-api-key", "")
+    return wanted is None or (given != "" and hmac.compare_digest(given.encode(), wanted.encode()))
+
+
 class Guard:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: ASGIApp, settings: Settings, responses: Counts) -> None:
+        self.app, self.settings, self.responses = app, settings, responses
         self.running: Counter[str] = Counter()  # requests by client
         own = {host.lower() for host in (settings.host.strip("[]"), *settings.hosts)}
         self.hosts = own | {"localhost"} if is_loopback(settings.host) or settings.host in ("0.0.0.0", "::") else own
@@ -76,18 +87,19 @@ class Guard:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         request = _Request(scope, headers, send, time.monotonic())
         try:
+            self._check_host(headers)
+            self._check_origin(headers)
+            request.extra = self._cors(headers)  # a page that may ask may read refusals too
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                self._check_host(headers)
-                self._check_origin(headers)
-                await request.empty(204, self._cors(headers))
+                await request.empty(204)
                 return
             client = self._check(scope, headers)
         except ApiError as error:
             if "expect" not in headers:  # a client that asks first has sent nothing yet
                 await self._read_away(receive)
             await request.refuse(error)
+            self._count(request)
             return
-        request.extra = self._cors(headers)
         self.running[client] += 1
         try:
             await self.app(_read_as_json(scope), self._bounded(scope, receive, request), request.send)
@@ -95,13 +107,22 @@ class Guard:
             self.running[client] -= 1
             self.running += Counter()  # without those at zero
             request.log()
+            self._count(request)
             if request.read > LARGE:
                 await asyncio.to_thread(give_back)
 
+    def _count(self, request: _Request) -> None:
+        """By the route's own path: there are only so many, whatever clients ask for."""
+        for route in request.scope["app"].routes:
+            included = getattr(route, "original_router", None)  # of a router that was included
+            for one in [route] if included is None else included.routes:
+                if one.matches(request.scope)[0] != Match.NONE:
+                    self.responses.labels(one.path_format, str(request.told)).inc()
+                    return
+        self.responses.labels("other", str(request.told)).inc()
+
     def _check(self, scope: Scope, headers: dict[str, str]) -> str:
         """The client's name. ApiError where it may not ask."""
-        self._check_host(headers)
-        self._check_origin(headers)
         key = self._check_key(scope["path"], headers)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._most(scope):
@@ -132,8 +153,7 @@ class Guard:
         wanted = self.settings.api_key
         if wanted is None or path in OPEN or path == "/" or path.startswith("/web/"):
             return None
-        given = re.sub(r"(?i)^bearer ", "", headers.get("authorization", "")).strip() or headers.get("x-api-key", "")
-        if not given or not hmac.compare_digest(given.encode(), wanted.encode()):
+        if not has_key(wanted, headers):
             raise ApiError(401, "this server wants its key: send Authorization: Bearer KEY", "invalid_api_key")
         return None
 
@@ -172,6 +192,7 @@ class Guard:
         if origin is None or not ("*" in self.settings.origins or origin in self.settings.origins):
             return []
         pairs = {"access-control-allow-origin": origin, "vary": "Origin", "access-control-allow-methods": "GET, POST, DELETE, OPTIONS"}
+        pairs["access-control-expose-headers"] = "x-request-id, retry-after"
         pairs |= {"access-control-allow-headers": headers.get("access-control-request-headers", "*")}
         return [(key.encode(), value.encode("latin-1")) for key, value in pairs.items()]
 
@@ -217,16 +238,20 @@ class _Request:
         await self.send({"type": "http.response.body", "body": content})
         self.log()
 
-    async def empty(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def empty(self, status: int) -> None:
         """An answer without a body."""
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.start", "status": status, "headers": []})
         await self.send({"type": "http.response.body", "body": b""})
 
+    @property
+    def told(self) -> int:
+        """Its status; an answer that its client did not wait for is a 499, whatever it began as."""
+        return self.status if self.is_whole else GONE
+
     def log(self) -> None:
-        """One line for one request; an answer that its client did not wait for is a 499, whatever it began as."""
+        """One line for one request."""
         seconds = time.monotonic() - self.start
-        status = self.status if self.is_whole else GONE
-        log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], status, seconds)
+        log.info("%s %s %s %d %.2f s", self.id, self.scope["method"], self.scope["path"], self.told, seconds)
 
 
 def _read_as_json(scope: Scope) -> Scope:

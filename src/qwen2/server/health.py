@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 
 from qwen2.engine.request import SamplingParams
 from qwen2.server.errors import FAILURES, ApiError
+from qwen2.server.guard import has_key
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
@@ -56,6 +57,9 @@ class Readiness:
 
 
 async def health(request: Request) -> JSONResponse:
-    """Whether requests are answered with tokens."""
-    status, said = request.app.state.server.readiness.state()
+    """Whether requests are answered with tokens. Which models there are is told only to those who may ask for them."""
+    server = request.app.state.server
+    status, said = server.readiness.state()
+    if not has_key(server.settings.api_key, request.headers):
+        said = {"status": said["status"]}
     return JSONResponse(said, status_code=status, headers={"Retry-After": "1"} if status == 503 else None)

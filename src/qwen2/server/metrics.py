@@ -29,6 +29,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         label = ["model"]
         self.requests = Counter("qwen2_requests", "Answers and texts embedded, by their end.", ["model", "reason"], registry=self.registry)
+        self.responses = Counter(
+            "qwen2_http_responses", "Responses, by the route's path and their status.", ["path", "status"], registry=self.registry
+        )
         self.prompt = Counter("qwen2_prompt_tokens", "Tokens of prompts.", label, registry=self.registry)
         self.cached = Counter("qwen2_cached_tokens", "Tokens of prompts that were not read again.", label, registry=self.registry)
         self.written = Counter("qwen2_completion_tokens", "Tokens written.", label, registry=self.registry)

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, cast
 from weakref import WeakSet
 
 from qwen2.server.errors import ApiError
+from qwen2.server.memory import sweep
+from qwen2.server.threads import apart
 from qwen2.weights.registry import ENTRIES, by_repository
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ class Models:
         self._loading: dict[str, asyncio.Task[Loaded]] = {}  # by the weights' digest
         self._unwanted: set[asyncio.Task[None]] = set()
         self._leaving: WeakSet[Engine] = WeakSet()  # unloaded, and gone as soon as nobody refers to them: their memory is as good as free
+        self._sweeping: threading.Thread | None = None  # what was unloaded last
 
     def full_name(self, name: str) -> str:
         """The name of a model that is here. 404 where it is not; a path is not a name."""
@@ -167,7 +171,7 @@ class Models:
         try:
             start = time.monotonic()
             try:
-                llm, hold = await (asyncio.to_thread(self._load, full) if alike is None else asyncio.to_thread(self._beside, alike, stored))
+                llm, hold = await apart(lambda: self._loaded_now(stored, alike))
             except (ValueError, OSError, RuntimeError) as error:  # it names files, which are no client's to know
                 log.error("%s cannot be loaded: %s", full, error)
                 raise ApiError(500, f"{full} cannot be loaded; the server's log says why", "model_not_loaded", "model") from None
@@ -179,6 +183,14 @@ class Models:
             async with self._changed:
                 del self._loading[stored.digest]
                 self._changed.notify_all()
+
+    def _loaded_now(self, stored: StoredModel, alike: Loaded | None) -> tuple[LLM, object]:
+        """On a thread: what was unloaded for it has gone before."""
+        if self._sweeping is not None:
+            self._sweeping.join()
+        found = self._load(stored.name) if alike is None else self._beside(alike, stored)
+        gc.freeze()  # a tokenizer is a million objects, which each search for garbage would visit
+        return found
 
     def _has_place(self, stored: StoredModel) -> bool:
         """Make room for one more: of the weights that nobody uses those used longest ago go, with every model that has them.
@@ -245,20 +257,25 @@ class Models:
         self._leaving.add(loaded.llm.engine)
         log.info("unloaded %s", full)
         del loaded
-        gc.collect()
+        self._sweeping = threading.Thread(target=sweep, args=(bool(self.loaded),), name="sweep", daemon=True)
+        self._sweeping.start()
 
     async def expire(self) -> None:
         """Unload what has not been used for its time; runs as long as the server."""
         while True:
             await asyncio.sleep(0.5)
-            await self._prepare()
-            now = time.monotonic()
-            gone = [one.name for one in self.loaded.values() if one.expires is not None and one.expires <= now]
-            for name in gone:
-                self.unload(name)
-            if gone:
-                async with self._changed:
-                    self._changed.notify_all()
+            for error in await asyncio.gather(self._prepare(), self._expire(), return_exceptions=True):
+                if error is not None:  # the next round comes all the same
+                    log.error("keeping models in memory", exc_info=error)
+
+    async def _expire(self) -> None:
+        now = time.monotonic()
+        gone = [one.name for one in self.loaded.values() if one.expires is not None and one.expires <= now]
+        for name in gone:
+            self.unload(name)
+        if gone:
+            async with self._changed:
+                self._changed.notify_all()
 
     async def _prepare(self) -> None:
         """What the first constraint needs holds all threads of Python for a second: made while nobody is answered, if that can be."""

@@ -44,6 +44,7 @@ async def chat(body: Chat, request: Request) -> Response:
     if not body.messages:
         return await only_load(body, request, {"message": {"role": "assistant", "content": ""}})
     server_of(request).check_messages(body.messages)
+    server_of(request).check_stops(body.options.stops)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask([_message(one) for one in body.messages], body.params(), body.tools, go_on=True)]
@@ -57,6 +58,7 @@ async def generate(body: Generate, request: Request) -> Response:
     """What goes on from a prompt: as a question in the model's template, raw, or between a prompt and a suffix."""
     if not body.prompt and not body.suffix:
         return await only_load(body, request, {"response": ""})
+    server_of(request).check_stops(body.options.stops)
 
     def ask(llm: LLM) -> list[Asked]:
         return [llm.ask(prompt_ids(llm, body), body.params())]

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from qwen2.server.errors import GONE, ApiError
 from qwen2.server.openai import server_of
 from qwen2.server.openai_schema import Body
-from qwen2.server.progress import respond, told
+from qwen2.server.progress import respond, without
 from qwen2.weights.blobs import Blobs, parse_digest
 from qwen2.weights.mixes import mix_named
 from qwen2.weights.modelfile import LARGEST, Modelfile, parse
@@ -108,8 +108,10 @@ async def create(body: Create, request: Request) -> Response:
     target = str(server.models.store.own_name(body.target))
     if not files and server.models.store.is_path(modelfile.source):
         raise ApiError(400, f"from {modelfile.source!r} is no model's name; files of yours are uploaded, POST /api/blobs", field="from")
+    stops = modelfile.parameters.get("stop", ())
+    server.check_stops([str(stop) for stop in stops] if isinstance(stops, tuple) else [str(stops)])  # each request will look for them
     mix = None if body.quantize is None else mix_named(body.quantize)
-    return await respond(creating(server, target, modelfile, files, mix), body.stream)
+    return await respond(request, creating(server, target, modelfile, files, mix), body.stream)
 
 
 async def creating(server: Server, target: str, modelfile: Modelfile, files: dict[str, str], mix: str | None) -> AsyncGenerator[Json, None]:
@@ -121,14 +123,9 @@ async def creating(server: Server, target: str, modelfile: Modelfile, files: dic
             return {"status": progress.note}
         return {"status": "writing weights", "total": progress.total, "completed": progress.done}
 
-    async with aclosing(told(lambda watch: store.create(target, modelfile, files, mix, watch), line)) as lines:
+    async with aclosing(server.works.told("made", target, lambda watch: store.create(target, modelfile, files, mix, watch), line)) as lines:
         async for one in lines:
-            yield {key: _without(value, str(store.home)) if isinstance(value, str) else value for key, value in one.items()}
-
-
-def _without(text: str, home: str) -> str:
-    """A message with what stands for the store's folder left out of its paths."""
-    return " ".join(word.rpartition("/")[2] if home in word else word for word in text.split(" "))
+            yield {key: without(value, str(store.home)) if isinstance(value, str) else value for key, value in one.items()}
 
 
 # --- files

@@ -19,7 +19,7 @@ from qwen2.engine.about import about
 from qwen2.server.errors import ApiError
 from qwen2.server.ollama_schema import Copy, Delete, Pull, Show
 from qwen2.server.openai import server_of
-from qwen2.server.progress import respond, told
+from qwen2.server.progress import respond, without
 from qwen2.weights.modelfile import Modelfile, spelled
 from qwen2.weights.parameters import shown_parameters
 from qwen2.weights.registry import ENTRIES, by_repository
@@ -33,13 +33,20 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/api")
 log = logging.getLogger("qwen2.server")
 Json = dict[str, Any]
+OLLAMA = "0.12.11"  # whose API is kept to: the newest whose documented fields are known here; clients refuse servers that are too old
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 @router.get("/version")
 async def version() -> Json:
-    """Ours."""
-    return {"version": __version__}
+    """Ollama's, whose API this is, since clients look whether it is new enough for them; and ours."""
+    return {"version": OLLAMA, "qwen2": __version__}
+
+
+@router.head("/version", include_in_schema=False)
+async def has_version() -> Response:
+    """Clients look whether somebody is there."""
+    return Response()
 
 
 @router.get("/tags")
@@ -174,9 +181,14 @@ def _lines(parameters: Mapping[str, Value]) -> list[str]:
 @router.post("/copy")
 async def copy(body: Copy, request: Request) -> Response:
     """A second name; no bytes are copied."""
-    models = server_of(request).models
-    full = models.full_name(body.source)
-    await asyncio.to_thread(models.store.copy, full, body.destination)
+    server = server_of(request)
+    full, store = server.models.full_name(body.source), server.models.store
+    own = str(store.own_name(body.destination))
+    copying = server.works.told("copied", own, lambda watch: store.copy(full, own, watch), lambda progress: {"status": progress.note})
+    try:
+        await respond(request, copying, stream=False)
+    except ApiError as error:
+        raise ApiError(error.status, without(error.message, str(store.home))) from None
     return Response(status_code=200)
 
 
@@ -203,7 +215,7 @@ async def pull(body: Pull, request: Request) -> Response:
     """Fetch a model, with progress."""
     name = body.target
     known = name in ENTRIES or ("/" in name and by_repository(name) is not None)
-    return await respond(pulling(server_of(request), name), body.stream, 503 if known else 404)
+    return await respond(request, pulling(server_of(request), name), body.stream, 503 if known else 404)
 
 
 async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:
@@ -215,6 +227,6 @@ async def pulling(server: Server, name: str) -> AsyncGenerator[Json, None]:
         return {"status": f"pulling {name}", "digest": name, "total": progress.total, "completed": progress.done}
 
     yield {"status": "pulling manifest"}
-    async with aclosing(told(lambda watch: server.models.store.pull(name, watch), line)) as lines:
+    async with aclosing(server.works.told("pulled", name, lambda watch: server.models.store.pull(name, watch), line)) as lines:
         async for one in lines:
             yield one

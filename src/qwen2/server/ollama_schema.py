@@ -53,6 +53,11 @@ class Options(Body):
     mirostat_eta: float | None = None
     penalize_newline: bool | None = None
 
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
     def params(self, logprobs: int | None, constraint: Constraint | None = None) -> SamplingParams:
         """As the engine takes them. ApiError names a transform that there is not."""
         for name, off in OFF.items():

@@ -14,9 +14,8 @@ import errno
 import json
 import os
 import random
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +23,19 @@ import torch
 from torch import Tensor
 
 from qwen2.data.shards import sha256_of
+from qwen2.train.folder import numbered
+from qwen2.train.tensors import to_disk
+from qwen2.train.world import World
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from qwen2.train.optim import Average
-    from qwen2.train.world import World
 
 STATE = "state.json"
 FORMAT = 1
-NAME = re.compile(r"step-(\d{6,})")
-DRAFT = ".part"
+DRAFT, ASIDE = ".part", ".old"
 
 
 def tensors_of(network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
@@ -62,21 +62,17 @@ def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str
             draft.mkdir(parents=True)
             check_room(draft, tensors)
         world.barrier()
-        names = world.write(draft, tensors)
-        world.barrier()
+        files = world.write(draft, tensors)
         if world.main:
-            files = {name: [(draft / name).stat().st_size, sha256_of(draft / name)] for name in names}
             text = json.dumps({"format": FORMAT, "step": step, "files": files, "random": random_state(world), **state}, indent=1)
             (draft / STATE).write_text(text + "\n", encoding="utf-8")
-            for name in (*names, STATE):
-                to_disk(draft / name)
+            to_disk(draft / STATE)
             to_disk(draft)
-            if place.exists():  # a run that went back passes the same steps again
-                shutil.rmtree(place)
-            os.rename(draft, place)
-            to_disk(folder)
+            put(draft, place)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if world.main:
+            restore_aside(folder)
         earlier = [path.name for path in numbered(folder)]
         whole = f"{earlier[-1]} is whole: make room and go on with --resume" if earlier else "there is none before it"
         raise OSError(error.errno, f"the checkpoint could not be written ({error.strerror}); {whole}", str(place)) from None
@@ -87,6 +83,27 @@ def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str
     return place
 
 
+def put(draft: Path, place: Path) -> None:
+    """Give a whole checkpoint its name. One that has it (a damaged one, whose steps came again) goes, but not before."""
+    aside = place.with_name(place.name + ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        os.rename(place, aside)
+    os.rename(draft, place)
+    to_disk(place.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_aside(folder: Path) -> None:
+    """What was put aside gets its name back where nothing took it, else it goes."""
+    for aside in folder.glob(f"step-*{ASIDE}"):
+        place = aside.with_name(aside.name.removesuffix(ASIDE))
+        if place.exists():
+            shutil.rmtree(aside)
+        else:
+            os.rename(aside, place)
+
+
 def check_room(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """OSError before anything is written, where the disk has less room than a checkpoint of one rank takes."""
     needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(folder).free
@@ -94,36 +111,40 @@ def check_room(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(errno.ENOSPC, f"it takes {needed:,} bytes, the disk has {free:,} free", str(folder))
 
 
-def to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def newest(folder: Path, say: Callable[[str], None], world: World | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and its state; None where there is none at all. For who holds the run's lock.
 
-
-def numbered(folder: Path) -> list[Path]:
-    """The checkpoints of a run by step, the newest last."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, and its state; None where there is none at all.
-
-    Damaged ones are passed over with a line each; what a killed process left half written is removed. ValueError where all are
-    damaged.
+    What a killed process left is put in order first: a checkpoint that lacks nothing but its name gets it, a half-written one goes.
+    Damaged ones are passed over with a line each. ValueError where all are damaged.
     """
-    for half in folder.glob(f"step-*{DRAFT}"):
-        say(f"{half}: half written when the run was killed; removed")
-        shutil.rmtree(half)
-    found = numbered(folder)
+    world = World() if world is None else world
+    if world.main:
+        tidy(folder, say)
+    return whole(folder, say, world)
+
+
+def tidy(folder: Path, say: Callable[[str], None]) -> None:
+    """Put in order what a process that was killed while it wrote has left."""
+    for draft in folder.glob(f"step-*{DRAFT}"):
+        place = draft.with_name(draft.name.removesuffix(DRAFT))
+        try:
+            checked(draft)
+        except (ValueError, OSError):
+            say(f"{draft}: half written when the run was killed; removed")
+            shutil.rmtree(draft)
+            continue
+        put(draft, place)
+        say(f"{place}: it was whole when the run was killed and lacked only its name")
+    restore_aside(folder)
+
+
+def whole(folder: Path, say: Callable[[str], None], world: World | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """As `newest`, but nothing is touched."""
+    world = World() if world is None else world
+    found = world.agreed(numbered(folder))
     for path in reversed(found):
         try:
-            return path, checked(path)
+            return path, checked(path, world)
         except (ValueError, OSError) as error:
             say(f"{path}: passed over: {error}")
     if found:
@@ -131,20 +152,49 @@ def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, An
     return None
 
 
-def checked(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, every file of which is as it was written; else ValueError or FileNotFoundError naming it."""
-    state = read_json(path / STATE)
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{STATE}: format {state.get('format')!r}, this version reads {FORMAT}")
-    for name, (size, digest) in state["files"].items():
-        there = path / name
-        if not there.is_file():
-            raise FileNotFoundError(errno.ENOENT, "is missing", name)
-        if there.stat().st_size != size:
-            raise ValueError(f"{name} has {there.stat().st_size:,} bytes instead of {size:,}: cut short")
-        if sha256_of(there) != digest:
-            raise ValueError(f"{name} is not what was written: damaged")
+def checked(path: Path, world: World | None = None) -> dict[str, Any]:
+    """The state of a checkpoint, every file of which is as it was written; else ValueError or FileNotFoundError naming it.
+
+    Every rank has to call it, and reads its share of the files.
+    """
+    world = World() if world is None else world
+    state, fault = world.agreed(read_state(path) if world.main else ({}, None))
+    if fault is None:
+        names = sorted(state["files"])[world.rank :: world.size]
+        fault = next((one for one in world.every(first_fault(path, state["files"], names)) if one is not None), None)
+    if fault is not None:
+        raise fault
     return state
+
+
+Fault = ValueError | OSError
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], Fault | None]:
+    """What state.json says, or why it says nothing."""
+    try:
+        state = read_json(path / STATE)
+    except (ValueError, OSError) as error:
+        return {}, error
+    if state.get("format") != FORMAT:
+        return {}, ValueError(f"{STATE}: format {state.get('format')!r}, this version reads {FORMAT}")
+    return state, None
+
+
+def first_fault(path: Path, files: Mapping[str, Any], names: Iterable[str]) -> Fault | None:
+    """The first of these files that is not as it was written, in words."""
+    for name in names:
+        (size, digest), there = files[name], path / name
+        try:
+            if not there.is_file():
+                return FileNotFoundError(errno.ENOENT, "is missing", name)
+            if there.stat().st_size != size:
+                return ValueError(f"{name} has {there.stat().st_size:,} bytes instead of {size:,}: cut short")
+            if sha256_of(there) != digest:
+                return ValueError(f"{name} is not what was written: damaged")
+        except OSError as error:
+            return error
+    return None
 
 
 def check_fits(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -34,7 +34,8 @@ from qwen2.model.qwen2 import MoE, RMSNorm
 from qwen2.train.layout import Layout
 from qwen2.train.optim import own_part
 from qwen2.train.parallel import Gather, SpreadExperts, TensorAttention, TensorMLP, context_attend, local_class, rows_of
-from qwen2.train.sharded import read_shards, write_shards
+from qwen2.train.sharded import own_files, read_shards, write_shards
+from qwen2.train.tensors import Digests, digests
 from qwen2.train.world import World
 
 if TYPE_CHECKING:
@@ -209,6 +210,11 @@ class DistributedWorld(World):
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def every(self, value: V) -> list[V]:
+        boxes: list[Any] = [None] * self.size
+        dist.all_gather_object(boxes, value)
+        return boxes
+
     def grad_norm(self, parameters: Iterable[Tensor]) -> Tensor:
         """Each element counts once, also where several ranks hold it."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -220,10 +226,20 @@ class DistributedWorld(World):
 
     # Checkpoints.
 
-    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> Digests:
+        """As `World.write`; each rank reads its own file for the digest."""
         write_shards(folder, tensors)
-        self.barrier()
-        return sorted(path.name for path in folder.iterdir())
+        mine: Digests | OSError
+        try:
+            mine = digests(folder, sorted(path.name for path in folder.glob(own_files(self.rank))))
+        except OSError as error:
+            mine = error
+        found: Digests = {}
+        for part in self.every(mine):
+            if isinstance(part, OSError):
+                raise part
+            found |= part
+        return found
 
     def read(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         read_shards(folder, tensors)

@@ -1,23 +1,27 @@
-"""A run's folder: frozen settings, metrics, checkpoints, the model; one process at a time, which a lock sees to.
+"""A run's folder: settings, metrics, checkpoints, the tokenizer, the model; one process at a time, which a lock sees to.
 
-`config.json` says what the run was started with. Whoever resumes it has to ask for the same: the first field that differs is named.
+`config.json` says what the run was started with. Whoever resumes it has to ask for the same, but for what may change (changes.py):
+the first other field that differs is named.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from qwen2.train.settings import differences
+from qwen2.train.changes import changed, differences, with_end
 from qwen2.weights.json_object import read_json
 
 CONFIG = "config.json"
 LOCK = ".lock"
+NAME = re.compile(r"step-(\d{6,})")
+WHERE = "relative"  # where the model that a run started from lies, seen from the run: no part of what the run is
 
 
 class RunFolder:
@@ -49,30 +53,45 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
-    def begin(self, config: Mapping[str, Mapping[str, Any]], resume: bool) -> None:
-        """Write what the run is, section by section; or, to resume, see that it is the same.
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    def begin(self, config: Mapping[str, Mapping[str, Any]], resume: bool) -> list[str]:
+        """Write what the run is, section by section; or, to resume, see that it is the same. Returns what changed and has to be said.
 
         FileExistsError where a new run would overwrite one, FileNotFoundError where there is none to resume, ValueError where the
         run was started with something else.
         """
         path = self.path / CONFIG
         if not self.main:
-            return
+            return []
         if not resume:
             if path.exists():
                 raise FileExistsError(f"{self.path}: holds a run already; go on with it by --resume, or name another folder with --out")
             write_json(path, config)
-            return
+            return []
         if not path.exists():
             raise FileNotFoundError(f"{self.path}: no run to resume here ({CONFIG} is missing); leave --resume out to start one")
         written = read_json(path)
         asked = json.loads(json.dumps(config))
+        steps = asked.get("settings", {}).get("steps")
         for section in config:
-            found = differences(asked[section], written.get(section, {}))
+            theirs = {name: value for name, value in written.get(section, {}).items() if name != WHERE}
+            try:
+                if section == "settings":
+                    theirs = with_end(theirs, steps, steps_done(self.checkpoints))
+                found = differences({name: value for name, value in asked[section].items() if name != WHERE}, theirs)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {section}: {error}") from None
             if found:
                 raise ValueError(
-                    f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it with --from"
+                    f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it: --from {self.path}"
                 )
+        said = changed(asked.get("settings", {}), written.get("settings", {}))
+        if asked.get("settings") != written.get("settings"):
+            write_json(path, {**written, "settings": asked["settings"]})
+        return said
 
     def close(self) -> None:
         """Let others train here."""
@@ -83,6 +102,18 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints of a run by step, the newest last."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    found = numbered(folder)
+    return int(found[-1].name.partition("-")[2]) if found else 0
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -82,19 +82,26 @@ class Loop(Generic[B]):
         self.state, self.spikes = State(), Spikes(settings.spike)
         self.rate = product_rate(self.dtype, world.device) * world.size if settings.measure else 0.0  # FLOP/s of all devices
 
-    def run(self, resume: bool = False) -> State:
-        """Train to the last step. ValueError (TrainingError among them) or OSError in one line where that is not possible."""
+    def run(self, resume: bool = False, changed: Sequence[str] = ()) -> State:
+        """Train to the last step; `changed` is what has to be said of settings that were others before.
+
+        ValueError (TrainingError among them) or OSError in one line where that is not possible.
+        """
         if resume:
             self.restore(fresh=True)
         settings, state, say = self.settings, self.state, partial(print, file=sys.stderr, flush=True)
         kept = state.step if state.step else -1  # a run that starts anew keeps no line of an earlier start
         self.metrics = Metrics(self.folder.path, kept, settings.tensorboard, say) if self.world.main else None
         with self._closing(), Progress(settings.steps, state.step, self.world.main) as self.progress:
+            for text in changed:
+                self._event("changed", text)
             if state.step == 0:
                 self.evaluate()
             since, tokens = time.perf_counter(), state.tokens
             while state.step < settings.steps:
                 step = self.step()
+                if step is None:  # the run went back
+                    continue
                 self.progress.step(state.step, step.loss)
                 last = state.step == settings.steps
                 if last or state.step % settings.log_every == 0:
@@ -112,8 +119,8 @@ class Loop(Generic[B]):
             draw(self.folder.path)
         return state
 
-    def step(self) -> Step:
-        """One optimizer step, unless its numbers forbid it: then the weights stay as they are, or go back to a checkpoint's."""
+    def step(self) -> Step | None:
+        """One optimizer step, unless its numbers forbid it: then the weights stay as they are, or go back to a checkpoint's (None)."""
         batches = self.task.next_step()
         step = self.gradients(batches)
         self.state.tokens += step.tokens
@@ -122,7 +129,7 @@ class Loop(Generic[B]):
         if bad:
             self._leave_out(batches)
         elif spike is not None and self._goes_back(spike):
-            return step
+            return None
         else:
             self._apply(step)
         self.state.step += 1
@@ -132,8 +139,9 @@ class Loop(Generic[B]):
     def gradients(self, batches: Sequence[B]) -> Step:
         """The gradients of a step: of each micro-batch's sum over the count of all targets of the step."""
         task, world = self.task, self.world
+        tokens = sum(map(task.tokens, batches))  # before a rank's part is filled up to an even one
         batches = [task.local(batch) for batch in batches]
-        counts = world.sum([float(sum(map(task.targets, batches))), float(sum(map(task.tokens, batches)))])
+        counts = world.sum([float(sum(map(task.targets, batches))), float(tokens)])
         count = max(counts[0], 1.0)
         self.losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
@@ -149,7 +157,7 @@ class Loop(Generic[B]):
         self.norm = norm
         values = world.sum([float(sum(self.losses)), *(float(value) for value in sums.values())])
         shares = {name: value / count for name, value in zip(sums, values[1:], strict=True)}
-        return Step(values[0] / count, float(norm), int(counts[1]), shares)
+        return Step(values[0] / count, float(norm), round(counts[1] * world.data_size / world.size), shares)
 
     def _apply(self, step: Step) -> None:
         settings, state = self.settings, self.state
@@ -187,9 +195,9 @@ class Loop(Generic[B]):
             more = (
                 f"; {settings.most_skips} batches were left out before it"
                 if last
-                else ", or leave such batches out with --on-nonfinite skip"
+                else ", or with --on-nonfinite skip, which leaves such batches out"
             )
-            raise TrainingError(f"{text}; lower the learning rate{more}")
+            raise TrainingError(f"{text}; go on with --resume and a lower --lr{more}")
         self._event("left out", f"{text}; its batches are left out, {state.skipped} so far")
 
     def _goes_back(self, spike: str) -> bool:
@@ -202,18 +210,20 @@ class Loop(Generic[B]):
             return False
         if state.rollbacks >= settings.most_rollbacks:
             self._event("stopped", text)
-            raise TrainingError(f"{text}; the run went back {state.rollbacks} times already: lower the learning rate")
-        kept = (self.task.state(), state.tokens, state.skipped, state.spikes, state.rollbacks + 1)
+            raise TrainingError(f"{text}; the run went back {state.rollbacks} times already: go on with --resume and a lower --lr")
+        happened, kept = state.step, (self.task.state(), state.tokens, state.skipped, state.spikes, state.rollbacks + 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.restore(fresh=False)
         position, state.tokens, state.skipped, state.spikes, state.rollbacks = kept
         self.task.resume(position)
-        self._event("went back", f"{text}; back to step {state.step}, and on with the batches that come now")
+        if self.metrics is not None:
+            self.metrics.back_to(state.step)
+        self._event("went back", f"{text}; back to step {state.step}, and on with the batches that come now", happened)
         return True
 
-    def _event(self, event: str, text: str) -> None:
+    def _event(self, event: str, text: str, step: int | None = None) -> None:
         if self.metrics is not None:
-            self.metrics.write({"step": self.state.step, "event": event, "text": text})
+            self.metrics.write({"step": self.state.step if step is None else step, "event": event, "text": text})
         self.progress.say(text)
 
     def _log(self, step: Step, tokens_per_s: float) -> None:
@@ -279,7 +289,7 @@ class Loop(Generic[B]):
         ValueError naming the field where the checkpoint is of another model.
         """
         say = partial(print, file=sys.stderr, flush=True) if self.world.main else lambda text: None
-        found = self.world.agreed(checkpoint.newest(self.folder.checkpoints, say) if self.world.main else None)
+        found = checkpoint.newest(self.folder.checkpoints, say, self.world)
         if found is None:
             say(f"{self.folder.path}: no checkpoint yet, so from the start")
             return
@@ -292,7 +302,8 @@ class Loop(Generic[B]):
         self.spikes.recent.clear()
         self.spikes.recent.extend(saved["recent"])
         if self.average is not None:
-            self.average.count = saved["averaged"]
+            begun = self.settings.average == "ema" or self.state.step > self.settings.steps - self.settings.tail_steps
+            self.average.count = saved["averaged"] if begun else 0  # a mean that a moved end leaves begins anew
         if fresh:
             say(f"{path}: going on from step {self.state.step} of {self.settings.steps}")
 

@@ -1,8 +1,8 @@
 """What a run says of itself: JSON lines, TensorBoard events, the picture at its end.
 
 `metrics.jsonl` has one object a line: logged steps {step, tokens, loss, lr, grad_norm, tokens_per_s, mfu, ...}, evaluations
-{step, eval: {name: value}}, and events {step, event, text}: batches left out, spikes, going back. When a run is resumed, lines behind the
-checkpoint's step are taken away, since those steps come again.
+{step, eval: {name: value}}, and events {step, event, text}: batches left out, spikes, going back, settings that were changed. When a run is
+resumed or goes back, lines behind the checkpoint's step are taken away, since those steps come again.
 
     for line in read_lines(Path("RUN/metrics.jsonl")): print(line.get("loss"))
 """
@@ -38,13 +38,20 @@ class Metrics:
     """Writes a run's lines, and the same numbers for TensorBoard. `resumed_at` takes away what lies behind that step."""
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool, say: Callable[[str], None]) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_lines(self.path, say) if line.get("step", 0) <= resumed_at]
+        self.path, self.tensorboard = folder / "metrics.jsonl", tensorboard
+        self._begin([line for line in read_lines(self.path, say) if line.get("step", 0) <= resumed_at], resumed_at)
+
+    def _begin(self, kept: list[dict[str, Any]], at: int) -> None:
         draft = self.path.with_name(f".{self.path.name}.part")
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(draft, self.path)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
-        self._events = _writer(folder / "tensorboard", resumed_at) if tensorboard else None
+        self._events = _writer(self.path.parent / "tensorboard", at) if self.tensorboard else None
+
+    def back_to(self, step: int) -> None:
+        """The run went back to that step: what is behind it goes, but for the events, which do not come again."""
+        self.close()
+        self._begin([line for line in read_lines(self.path) if line.get("step", 0) <= step or "event" in line], step)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """One line, at once. Numbers that are not finite are written as null, which JSON has no other word for."""

@@ -55,18 +55,24 @@ def warm(step: int, warmup: int) -> float:
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float) -> float:
-    """The share of the peak rate: a linear rise over `warmup` steps, then half a cosine, `floor` in the last of `steps`."""
+    """The share of the peak rate: a linear rise over `warmup` steps, then half a cosine.
+
+    `floor` would come after the last of `steps`, so that this one still learns where the floor is 0.
+    """
     if step < warmup:
         return warm(step, warmup)
-    progress = (step - warmup + 1) / max(steps - warmup, 1)
+    progress = (step - warmup + 1) / (max(steps - warmup, 1) + 1)
     return floor + (1 - floor) * 0.5 * (1 + cos(pi * min(progress, 1.0)))
 
 
 def wsd(step: int, steps: int, warmup: int, decay: int, floor: float) -> float:
-    """The share of the peak rate: a linear rise, then the peak, in the last `decay` steps 1 - sqrt down to `floor` (arXiv 2405.18392)."""
+    """The share of the peak rate: a linear rise, then the peak, in the last `decay` steps 1 - sqrt (arXiv 2405.18392).
+
+    `floor` would come after the last of `steps`, so that this one still learns where the floor is 0.
+    """
     if step < steps - decay:
         return warm(step, warmup)
-    progress = min((step - (steps - decay) + 1) / decay, 1.0)
+    progress = min((step - (steps - decay) + 1) / (decay + 1), 1.0)
     return warm(step, warmup) * (floor + (1 - floor) * (1 - sqrt(progress)))
 
 

@@ -262,11 +262,24 @@ def plans(job: Job) -> list[Plan]:
 
     Raises ValueError where no layout can divide the batch.
     """
-    found = [_choose(list(_ways(job, layout))) for layout in layouts(job)]
+    allowed = list(layouts(job))
+    found = [_choose(list(_ways(job, layout))) for layout in allowed]
     possible = [plan for plan in found if plan is not None]
     if not possible:
-        raise ValueError(f"{job.sequences:,} sequences a step cannot be divided over {job.gpus:,} GPUs: give more --batch-tokens")
+        raise ValueError(_cannot_divide(job, allowed))
     return sorted(possible, key=lambda plan: (not plan.fits, plan.step if plan.fits else plan.memory))
+
+
+def _cannot_divide(job: Job, allowed: list[Layout]) -> str:
+    """Why no layout is possible, and which batch would be."""
+    if not allowed:
+        return f"{job.gpus:,} GPUs: the model cannot be divided over so many; give another number of --gpus, a power of two divides best"
+    divisor = min(layout.data_size for layout in allowed)
+    near = max(1, round(job.sequences / divisor)) * divisor
+    return (
+        f"{job.sequences:,} sequences a step cannot be divided over {job.gpus:,} GPUs: all layouts have a multiple of {divisor:,} that "
+        f"read different ones; take --batch-tokens {near * job.sequence} ({near:,} sequences of {job.sequence:,}) or other --gpus"
+    )
 
 
 def best(found: Iterable[Plan]) -> Plan | None:

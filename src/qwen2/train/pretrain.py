@@ -25,10 +25,12 @@ from qwen2.data.mixture import order
 from qwen2.model import Qwen2, load_balancing_loss
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
-from qwen2.train.folder import RunFolder
+from qwen2.train.folder import RunFolder, numbered, write_json
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import IGNORE, cross_entropy
+from qwen2.train.place import origin
 from qwen2.train.precision import chosen
+from qwen2.train.saved import GENERATION
 from qwen2.train.settings import as_dict
 from qwen2.train.stage import PretrainSettings
 from qwen2.train.task import Task
@@ -49,14 +51,14 @@ class Job:
     config: ModelConfig
     settings: PretrainSettings
     out: Path
-    start: Model | None = None  # whose weights it starts from
-    source: str | None = None  # what `start` was loaded from
+    start: Model | None = None  # whose weights it starts from; `pretrain` leaves it without them
+    source: str | None = None  # what `start` was loaded from; without `start`, the run goes on from a checkpoint
     resume: bool = False
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the run's config.json says."""
         data = {"tokenizer": self.shards.tokenizer.sha256, "shards": [record.sha256_tokens for record in self.shards.shards]}
-        return {"settings": as_dict(self.settings), "model": self.config.to_hf(), "data": data, "from": {"model": self.source}}
+        return {"settings": as_dict(self.settings), "model": self.config.to_hf(), "data": data, "from": origin(self.source, self.out)}
 
 
 def new_config(shape: ModelConfig, tokenizer: Tokenizer, end: int, length: int, theta: float) -> ModelConfig:
@@ -140,37 +142,66 @@ def make_network(job: Job, world: World | None = None) -> Qwen2:
             if name not in given or given[name].shape != parameter.shape:
                 there = "is missing" if name not in given else f"has shape {list(given[name].shape)}, not {list(parameter.shape)}"
                 raise ValueError(f"{job.source}: {name} {there}: the model does not fit this stage's config")
+            if given[name].is_meta:
+                raise ValueError(f"{job.source}: its weights were given to a run already; load it again")
             parameter.copy_(given[name])
     return network
 
 
 def pretrain(job: Job, world: World | None = None) -> State:
-    """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
+    """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them.
+
+    The weights of `job.start` are given back once they are copied: they would be four bytes a parameter for the whole run.
+    """
     world = World() if world is None else world
     with RunFolder(job.out, world.main) as folder:
-        folder.begin(job.sections(), job.resume)
+        job = replace(job, settings=world.agreed(job.settings))
+        changed = folder.begin(job.sections(), job.resume)
+        if job.source is not None and job.start is None and not numbered(folder.checkpoints):
+            raise ValueError(f"{job.out}: there is no checkpoint yet to go on from without {job.source}, which the run starts from")
+        if world.main:
+            keep_tokenizer(job, folder.tokenizer)
         world.barrier()
-        loop = Loop(make_network(job, world), make_task(job, world), job.settings, folder, world)
-        state = loop.run(job.resume)
+        network = make_network(job, world)
+        if job.start is not None:
+            job.start.network.to("meta")
+        loop = Loop(network, make_task(job, world), job.settings, folder, world)
+        state = loop.run(job.resume, changed)
         with loop.averaged():
             export(job, folder.model, whole_network(loop.network, world), world)
         return state
 
 
-def whole_network(network: Qwen2, world: World) -> Qwen2:
-    """The network with all its weights in this process, where they are divided over ranks."""
+def keep_tokenizer(job: Job, folder: Path) -> None:
+    """The run's own copy of its tokenizer, so that a checkpoint is a model whatever becomes of the shards (saved.py)."""
+    if folder.exists():
+        return
+    draft = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    job.tokenizer.save(draft)
+    write_json(draft / GENERATION, GenerationDefaults(eos=(job.shards.tokenizer.end,)).to_hf())
+    os.rename(draft, folder)
+
+
+def whole_network(network: Qwen2, world: World) -> Qwen2 | None:
+    """The network with all its weights, on the main rank; on the others, which only hand on what they have of it, None."""
     if world.size == 1:
         return network
-    alone = Qwen2(network.config, dtype=torch.float32)
+    alone = Qwen2(network.config, dtype=torch.float32) if world.main else None
+    kept = [None for _ in network.parameters()] if alone is None else list(alone.parameters())
     with torch.no_grad():
-        for mine, divided in zip(alone.parameters(), network.parameters(), strict=True):
-            mine.copy_(world.whole(divided))
+        for mine, divided in zip(kept, network.parameters(), strict=True):
+            whole = world.whole(divided)
+            if mine is not None:
+                mine.copy_(whole)
+            del whole
     return alone
 
 
-def export(job: Job, folder: Path, network: Qwen2, world: World) -> None:
-    """Write the model as a Hugging Face folder, in the place of one that an earlier end of this run left."""
-    if world.main:
+def export(job: Job, folder: Path, network: Qwen2 | None, world: World) -> None:
+    """Write the model as a Hugging Face folder, in the place of one that an earlier end of this run left; the main rank has it."""
+    if network is not None:
         end = job.shards.tokenizer.end
         template = ChatTemplate.of(job.tokenizer)
         defaults = GenerationDefaults(eos=(end,))

@@ -22,6 +22,7 @@ from typing import Any
 from qwen2.data.shards import Shards
 from qwen2.data.steps import KEPT
 from qwen2.train.metrics import read_lines
+from qwen2.train.place import found_again
 from qwen2.weights.json_object import read_json
 
 Figures = dict[str, Any]
@@ -88,7 +89,7 @@ def begins(found: Figures, run: Path) -> dict[str, int]:
     starts: dict[str, int] = {}
     for stage in found["stages"]:
         folder = (run / stage["folder"]).resolve()
-        start = ends.get(Path(stage["from"]).resolve(), 0) if stage.get("from") else 0
+        start = ends.get((run / stage["from"]).resolve(), 0) if stage.get("from") else 0
         if stage["kind"] == "training":
             starts[stage["name"]] = start
             ends[folder] = ends[folder / "model"] = start + stage["tokens"]
@@ -139,7 +140,7 @@ def read_training(folder: Path) -> Figures:
         "tokens_per_s": median(line["tokens_per_s"] for line in logged),
         "mfu": _median_of(logged, "mfu"),
         "events": [line["text"] for line in lines if "event" in line],
-        "from": written.get("from", {}).get("model"),
+        "from": found_again(written.get("from", {}), folder),
     }
     evaluations = [line["eval"] for line in lines if "eval" in line]
     if evaluations:
@@ -206,7 +207,7 @@ def read_texts(folder: Path) -> Figures:
 def read_upcycling(folder: Path) -> Figures:
     """A mixture made from a dense model: which, with which settings, and how large it is."""
     found = read_json(folder / "upcycling.json")
-    return {"from": found["model"], "parameters": found["parameters"], "settings": found["settings"]}
+    return {"from": found_again(found, folder), "parameters": found["parameters"], "settings": found["settings"]}
 
 
 def read_export(folder: Path) -> Figures:

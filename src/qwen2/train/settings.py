@@ -1,7 +1,7 @@
 """What every training job can be told: the frozen settings of the loop, checked when they are made.
 
-A job adds its own (pretrain.py). Each field's help is what `--help` says of its flag. Settings that change no number of a run may
-differ when it is resumed (`FREE`); any other has to be the run's own.
+A job adds its own (pretrain.py). Each field's help is what `--help` says of its flag. What may differ when a run is resumed is in
+changes.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-# What a resumed run may change.
-FREE = frozenset({"log_every", "eval_every", "save_every", "keep", "tensorboard", "measure", "export_dtype"})
+from qwen2.train.changes import falling, rising
 
 
 def setting(default: Any, text: str) -> Any:
@@ -89,11 +88,11 @@ class Settings:
 
     @property
     def warmup_steps(self) -> int:
-        return round(self.warmup * self.steps)
+        return rising({"warmup": self.warmup, "steps": self.steps})
 
     @property
     def decay_steps(self) -> int:
-        return max(1, round(self.decay * self.steps))
+        return falling({"decay": self.decay, "steps": self.steps})
 
     @property
     def tail_steps(self) -> int:
@@ -121,17 +120,6 @@ def number(name: str, value: Any, low: float, high: float, below: bool = False) 
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value and (value < high if below else value <= high)
     if not fits:
         raise ValueError(f"{name} {value!r}: must be a number from {low:g} {'to below' if below else 'to'} {high:g}")
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """What a run was started with and what it is now asked for, where they differ: a line each, in words."""
-    names = [name for name in {**theirs, **ours} if name not in FREE]
-    missing = "not there"
-    return [
-        f"{name} is {theirs.get(name, missing)!r} in the run, {ours.get(name, missing)!r} here"
-        for name in names
-        if theirs.get(name, missing) != ours.get(name, missing)
-    ]
 
 
 def as_dict(settings: Settings) -> dict[str, Any]:

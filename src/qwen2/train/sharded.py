@@ -21,6 +21,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 SHARDS = "shard-*.safetensors"
 
 
+def own_files(rank: int) -> str:
+    """The pattern of the files that this rank writes; they are counted from 1."""
+    return f"shard-{rank + 1:05d}-*.safetensors"
+
+
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write this rank's part of all tensors; every rank has to call it. OSError where it cannot be written."""
     try:

@@ -15,7 +15,7 @@ class PretrainSettings(Settings):
 
     length: int = setting(512, "Tokens of a row: the longest context that is trained.")
     batch: int = setting(16, "Rows of a step, over all micro-batches and ranks.")
-    micro_batch: int = setting(8, "Rows computed at once; fewer need less memory and change no result.")
+    micro_batch: int = setting(8, "Rows computed at once; fewer need less memory and change results by rounding alone.")
     temperature: float = setting(1.0, "How much rare languages are repeated: 1 not at all, 3 as multilingual models usually do.")
     weight: tuple[str, ...] = setting((), "language/source=number, as in en/wiki=0.5 or lo/*=2: a share more or less. May be repeated.")
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")

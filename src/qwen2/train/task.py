@@ -26,7 +26,7 @@ class Task(Generic[B]):
 
     next_step: the micro-batches of the next step that this rank computes, as many on every rank.
     loss: of a micro-batch on its device, the differentiable sum, and further sums to report, each divided by the step's count.
-    targets, tokens: how many of either a micro-batch has, as this rank computes it.
+    targets: how many a micro-batch has, as this rank computes it (`local`); tokens: how many it has as `next_step` gives it.
     local: a micro-batch, as this rank computes it (`World.local`).
     state, resume: where the data stands, as JSON can hold it, and going on from there.
     evaluate: what the weights are worth, by name; called with the network in evaluation mode and no gradients.

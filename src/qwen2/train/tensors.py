@@ -7,14 +7,19 @@ digests (checkpoint.py); what is found here is that a name is missing, or that a
 from __future__ import annotations
 
 import errno
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from qwen2.data.shards import sha256_of
+
+Digests = dict[str, list[object]]  # of files by name: [bytes, sha256]
 
 FILE_BYTES = 4 << 30
 NUMBER = re.compile(r"os error (\d+)")
@@ -33,6 +38,27 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(folder / name)) from None
         names.append(name)
     return names
+
+
+def digests(folder: Path, names: Iterable[str]) -> Digests:
+    """Size and sha256 of these files, which are on the disk when it returns."""
+    found: Digests = {}
+    for name in names:
+        path = folder / name
+        found[name] = [path.stat().st_size, sha256_of(path)]
+        to_disk(path)
+    return found
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -73,6 +73,10 @@ class Upcycling:
     """Of the shuffles and of what is drawn anew."""
 
     def __post_init__(self) -> None:
+        if self.active < 1:
+            raise ValueError(f"active {self.active}: must be at least 1")
+        if not 0 <= self.aux_coef < float("inf"):
+            raise ValueError(f"aux_coef {self.aux_coef}: must be 0 or above, and finite")
         for name in ("reinit", "shared_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be between 0 and 1")

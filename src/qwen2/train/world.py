@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from qwen2.model import Qwen2, packed_attend
-from qwen2.train.tensors import read_tensors, write_tensors
+from qwen2.train.tensors import Digests, digests, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
@@ -91,6 +91,10 @@ class World:
         """What rank 0 has, on every rank."""
         return value
 
+    def every(self, value: V) -> list[V]:
+        """What each rank has, in their order, on every rank."""
+        return [value]
+
     def any(self, value: bool) -> bool:
         """Whether it holds on any rank: what all must decide alike."""
         return value
@@ -99,9 +103,9 @@ class World:
         """The 2-norm of all gradients together, over all shards; a scalar on this rank's device."""
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
-    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Write named tensors into a folder that is there; returns the names of all files that now hold them."""
-        return write_tensors(folder, tensors)
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> Digests:
+        """Write named tensors into a folder that is there, and bring them to the disk; returns all files that now hold them."""
+        return digests(folder, write_tensors(folder, tensors))
 
     def read(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Fill the tensors in place with those of the same names; ValueError where a name or a shape is not there."""

@@ -66,7 +66,7 @@ def base_of(store: Store, source: str, watch: Watch, folder: Path | None = None)
     if not store.has(source) and _is_published(store, source):
         store.pull(source, watch)
     model = store.get(source)
-    return Base(replace(model, made=replace(model.made, source=model.name)), store.hold(model.name))
+    return Base(replace(model, made=replace(model.made, source=model.name)), store.hold(model.name, watch))
 
 
 def uploaded(store: Store, files: Mapping[str, str], work: Path) -> Base:

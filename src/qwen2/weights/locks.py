@@ -7,6 +7,7 @@ nothing at all.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # a store shared for reading
+LOOK_SECONDS = 0.25  # between two looks at whether a wait goes on
 TRIES = 100  # before it is believed that a folder cannot be made
 
 
@@ -34,6 +36,33 @@ def make(folder: Path) -> None:
         except (FileNotFoundError, FileExistsError):  # the one above it went in between, or it did itself
             if not left:
                 raise
+
+
+@contextlib.contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder that is written into, made where it is not there. ValueError where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder}: another {doing} works in this folder; wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def acquire(lock: FileLock, on_wait: Callable[[], None] | None = None) -> None:
+    """Wait for a lock. `on_wait` is called when the wait begins and from then on every moment; what it raises ends the wait."""
+    while True:
+        if on_wait is not None:
+            on_wait()
+        try:
+            lock.acquire(timeout=LOOK_SECONDS)
+            return
+        except Timeout:
+            continue
 
 
 class Hold:

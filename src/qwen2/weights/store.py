@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from qwen2.weights.blobs import Blobs
 from qwen2.weights.folders import freed_bytes, link, move, now, prune, publish, register
-from qwen2.weights.locks import NOT_WRITABLE, Hold, holders, make
+from qwen2.weights.locks import NOT_WRITABLE, Hold, acquire, holders, make
 from qwen2.weights.manifest import MANIFEST, StoredModel, read_manifest
 from qwen2.weights.names import ONLY_LISTED, Name, is_hub_like, nearest, parse
 from qwen2.weights.registry import ENTRIES, by_repository, canonical, lookup, unknown
@@ -138,7 +138,7 @@ class Store:
         `sources` names the places to ask (`sources.SOURCE_KEYS`), `local` a file or folder to take it from. Raises ValueError
         for a name that stands for nothing, OSError with every source and its reason, or with the space needed and had.
         """
-        from qwen2.weights.pull import Progress, Pull
+        from qwen2.weights.pull import Pull
         from qwen2.weights.sources import SOURCE_KEYS, Endpoints, make_sources
 
         asked = self._name(name)
@@ -151,8 +151,7 @@ class Store:
         entry = lookup(asked)
         watch = progress if progress is not None else silent
         tried = make_sources(self.endpoints or Endpoints(), SOURCE_KEYS if sources is None else sources, local)
-        waiting = Progress(0, 0, f"another process is pulling {asked}: waiting for it")
-        with self._lock(asked, lambda: watch(waiting)):
+        with self._lock(asked, _waiting("pulling", asked, watch)):
             there = read_manifest(folder)
             if there is not None:  # while this one waited
                 return there
@@ -167,13 +166,13 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
         return self.get(str(asked))
 
-    def copy(self, source: str, target: str) -> StoredModel:
+    def copy(self, source: str, target: str, watch: Watch | None = None) -> StoredModel:
         """Give a model a second name. No bytes are copied: files of the store are linked, a file or folder elsewhere stays there."""
         name = self._free(target)
         path, origin = self.resolve(source)
         model = register(path) if self.is_path(source) else self.get(origin)
         work = self._folder("partial", name) / "copy"
-        with self._lock(name):
+        with self._lock(name, _waiting("making", name, watch)):
             self._free(target)  # while this one waited
             shutil.rmtree(work, ignore_errors=True)
             make(work)
@@ -205,7 +204,7 @@ class Store:
         name = self.own_name(target)
         tell = silent if watch is None else watch
         held = None if files else base_of(self, modelfile.source, tell, folder)
-        with nullcontext() if held is None else held, self._lock(name):
+        with nullcontext() if held is None else held, self._lock(name, _waiting("making", name, tell)):
             work = self._folder("partial", name)
             shutil.rmtree(work, ignore_errors=True)
             for part in ("model", "files"):
@@ -255,11 +254,11 @@ class Store:
             raise OSError(f"{asked} is being pulled by another process: end that first") from None
         return freed
 
-    def hold(self, name: str) -> Hold:
+    def hold(self, name: str, watch: Watch | None = None) -> Hold:
         """Say that this process uses the model until the hold is released or the process ends."""
         asked = self._name(name)
         try:
-            with self._lock(asked):
+            with self._lock(asked, _waiting("making", asked, watch)):
                 self._require(name)
                 return Hold(self._folder("holds", asked))
         except OSError as error:
@@ -328,7 +327,7 @@ class Store:
 
     @contextmanager
     def _lock(self, name: Name, on_wait: Callable[[], None] | None = None, wait: bool = True) -> Iterator[None]:
-        """One process at a time changes a model. Timeout where another does and `wait` is off."""
+        """One process at a time changes a model. Timeout where another does and `wait` is off; `on_wait` may end a wait by raising."""
         path = self.home / "locks" / f"{name.family}--{name.tag}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,13 +340,19 @@ class Store:
         except Timeout:
             if not wait:
                 raise
-            if on_wait is not None:
-                on_wait()
-            lock.acquire()
+            acquire(lock, on_wait)
         try:
             yield
         finally:
             lock.release()
+
+
+def _waiting(doing: str, name: Name, watch: Watch | None) -> Callable[[], None] | None:
+    """What is told, again and again, while another process has a model's lock."""
+    from qwen2.weights.pull import Progress
+
+    waiting = Progress(0, 0, f"another process is {doing} {name}: waiting for it")
+    return None if watch is None else lambda: watch(waiting)
 
 
 def _check_wanted(name: Name, there: StoredModel | None, local: Path) -> None:
