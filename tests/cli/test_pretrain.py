@@ -136,6 +136,26 @@ def test_other_shards_are_refused(ended: Path, tmp_path: Path, capsys: pytest.Ca
     assert f"{file}: has" in said([str(other), "--out", str(tmp_path / "new"), "--size", "tiny"], capsys)
 
 
+def test_one_process_of_a_machine_reads_the_shards_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The others look at sizes, and come as far as the device that is not there; a hash that was read is remembered."""
+    shards = write_shards(tmp_path / "shards")
+    words = [str(shards), "--out", str(tmp_path / "run"), "--size", "tiny", "--device", "cuda"]
+    file = next(shards.glob("train-*.tokens"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"\x00")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "torch finds no such device here" in said(words, capsys)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert f"{file}: its sha256 is not the one in manifest.json" in said(words, capsys)
+    file.write_bytes(whole)
+    for path in shards.glob("*.*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert "torch finds no such device here" in said(words, capsys)
+    assert file.name in json.loads((shards / ".verified.json").read_text())
+
+
 def test_another_tokenizer_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "tokenizer.json").write_text((shards / "tokenizer" / "tokenizer.json").read_text() + "\n")
     text = said([str(shards), "--out", str(tmp_path / "run"), "--size", "tiny", "--tokenizer", str(tmp_path)], capsys)

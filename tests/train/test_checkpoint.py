@@ -23,6 +23,7 @@ from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop
 from qwen2.train.metrics import read_lines
 from qwen2.train.optim import rate_share
+from qwen2.train.tensors import digests as digests_of
 from qwen2.train.world import World
 from tests.conftest import random_network
 from tests.train.conftest import Toy, logged, run, small
@@ -294,6 +295,37 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(tmp_path: Pat
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"the disk has 1,000 free.*there is none before it"):
         run(tmp_path / "run", steps=2)
+
+
+def test_each_rank_looks_at_its_share_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every file is read by one rank; what one of them finds, all are told."""
+    place = tmp_path / "step-000002"
+    place.mkdir()
+    for name in "abc":
+        (place / name).write_text(name)
+    state = {"format": 1, "files": digests_of(place, "abc")}
+    (place / "state.json").write_text(json.dumps(state))
+    read: list[str] = []
+    hashed = checkpoint.sha256_of
+    monkeypatch.setattr(checkpoint, "sha256_of", lambda path: read.append(path.name) or hashed(path))
+    found = []
+    for rank in range(2):
+
+        class Rank(World):
+            size = 2
+
+            def agreed(self, value: Any) -> Any:
+                return state, None  # as the first rank read it
+
+        world = Rank()
+        world.rank = rank
+        read.clear()
+        assert checkpoint.checked(place, world) == state
+        found.append(list(read))
+    assert found == [["a", "c"], ["b"]]
+    world.every = lambda value: [value, ValueError("c is not what was written: damaged")]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="c is not what was written"):
+        checkpoint.checked(place, world)
 
 
 def test_a_world_reads_only_what_fits(tmp_path: Path):
