@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The engines that bench/peers.py and bench/serve.py hold ours against, for this processor, in a folder of its own: QWEN2_PEERS, or
-# .peers in this checkout. peers.py looks for them there. A step that is done is not done again.
+# .peers in this checkout. peers.py looks for them there; serve.py takes --llama-server .peers/build/bin/llama-server. A step that is
+# done is not done again.
 #
 #     bench/setup_peers.sh                    # everything: about 20 minutes of compiling, 5 GB
 #     bench/setup_peers.sh --dry-run          # the commands alone

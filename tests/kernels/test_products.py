@@ -73,16 +73,16 @@ def test_wide_products_equal_fp64(isa: str, name: str, n: int):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_has_the_same_bits_in_any_company(isa: str, name: str):
-    """Alone, among 2 to 70 rows, and for any number of threads: the promise that batches and split prompts rest on."""
+    """Alone, among 2 to 130 rows, and for any number of threads: the promise that batches and split prompts rest on."""
     form, rows = FORMATS[BY_NAME[name]], 67
     columns = 768 if form.block > 1 else 700  # 24 groups: a chunk and a half of those that are expanded together
     matrix = pack(name, random_blocks(name, rows, columns, 1), rows, columns)
-    x = np.random.default_rng(2).standard_normal((70, columns)).astype(np.float32)
+    x = np.random.default_rng(2).standard_normal((130, columns)).astype(np.float32)
     kernels.set_threads(1)
     alone = np.concatenate([multiply([matrix], x[i : i + 1]) for i in range(len(x))])
     for threads in (1, 2, 3):
         kernels.set_threads(threads)
-        for n in (2, 3, 4, 5, 7, 8, 9, 15, 16, 24, 25, 26, 31, 39, 40, 41, 48, 70):
+        for n in (2, 3, 4, 5, 7, 8, 9, 15, 16, 24, 25, 26, 31, 39, 40, 41, 48, 70, 130):
             assert np.array_equal(multiply([matrix], x[:n]), alone[:n]), (threads, n)
             assert np.array_equal(multiply([matrix], x[-n:]), alone[-n:]), (threads, n)
 

@@ -74,9 +74,9 @@ class LLM:
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
-        for name, value in (("threads", threads), ("context", context), ("max_batch", max_batch)):
-            if value is not None:
-                _at_least_one(name, value)
+        for name, value in (("threads", 1 if threads is None else threads), ("context", 1 if context is None else context)):
+            _at_least_one(name, value)
+        _at_least_one("max_batch", max_batch)
         loaded = partial(load, dtype=dtype, device=device, home=home, packed=True)
         with kernels.kept_on_failure():
             if threads is not None:

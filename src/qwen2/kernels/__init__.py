@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -38,6 +39,8 @@ FEATURES = (  # bit 0 first: the order of qwen2_feature in kernels.h
     "i8mm",
     "bf16",
 )
+
+_choosing = threading.RLock()
 
 
 def library_path() -> Path | None:
@@ -174,16 +177,20 @@ def select_isa(name: str | None) -> None:
 
 @contextmanager
 def kept_on_failure() -> Iterator[None]:
-    """Where what happens inside fails, the chosen set and the pool's threads are again what they were."""
-    native = library()
-    chosen, count = isa() or "none", threads()
-    try:
-        yield
-    except BaseException:  # Ctrl-C too
-        select_isa(chosen)
-        if native is not None and threads() != count:
-            native.qwen2_set_threads(count)
-        raise
+    """Where what happens inside fails, the chosen set and the pool's threads are again what they were.
+
+    One thread at a time, since what is packed meanwhile follows the choice.
+    """
+    with _choosing:
+        native = library()
+        chosen, count = isa() or "none", threads()
+        try:
+            yield
+        except BaseException:  # Ctrl-C too
+            select_isa(chosen)
+            if native is not None and threads() != count:
+                native.qwen2_set_threads(count)
+            raise
 
 
 def set_threads(count: int | None = None) -> None:
