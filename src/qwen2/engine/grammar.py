@@ -290,9 +290,17 @@ class Matcher:
         """Whether a token, or an end, may come next in free text."""
         return self.state.is_accepting() if token in self.ends else self.state.validate_tokens([token]) == 1
 
+    def surely_allows(self, token: int) -> bool:
+        """Whether a token may come next, much cheaper than all that may. False for those of which only all of them tell."""
+        return not self._depends(token) and self.state.validate_tokens([token]) == 1
+
+    def _depends(self, token: int) -> bool:
+        """Whether it depends on what else is allowed: ends, and blanks after many."""
+        return token in self.ends or bool(self.blanks >= BLANKS and self.vocabulary.blank[token])
+
     def take(self, token: int) -> bool:
-        """Advance by a token if it is allowed; much cheaper than all that are."""
-        if token in self.ends or (self.blanks >= BLANKS and self.vocabulary.blank[token]) or not self.state.try_consume_tokens([token]):
+        """Advance by a token if it is surely allowed."""
+        if self._depends(token) or not self.state.try_consume_tokens([token]):
             return False
         self._advanced(token)
         return True

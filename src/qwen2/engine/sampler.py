@@ -87,9 +87,9 @@ class Sampler:
         matcher = self.matcher
         if matcher is None:
             return self._choose(row, None)
-        if matcher.free:  # nearly all is allowed: one token is looked at before all of them are
+        if matcher.free or self.greedy:  # one token is looked at before all of them are: the likeliest is the choice if it is allowed
             token = self._choose(row, None)
-            if matcher.allows(token):
+            if matcher.allows(token) if matcher.free else matcher.surely_allows(token):
                 return token
         return self._choose(*matcher.narrow(row))
 
