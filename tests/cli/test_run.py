@@ -19,6 +19,7 @@ from qwen2.cli import run as verb
 from qwen2.cli.run import join_prompt, split_words
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
+from qwen2.kernels.cores import physical_cores
 from qwen2.weights.registry import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +206,7 @@ def test_pipe_system_prompt_and_verbose(tmp_path, tiny_folder):
     assert re.search(r"^answer    24 tokens in \d+\.\d\d s, [\d.]+ tokens/s$", done.stderr, re.MULTILINE)
     assert re.search(r"^load      \d+\.\d\d s", done.stderr, re.MULTILINE)
     how = "torch in float32 from float32" if kernels.isa() is None else f"float32 by kernels for {kernels.isa()}, cache of 16 bits"
-    assert re.search(rf"^device    cpu, {kernels.threads() or 1} threads, {how}$", done.stderr, re.MULTILINE)
+    assert re.search(rf"^device    cpu, {1 if kernels.library() is None else physical_cores()} threads, {how}$", done.stderr, re.MULTILINE)
     assert f"context   {count + 24} of 300 tokens\n" in done.stderr
     assert "temperature 1.0, " in done.stderr
     assert "seed 4, " in done.stderr

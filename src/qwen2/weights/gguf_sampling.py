@@ -46,4 +46,7 @@ def generation_from_gguf(metadata: Mapping[str, object], config: ModelConfig, eo
 
 def sampling_to_gguf(generation: GenerationDefaults) -> dict[str, float | int]:
     """The metadata that reads back as these defaults."""
-    return {key: kind(getattr(generation, ours)) for key, (ours, kind) in SAMPLING.items()}
+    values = {key: kind(getattr(generation, ours)) for key, (ours, kind) in SAMPLING.items()}
+    if generation.penalty_window == GenerationDefaults.penalty_window:  # said only where it is asked for
+        del values["general.sampling.penalty_last_n"]
+    return values
