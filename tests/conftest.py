@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,16 @@ from tests.kernels.remote import Remote
 
 settings.register_profile("qwen2", deadline=None)  # results are checked, not clocks
 settings.load_profile("qwen2")
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    """The pool's threads are the process's: what one test asks for is not what the next one has."""
+    before = kernels.threads()
+    yield
+    if before is not None and kernels.threads() != before:
+        kernels.set_threads(before)
+
 
 # What the decoder must do alike whatever the shape: the cases of every parity test.
 SHAPES = {
