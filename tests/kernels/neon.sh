@@ -25,7 +25,5 @@ if [ $# -eq 0 ]; then
         "$bits::test_alone_in_a_batch_in_pieces_and_after_others[Q8_0-moe-16]" -k "not spans"
 fi
 system=$(dirname "$(dirname "$("$cross" -print-file-name=libc.so.6)")")
-# Left out: torch beside a packed model ends the emulated library (known, not understood); on real processors it runs in `make test`.
 OMP_NUM_THREADS=1 exec "$python" -m pytest -q "$@" \
-    --deselect tests/model/test_packed_network.py::test_torch_can_be_asked_for_beside_a_packed_model \
     --remote "qemu-aarch64 -L $(realpath "$system") build/neon/neon_main build/neon/libqwen2_kernels.so"

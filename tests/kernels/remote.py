@@ -30,8 +30,16 @@ class Remote:
     def __init__(self, command: str) -> None:
         self._program = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._functions: dict[str, Function] = {}
+        self._sizes: dict[tuple[int, int, int], int] = {}
         self.lock = threading.RLock()
         kernels.declare(self)
+
+    def packed_size(self, *shape: int) -> int:
+        """Bytes of a packed matrix of (type, rows, columns), also where no set is chosen: then as it was packed, by the only set here."""
+        size: int = self.qwen2_packed_bytes(*shape)
+        if size >= 0:
+            self._sizes[shape] = size
+        return self._sizes[shape]
 
     def __getattr__(self, name: str) -> Function:
         if not name.startswith("qwen2_"):
@@ -144,7 +152,7 @@ class Copies:
 
     def matrix(self, address: int, back: bool = False) -> int:
         m = here(MatrixStruct, address)
-        m.packed = self.memory(m.packed, self.remote.qwen2_packed_bytes(m.type, m.rows, m.columns), back)
+        m.packed = self.memory(m.packed, self.remote.packed_size(m.type, m.rows, m.columns), back)
         m.bias = self.memory(m.bias, 4 * m.rows)
         return self.structure(m)
 
