@@ -1,0 +1,99 @@
+"""Records as ids and mask, through the one renderer: what chat and server would read for the same conversation, to the token.
+
+The mask is True exactly on what an assistant samples: its text, its calls and the token that ends its turn, never the prompt. Of a
+plain text all tokens are learned, and the end of the text with them; how it is divided into rows is the caller's (sft_data.py).
+
+A conversation longer than a row is an error of its own (`TooLongError`), which the caller counts. Only where it was asked for is it cut,
+and then at its left: what remains are the renderer's last ids, and the last answer is among them whole.
+
+    encode(template, Example([...], None, "a.jsonl:1")).mask
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from qwen2.post.records import Example, PlainText
+
+if TYPE_CHECKING:
+    from qwen2.tokenizer import ChatTemplate
+
+
+class Encoded(NamedTuple):
+    """Ids of a record, which of them are learned, and how many were cut off at the left."""
+
+    ids: list[int]
+    mask: list[bool]
+    cut: int = 0
+
+
+class TooLongError(ValueError):
+    """More tokens than a row has, or nothing left to learn once it were cut."""
+
+
+def encode(
+    template: ChatTemplate, record: Example | PlainText, length: int | None = None, cut: bool = False, last: bool = False
+) -> Encoded:
+    """Ids and mask of a record, a conversation's of at most `length` tokens where given; `last`: only its last answer is learned.
+
+    Raises TooLongError where it has more (`cut`: where its last answer has), ValueError where the template refuses it.
+    """
+    if isinstance(record, PlainText):
+        ids = [*template.tokenizer.encode(record.text), end_of_text(template)]
+        return Encoded(ids, [True] * len(ids))
+    rendered = template.render(record.messages, record.tools, add_generation_prompt=False)
+    ids, mask = rendered.ids, list(rendered.mask)
+    spans = answers(mask)
+    if record.untrained or last:
+        turns = [i for i, message in enumerate(record.messages) if message["role"] == "assistant"]
+        if len(turns) != len(spans):
+            raise ValueError(f"the template writes {len(turns)} answers as {len(spans)}; which are meant cannot be told apart")
+        for turn, (start, end) in zip(turns, spans, strict=True):
+            if turn in record.untrained or (last and turn != turns[-1]):
+                mask[start:end] = [False] * (end - start)
+    learned = [start for start, end in spans if mask[start]]
+    return _fitted(ids, mask, length, cut, learned[-1] if learned else 0)
+
+
+def answers(mask: list[bool]) -> list[tuple[int, int]]:
+    """Where each run of True begins and ends."""
+    found, at = [], 0
+    for value, run in groupby(mask):
+        size = len(list(run))
+        if value:
+            found.append((at, at + size))
+        at += size
+    return found
+
+
+def _fitted(ids: list[int], mask: list[bool], length: int | None, cut: bool, answer: int) -> Encoded:
+    """What fits into `length` tokens; `answer` is where the last learned answer begins."""
+    over = 0 if length is None else len(ids) - length
+    if over <= 0:
+        return Encoded(ids, mask)
+    if not cut:
+        raise TooLongError(f"{len(ids):,} tokens, a row has {length:,}")
+    if over >= answer:
+        raise TooLongError(f"its last answer alone has {len(ids) - answer:,} tokens, a row has {length:,}")
+    kept = mask[over:]
+    at = 0
+    while kept[at]:  # of an answer that the cut goes through nothing is learned
+        kept[at], at = False, at + 1
+    return Encoded(ids[over:], kept, over)
+
+
+def end_of_text(template: ChatTemplate) -> int:
+    """The token that ends a document: <|endoftext|>, or what the vocabulary has in its place. ValueError where there is none."""
+    tokenizer = template.tokenizer
+    found = tokenizer.control.get("<|endoftext|>", tokenizer.pad if tokenizer.pad is not None else next(iter(tokenizer.eos), None))
+    if found is None:
+        raise ValueError("this vocabulary has no token that ends a text, which plain texts need; train on conversations alone")
+    return found
+
+
+def end_of_turn(template: ChatTemplate) -> int | None:
+    """The control token with which an answer ends in this template; None where it ends with none."""
+    rendered = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], add_generation_prompt=False)
+    last = [id for id, sampled in zip(rendered.ids, rendered.mask, strict=True) if sampled][-1]
+    return last if template.tokenizer.is_control(last) else None
