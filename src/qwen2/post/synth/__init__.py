@@ -1,0 +1,1 @@
+"""Data that models make: answers sampled and checked, and problems whose answers are known."""

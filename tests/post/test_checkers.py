@@ -1,0 +1,177 @@
+"""Verdicts: right, wrong, or a checker that failed, which is named and never ends a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qwen2.post import checkers
+from qwen2.post.checkers import FunctionChecker, TestChecker, Verdict, code_in, make_checker
+from qwen2.post.sandbox import Limits
+
+UNIX = pytest.mark.skipif(sys.platform == "win32", reason="a sandbox needs Linux or macOS, and says so")
+
+
+def test_numbers() -> None:
+    checker = make_checker("number")
+    assert checker.check("3 + 4 = 7", {"answer": 7}) == Verdict(True, "7")
+    assert checker.check("about 3.5 kg", {"answer": "7/2"}) == Verdict(True, "7/2")
+    assert checker.check("8", {"answer": 7}) == Verdict(False, "8")
+    assert checker.check("seven", {"answer": 7}) == Verdict(False, "no number")
+    for row, why in (({}, "the column answer is missing"), ({"answer": "none"}, "has no number"), ({"answer": None}, "is no number")):
+        with pytest.raises(ValueError, match=why):
+            checker.prepare(row)
+
+
+@pytest.mark.parametrize("kind", ["", "numbers", "check.py", "check.py:", "check.py:a b", "check.txt:f", ":f"])
+def test_unknown_kinds(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"must be number, tests, or a function of yours as FILE.py:NAME"):
+        make_checker(kind)
+
+
+# --- code
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("x = 1", "x = 1"),
+        ("Here:\n```python\nx = 1\n```\nand\n```py\nx = 1\ny = 2\n```", "x = 1\ny = 2\n"),
+        ("```\nx = 1\n```", "x = 1\n"),
+        ("```python\nx = 1", "x = 1"),
+        ("~~~python\nx = 1\n~~~", "x = 1\n"),
+        ("```bash\nls\n```", None),
+        ("```python\nx = = 1 and more\n```\n```python\nx = 2\n```", "x = 2\n"),
+        ("I do not know.", None),
+        ("# only a comment", None),
+        ("", None),
+    ],
+)
+def test_the_code_of_an_answer(answer: str, code: str | None) -> None:
+    assert code_in(answer) == code
+
+
+@pytest.fixture(scope="module")
+def coder() -> TestChecker:
+    return TestChecker(Limits(seconds=30.0))
+
+
+@UNIX
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        ("def f(x): return x + 1", Verdict(True, "3 of 3 tests passed")),
+        ("def f(x): return x", Verdict(False, "1 of 3 tests passed; test 1: AssertionError: assert f(1) == 2")),
+        ("def g(x): return x", Verdict(False, "0 of 3 tests passed; test 1: NameError: name 'f' is not defined")),
+        ("1 / 0", Verdict(False, "0 of 3 tests passed; the solution raised ZeroDivisionError: division by zero")),
+        ("import os\nos._exit(0)", Verdict(False, "ended before its tests")),
+        ("import sys\nsys.exit(0)", Verdict(False, "0 of 3 tests passed; the solution raised SystemExit: 0")),
+        ("print('9' * 10**6)\ndef f(x): return x + 1", Verdict(True, "3 of 3 tests passed")),
+        ("no code at all", Verdict(False, "no Python code")),
+        ("def f(x): return f(x)", Verdict(False, "0 of 3 tests passed; test 1: RecursionError: maximum recursion depth exceeded")),
+    ],
+)
+def test_unit_tests(coder: TestChecker, code: str, verdict: Verdict) -> None:
+    assert coder.check(code, {"tests": ["assert f(1) == 2", "assert f(2) == 3", "f(9)"]}) == verdict
+
+
+@UNIX
+def test_a_program_that_hangs() -> None:
+    assert TestChecker(Limits(seconds=0.3)).check("while True: pass", {"tests": "pass"}) == Verdict(False, "ran longer than 0.3 s")
+
+
+@UNIX
+def test_human_eval(coder: TestChecker) -> None:
+    row = {"test": "def check(candidate):\n    assert candidate(2) == 4", "entry_point": "double"}
+    coder.prepare(row)
+    assert coder.check("```python\ndef double(x):\n    return 2 * x\n```", row).right
+    assert coder.check("```python\ndef double(x):\n    return x\n```", row).said.endswith("AssertionError: assert candidate(2) == 4")
+    assert coder.check("def double(x): return two * x", {**row, "setup": "two = 2"}).right
+
+
+def test_rows_without_tests() -> None:
+    for row in ({}, {"tests": []}, {"tests": [1]}, {"tests": "  "}, {"tests": None}, {"entry_point": "f"}):
+        with pytest.raises(ValueError, match="no tests"):
+            checkers.tests_of(row)
+
+
+@UNIX
+def test_tests_that_are_no_python(coder: TestChecker) -> None:
+    with pytest.raises(ValueError, match="test 2 is no Python: invalid syntax"):
+        coder.prepare({"tests": ["x = 1", "assert ="]})
+
+
+# --- functions of the user
+
+MINE = """
+import os, time
+CALLS = 0
+def good(answer, row):
+    return answer == row["wanted"]
+def odd(answer, row):
+    if answer == "raise":
+        raise KeyError("missing")
+    if answer == "hang":
+        time.sleep(60)
+    if answer == "exit":
+        os._exit(3)
+    if answer == "none":
+        return None
+    print("this must not be taken for a verdict")
+    return answer == "yes"
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Iterator[Callable[..., FunctionChecker]]:
+    (tmp_path / "mine.py").write_text(MINE)
+    made = []
+
+    def make(name: str, seconds: float = 20.0) -> FunctionChecker:
+        made.append(FunctionChecker(tmp_path / "mine.py", name, seconds))
+        return made[-1]
+
+    yield make
+    for checker in made:
+        checker.close()
+
+
+def test_a_function(mine: Callable[..., FunctionChecker]) -> None:
+    checker = mine("good")
+    assert checker.check("\u4e2d", {"wanted": "\u4e2d"}) == Verdict(True, "right")
+    assert checker.check("a", {"wanted": "b"}) == Verdict(False, "wrong")
+    assert checker.check("a", {}) == Verdict(None, "raised KeyError: 'wanted' (line 5)")
+    assert checker.check("a", {"wanted": "a"}).right
+
+
+def test_a_function_that_fails_is_named_and_the_next_answer_is_judged(mine: Callable[..., FunctionChecker]) -> None:
+    checker = mine("odd", 1.0)
+    assert checker.check("raise", {}) == Verdict(None, "raised KeyError: 'missing' (line 8)")
+    assert checker.check("hang", {}) == Verdict(None, "ran longer than 1 s")
+    assert checker.check("exit", {}) == Verdict(None, "ended its process (exit code 3)")
+    assert checker.check("none", {}) == Verdict(None, "returned NoneType, not True or False")
+    assert checker.check("yes", {}) == Verdict(True, "right")
+
+
+def test_functions_that_cannot_be_had(tmp_path: Path, mine: Callable[..., FunctionChecker]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone.py: no such file; --check takes number"):
+        FunctionChecker(tmp_path / "gone.py", "f")
+    with pytest.raises(ValueError, match=r"mine.py:absent: AttributeError: no function absent"):
+        mine("absent")
+    with pytest.raises(ValueError, match=r"mine.py:CALLS: AttributeError: no function CALLS"):
+        mine("CALLS")
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    with pytest.raises(ValueError, match=r"broken.py:f: SyntaxError"):
+        FunctionChecker(tmp_path / "broken.py", "f")
+    (tmp_path / "ends.py").write_text("import os\nos._exit(1)\n")
+    with pytest.raises(ValueError, match=r"ends.py:f: its import ended Python"):
+        FunctionChecker(tmp_path / "ends.py", "f")
+
+
+def test_the_digest_follows_the_file(tmp_path: Path, mine: Callable[..., FunctionChecker]) -> None:
+    before, same = mine("good").digest, mine("good").digest
+    (tmp_path / "mine.py").write_text(MINE + "\n# mended\n")
+    assert before == same != mine("good").digest
