@@ -46,11 +46,18 @@ def take(source: str | Path, say: Callable[[str], None], dtype: str = "auto") ->
         return of_checkpoint(path, state)
     if ended(path):
         return load(path / "model", dtype=dtype)
-    found = whole(path / "checkpoints", say)
-    if found is None:
-        raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
-    say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
-    return of_checkpoint(*found)
+    while True:
+        found = whole(path / "checkpoints", say)
+        if found is None:
+            raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
+        try:
+            model = of_checkpoint(*found)
+        except (ValueError, OSError):
+            if found[0].exists():
+                raise
+            continue  # the run goes on, and has removed it for newer ones
+        say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
+        return model
 
 
 def ended(run: Path) -> bool:
