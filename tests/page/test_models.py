@@ -153,6 +153,20 @@ def test_a_download_is_cancelled_or_fails(tab: Callable[..., Chat], serve: Calla
     expect(dialog.get_by_role("button", name=named("smollm2:135m"))).to_contain_text("4,096 tokens of context")
 
 
+def test_a_download_begun_anew_is_not_taken_for_the_one_that_was_cancelled(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
+    served = serve()
+    served.store.gate.hold()
+    begun = """async () => {
+      const { Models } = await import("/web/app/models.js");
+      const models = new Models();
+      const first = models.pull("smollm2:135m");
+      models.cancel("smollm2:135m");
+      models.pull("smollm2:135m");
+      return [await first, models.pulls.has("smollm2:135m")];
+    }"""
+    assert tab(served).page.evaluate(begun) == [False, True]
+
+
 def test_a_model_that_has_gone(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
     served = serve(models=("tiny:one", "tiny:two"))
     chat = tab(served)

@@ -123,3 +123,17 @@ def test_whatever_a_work_ends_with_its_client_hears_of_it(error: Exception, capl
     assert not works.running
     assert lines_of(works, lambda watch: None) == [{"status": "success"}]
     assert lines_of(works, lambda watch: Path("/nowhere/at/all").read_bytes())[0]["error"].startswith("[Errno 2]")
+
+
+def test_a_system_without_threads_leaves_no_place_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one of that name would wait for ever for one that never began."""
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    works = Works()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert lines_of(works, lambda watch: None) == [FAILED]
+    assert not works.running
+    assert lines_of(works, lambda watch: None) == [{"status": "success"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -102,18 +103,26 @@ def spoil(path: Path, how: str) -> str:
         file.unlink()
     elif how == "no state":
         (path / "state.json").unlink()
+    elif how == "another digit":  # JSON as before, and with it another data position
+        text = (path / "state.json").read_text()
+        assert '"turn": 6' in text
+        (path / "state.json").write_text(text.replace('"turn": 6', '"turn": 2'))
+    elif how == "no files":
+        (path / "state.json").write_text('{"format": 1}')
     else:
         (path / "state.json").write_text((path / "state.json").read_text()[:40])
     return {
         "cut short": "cut short",
         "altered": "damaged",
-        "missing": "is missing",
-        "no state": "missing",
+        "missing": "passed over: tensors-0000.safetensors is missing",
+        "no state": "passed over: state.json is missing",
+        "another digit": "state.json is not what was written: damaged",
+        "no files": "state.json names no files: damaged",
         "half a state": "not valid JSON",
     }[how]
 
 
-@pytest.mark.parametrize("how", ["cut short", "altered", "missing", "no state", "half a state"])
+@pytest.mark.parametrize("how", ["cut short", "altered", "missing", "no state", "half a state", "another digit", "no files"])
 def test_a_damaged_checkpoint_is_passed_over(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(tmp_path / "run", steps=6)
     whole = logged(tmp_path / "run", "step", "loss")
@@ -121,9 +130,55 @@ def test_a_damaged_checkpoint_is_passed_over(how: str, tmp_path: Path, capsys: p
     capsys.readouterr()
     run(tmp_path / "run", Toy(), resume=True, steps=6)
     text = capsys.readouterr().err
-    assert re.search(rf"step-000006: passed over: .*{said}", text)
+    assert re.search(rf"step-000006: (?=passed over: ).*{said}", text)
     assert "step-000004: going on from step 4 of 6" in text
     assert logged(tmp_path / "run", "step", "loss") == whole
+
+
+def test_a_damaged_one_is_not_kept_in_a_whole_ones_place(tmp_path: Path):
+    """Its step comes later than the next checkpoint's: it would count as the newest, and the whole ones would go."""
+    run(tmp_path / "run", steps=6)
+    folder = tmp_path / "run" / "checkpoints"
+    spoil(folder / "step-000006", "altered")
+    with pytest.raises(HaltError):
+        run(tmp_path / "run", Stopping(), resume=True, steps=6, keep=1, save_every=1)
+    assert [path.name for path in folder.iterdir()] == ["step-000005"]
+    found = newest(folder, print)
+    assert found is not None
+    assert found[1]["step"] == 5
+
+
+def test_an_old_one_that_another_process_reads_goes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on network disks, where a file that is open elsewhere keeps its folder: no reason for a run to end."""
+    remove = os.rmdir
+    monkeypatch.setattr(os, "rmdir", lambda path, **given: busy() if "step-000002" in str(path) else remove(path, **given))
+    loop = run(tmp_path / "run", steps=4, keep=1)
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").exists()
+    monkeypatch.undo()
+    loop.save()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
+
+
+def busy() -> None:
+    raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+
+def test_who_reads_a_run_that_goes_on_is_given_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """With keep=1 the one checkpoint is removed for a newer one while its files are being read: nothing is damaged."""
+    run(tmp_path / "run", steps=6, keep=1, schedule="constant")
+    hashed = checkpoint.sha256_of
+
+    def meanwhile(path: Path) -> str:
+        monkeypatch.setattr(checkpoint, "sha256_of", hashed)
+        run(tmp_path / "run", Toy(), resume=True, steps=8, keep=1, schedule="constant")
+        return hashed(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_of", meanwhile)
+    capsys.readouterr()
+    found = checkpoint.whole(tmp_path / "run" / "checkpoints", print)
+    assert found is not None
+    assert found[1]["step"] == 8
+    assert "passed over" not in capsys.readouterr().out
 
 
 def test_all_damaged_is_an_error_and_half_written_ones_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -227,6 +282,16 @@ def test_a_run_is_what_it_was_started_as(tmp_path: Path):
 
 def wsd(**changes: Any) -> dict[str, Any]:
     return {"steps": 100, "schedule": "wsd", "warmup": 0.1, "decay": 0.2, "lr": 0.1, **changes}
+
+
+def test_a_new_run_is_not_begun_among_another_ones_checkpoints(tmp_path: Path):
+    """They would count as its own: its first one would go as older than theirs."""
+    run(tmp_path / "run", steps=6)
+    with (
+        RunFolder(tmp_path / "run") as folder,
+        pytest.raises(FileExistsError, match=r"checkpoints of a run whose config\.json is gone; remove them, or name another folder"),
+    ):
+        folder.begin({"settings": {}}, resume=False)
 
 
 def test_what_may_change_is_said(tmp_path: Path):

@@ -19,9 +19,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import Any
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)  # of an archive cut short or altered
+BROKEN = (  # of an archive cut short or altered
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+)  # fmt: skip
 Member = tuple[str, int, Callable[[], bytes]]  # name, size, and a call that reads it
 _AR, _AR_ENTRY = b"!<arch>\n", 60  # what an ar file begins with, and the bytes of an entry's header
 
@@ -35,18 +38,31 @@ def members(path: Path) -> Iterator[Member]:
                     for info in archive.infolist():
                         yield info.filename, info.file_size, _reading(archive.read, info, path)
             elif path.suffix == ".deb":
-                yield from _of_tar(_data_of_deb(file), "r|", path)
+                yield from _of_tar(_data_of_deb(file), path)
             else:
-                yield from _of_tar(file, "r|gz", path)
+                yield from _of_tar(gzip.GzipFile(fileobj=file), path)  # tarfile's own reading notices neither a cut nor a wrong sum
     except BROKEN as error:
         raise _broken(path, error) from None
 
 
-def _of_tar(file: Any, mode: Any, path: Path) -> Iterator[Member]:
-    with tarfile.open(fileobj=file, mode=mode) as archive:
+def _of_tar(file: Any, path: Path) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=_Entry) as archive:
         for info in archive:
             if info.isfile():
                 yield info.name, info.size, _reading(lambda info: (archive.extractfile(info) or io.BytesIO()).read(), info, path)
+    while file.read(2**20):  # to the compression's end, where its sum stands
+        pass
+
+
+class _Entry(tarfile.TarInfo):
+    """A tar file's entry. Where tarfile takes a damaged header for the archive's end, this is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        try:
+            return super().fromtarfile(tarfile)
+        except (InvalidHeaderError, TruncatedHeaderError) as error:
+            raise ReadError(str(error)) from None
 
 
 def _reading(read: Callable[[Any], bytes], info: Any, path: Path) -> Callable[[], bytes]:

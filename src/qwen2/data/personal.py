@@ -108,10 +108,12 @@ def mask(text: str, language: str = "") -> tuple[str, Counter[str]]:
                 return f"<{kind}>"
 
             text = pattern.sub(replaced, text)
-    for start, end in reversed(list(telephones(text, language))):
+    kept, last = list[str](), 0
+    for start, end in telephones(text, language):
         masked["phone"] += 1
-        text = f"{text[:start]}<phone>{text[end:]}"
-    return text, masked
+        kept += text[last:start], "<phone>"
+        last = end
+    return "".join((*kept, text[last:])), masked
 
 
 class PersonalFilter(CountedFilter):

@@ -98,6 +98,7 @@ def prepare_text(
     which another process works.
     """
     plan, evaluation = inputs_of(recipe, base, corpus)  # before anything is written
+    _check_apart([Path(entry.path) for task in [*plan, evaluation] for entry in task], folder)
     manifest = {
         "recipe": recipe.to_json(),
         "inputs": [_described(entry, base, corpus) for task in [*plan, evaluation] for entry in task],
@@ -117,8 +118,10 @@ def _prepare_text(chain: Chain, manifest: dict[str, Any]) -> dict[str, Any]:
             discard(folder / WORK)
             return known
         raise FileExistsError(f"{folder}: holds text of another recipe or other inputs, or was altered; name another folder")
+    if not (folder / WORK).exists():
+        _clear(folder)
     if not claim(folder / WORK, manifest):
-        raise FileExistsError(f"{folder}: holds unfinished work of another recipe or other inputs; remove it or name another folder")
+        raise FileExistsError(f"{folder / WORK}: unfinished work of another recipe or other inputs; remove it or name another folder")
     chain.run()
     made = [path for place in (TEXT, HELD_OUT) for path in sorted((folder / place).glob("*.jsonl"))]
     manifest["text"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in made}
@@ -126,6 +129,21 @@ def _prepare_text(chain: Chain, manifest: dict[str, Any]) -> dict[str, Any]:
     write_json(done, manifest)
     discard(folder / WORK)
     return manifest
+
+
+def _check_apart(inputs: list[Path], folder: Path) -> None:
+    """ValueError where an input would be written over."""
+    for path in inputs:
+        for place in (TEXT, HELD_OUT):
+            if path.absolute().is_relative_to((folder / place).absolute()):
+                raise ValueError(f"{path}: an input of this recipe lies where its clean text is written; name another folder than {folder}")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what work left behind that was never finished: files of tasks and steps that this recipe lacks would be counted in."""
+    for pattern in (f"{TEXT}/?????.jsonl", f"{HELD_OUT}/?????.jsonl", "counts/*/*.json", "quality.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def claim(folder: Path, of: Any) -> bool:
@@ -207,9 +225,9 @@ class Chain:
             told = f"area under the curve {measured['auc']} on {measured['held_out']:,} others"
             self.say(f"quality: learned from {measured['trained_on']:,} documents, {told}")
             write_json(self.folder / "quality.json", measured)
-            classifier.save(quality)
+            _saved_as(quality, classifier.save)
         if "contamination" in self.recipe.steps and not index.exists():
-            Index.build(self._items()).save(index)
+            _saved_as(index, Index.build(self._items()).save)
 
     def _references(self) -> Iterator[tuple[str, str]]:
         names = {source.label for source in self.recipe.sources if source.reference and source.role == "train"}
@@ -261,6 +279,13 @@ class Chain:
         if tasks and place.kind == "local":
             place = replace(place, workers=1)  # the steps between are short: processes for them take longer
         execute(steps, tasks or self.recipe.tasks, place, str(self.work / "logs" / name))
+
+
+def _saved_as(path: Path, save: Callable[[Path], None]) -> None:
+    """Under another name first: a file that is there is taken for whole."""
+    draft = path.with_suffix(f".partial{path.suffix}")
+    save(draft)
+    draft.replace(path)
 
 
 def _writer(folder: str, name: str = "${rank}.jsonl") -> JsonlWriter:

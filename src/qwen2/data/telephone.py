@@ -27,6 +27,7 @@ _INTERNATIONAL = re.compile(
     re.ASCII,
 )
 _ASCII_DIGIT = re.compile("[0-9]")
+_OTHER_SCRIPT, _OTHER_DIGIT = re.compile(r"\+(?![0-9])\d"), re.compile(r"(?![0-9])\d")  # international numbers in digits that are not ASCII
 _SPLIT = r" \-./\u00a0\u2010-\u2013"
 _FIRST = r"[(\d]"  # what stands before it is looked at from behind it, as a search that begins with a class of characters is fast
 _RUN = re.compile(
@@ -46,17 +47,20 @@ _LEAST, _MOST = 8, 26  # digits: two numbers with a space between them are one r
 
 
 def telephones(text: str, language: str) -> Iterator[tuple[int, int]]:
-    """Where the telephone numbers of a text are, in order, none within another."""
-    end = 0
+    """Where the telephone numbers of a text are, in order; what two ways of looking find of one number is one place."""
     found: list[tuple[int, int]] = []
+    if _OTHER_SCRIPT.search(text):
+        text = _OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), text)
     if _ASCII_DIGIT.search(text):
         found += [match.span() for match in _INTERNATIONAL.finditer(text) if len(re.sub(r"\D", "", match.group())) >= _LEAST]
     for match in _RUN.finditer(text):
         found += [(match.start() + a, match.start() + b) for a, b in _national(match, language)]
+    places: list[tuple[int, int]] = []
     for start, stop in sorted(found):
-        if start >= end:
-            yield start, stop
-            end = stop
+        if places and start < places[-1][1]:
+            start, stop = places[-1][0], max(stop, places.pop()[1])
+        places.append((start, stop))
+    yield from places
 
 
 def _national(run: re.Match[str], language: str) -> list[tuple[int, int]]:

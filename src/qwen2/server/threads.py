@@ -19,7 +19,8 @@ T = TypeVar("T")
 async def apart(call: Callable[[], T], at_end: Callable[[], object] | None = None) -> T:
     """What the call gives or raises, run on a thread of its own, which goes on if nobody waits for it any more.
 
-    `at_end` is called on the loop when the thread is done. The program's end does not wait for it: what it does must bear that.
+    `at_end` is called on the loop when the thread is done, and where it cannot be had, which is a RuntimeError. The program's end does not
+    wait for it: what it does must bear that.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -39,5 +40,10 @@ async def apart(call: Callable[[], T], at_end: Callable[[], object] | None = Non
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(end, *told)
 
-    threading.Thread(target=run, name="apart", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="apart", daemon=True).start()
+    except RuntimeError:  # the system gives no more threads
+        if at_end is not None:
+            at_end()
+        raise
     return await future

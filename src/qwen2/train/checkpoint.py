@@ -1,9 +1,9 @@
 """Checkpoints: everything that a run needs to go on bit for bit, in a folder that is there whole or not at all.
 
-`step-000120/` holds `state.json` (step, counts, data position, random states, the model's config, each file's size and sha256) and the
-files of weights, both moments of the optimizer, and averaged weights. It is written under a temporary name, brought to the disk,
-then renamed; a process killed at any moment leaves the checkpoints before it as they were. What is damaged is passed over with a
-line that names it. Nothing is pickled.
+`step-000120/` holds `state.json` (step, counts, data position, random states, the model's config, each file's size and sha256, and a
+sha256 of all that) and the files of weights, both moments of the optimizer, and averaged weights. It is written under a temporary name,
+brought to the disk, then renamed; a process killed at any moment leaves the checkpoints before it as they were. What is damaged is
+passed over with a line that names it, and goes when its steps have come again. Nothing is pickled.
 
 Left out: how tensors are laid into files, which is the world's (world.py, tensors.py).
 """
@@ -11,6 +11,7 @@ Left out: how tensors are laid into files, which is the world's (world.py, tenso
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from qwen2.data.shards import sha256_of
-from qwen2.train.folder import numbered
+from qwen2.train.folder import numbered, step_of
 from qwen2.train.tensors import to_disk
 from qwen2.train.world import World
 from qwen2.weights.json_object import read_json
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from qwen2.train.optim import Average
 
 STATE = "state.json"
-FORMAT = 1
+FORMAT, SUM = 1, "sha256"
 DRAFT, ASIDE = ".part", ".old"
 
 
@@ -53,7 +54,7 @@ def tensors_of(network: nn.Module, optimizer: torch.optim.Optimizer, average: Av
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor], world: World, keep: int) -> Path:
-    """Write the checkpoint of a step and remove all but the newest `keep`; returns its folder.
+    """Write the checkpoint of a step and remove all but the newest `keep` up to it; returns its folder.
 
     OSError where it cannot be written: what was written of it is gone, and the earlier ones are as they were.
     """
@@ -66,8 +67,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str
         world.barrier()
         files = world.write(draft, tensors)
         if world.main:
-            text = json.dumps({"format": FORMAT, "step": step, "files": files, "random": random_state(world), **state}, indent=1)
-            (draft / STATE).write_text(text + "\n", encoding="utf-8")
+            values = {"format": FORMAT, "step": step, "files": files, "random": random_state(world), **state}
+            (draft / STATE).write_text(json.dumps({SUM: sum_of(values), **values}, indent=1) + "\n", encoding="utf-8")
             to_disk(draft / STATE)
             to_disk(draft)
             put(draft, place)
@@ -79,10 +80,17 @@ def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str
         whole = f"{earlier[-1]} is whole: make room and go on with --resume" if earlier else "there is none before it"
         raise OSError(error.errno, f"the checkpoint could not be written ({error.strerror}); {whole}", str(place)) from None
     if world.main:
-        for old in numbered(folder)[:-keep]:
-            shutil.rmtree(old)
+        for old in out_of_date(folder, step, keep):
+            shutil.rmtree(old, ignore_errors=True)  # what another process reads may not go yet: the next checkpoint tries again
     world.barrier()
     return place
+
+
+def out_of_date(folder: Path, step: int, keep: int) -> list[Path]:
+    """What is not kept beside a new checkpoint: all before the newest `keep`, and those behind it, which were damaged and passed over."""
+    found = numbered(folder)
+    own = [path for path in found if step_of(path) <= step]
+    return [path for path in found if path not in own[-keep:]]
 
 
 def put(draft: Path, place: Path) -> None:
@@ -148,10 +156,13 @@ def whole(folder: Path, say: Callable[[str], None], world: World | None = None) 
         try:
             return path, checked(path, world)
         except (ValueError, OSError) as error:
-            say(f"{path}: passed over: {error}")
-    if found:
-        raise ValueError(f"{folder}: none of the {len(found)} checkpoints is whole; start a new run")
-    return None
+            if world.agreed(path.exists()):  # else a run that goes on has removed it: it has newer ones
+                say(f"{path}: passed over: {error}")
+    if not found:
+        return None
+    if world.agreed(numbered(folder)) != found:
+        return whole(folder, say, world)
+    raise ValueError(f"{folder}: none of the {len(found)} checkpoints is whole; start a new run")
 
 
 def checked(path: Path, world: World | None = None) -> dict[str, Any]:
@@ -174,13 +185,24 @@ Fault = ValueError | OSError
 
 def read_state(path: Path) -> tuple[dict[str, Any], Fault | None]:
     """What state.json says, or why it says nothing."""
+    if not (path / STATE).exists():
+        return {}, FileNotFoundError(f"{STATE} is missing")
     try:
         state = read_json(path / STATE)
     except (ValueError, OSError) as error:
         return {}, error
     if state.get("format") != FORMAT:
         return {}, ValueError(f"{STATE}: format {state.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(state.get("files"), dict):
+        return {}, ValueError(f"{STATE} names no files: damaged")
+    if state.pop(SUM, None) not in (None, sum_of(state)):  # those of the first versions have none
+        return {}, ValueError(f"{STATE} is not what was written: damaged")
     return state, None
+
+
+def sum_of(values: Mapping[str, Any]) -> str:
+    """The sha256 of values as JSON has them."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def first_fault(path: Path, files: Mapping[str, Any], names: Iterable[str]) -> Fault | None:
@@ -189,7 +211,7 @@ def first_fault(path: Path, files: Mapping[str, Any], names: Iterable[str]) -> F
         (size, digest), there = files[name], path / name
         try:
             if not there.is_file():
-                return FileNotFoundError(errno.ENOENT, "is missing", name)
+                return FileNotFoundError(f"{name} is missing")
             if there.stat().st_size != size:
                 return ValueError(f"{name} has {there.stat().st_size:,} bytes instead of {size:,}: cut short")
             if sha256_of(there) != digest:

@@ -69,6 +69,10 @@ class RunFolder:
         if not resume:
             if path.exists():
                 raise FileExistsError(f"{self.path}: holds a run already; go on with it by --resume, or name another folder with --out")
+            if numbered(self.checkpoints):  # which this one's would be counted among
+                raise FileExistsError(
+                    f"{self.checkpoints}: checkpoints of a run whose {CONFIG} is gone; remove them, or name another folder with --out"
+                )
             write_json(path, config)
             return []
         if not path.exists():
@@ -113,7 +117,12 @@ def numbered(folder: Path) -> list[Path]:
 def steps_done(folder: Path) -> int:
     """The step of the newest checkpoint; 0 where there is none."""
     found = numbered(folder)
-    return int(found[-1].name.partition("-")[2]) if found else 0
+    return step_of(found[-1]) if found else 0
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.partition("-")[2])
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -56,11 +56,18 @@ def take(source: str | Path, say: Callable[[str], None], dtype: str = "auto") ->
         if (path / "model").is_dir():
             return load(path / "model", dtype=dtype)
         return texts_of_run(with_adapter(take_base(path / ADAPTER, say, dtype), path / ADAPTER), path)
-    found = whole(path / "checkpoints", say)
-    if found is None:
-        raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
-    say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
-    return of_checkpoint(*found, say, dtype)
+    while True:
+        found = whole(path / "checkpoints", say)
+        if found is None:
+            raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
+        try:
+            model = of_checkpoint(*found, say, dtype)
+        except (ValueError, OSError):
+            if found[0].exists():
+                raise
+            continue  # the run goes on, and has removed it for newer ones
+        say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
+        return model
 
 
 def ended(run: Path) -> bool:

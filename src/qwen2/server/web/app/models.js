@@ -77,17 +77,22 @@ export class Models extends EventTarget {
         if (line.total) Object.assign(pull, { completed: line.completed, total: line.total });
         this.dispatchEvent(new CustomEvent("progress", { detail: { name, pull } }));
       }
-      this.pulls.delete(name);
+      this.#forget(name, pull);
       await this.refresh();
       await this.describe(name);
       this.#changed();
       return true;
     } catch (error) {
-      if (error.name === "AbortError") this.pulls.delete(name);
+      if (error.name === "AbortError") this.#forget(name, pull);
       else pull.error = error.message;
       this.#changed();
       return false;
     }
+  }
+
+  /** A download has ended; one that was begun anew under its name goes on. */
+  #forget(name, pull) {
+    if (this.pulls.get(name) === pull) this.pulls.delete(name);
   }
 
   /** Take one out of memory; whether it has gone already, which it does not while it answers. */

@@ -1,11 +1,19 @@
-/** The sampling settings as data: what they are called, their range, and what the model says of itself. */
+/** The sampling settings as data: what they are called, their range, and what the model says of itself. `off` is where they do nothing. */
 
 export const SAMPLING = [
   { key: "temperature", label: "Temperature", hint: "0 always takes the likeliest token", min: 0, max: 100, step: 0.1 },
-  { key: "top_p", label: "Top p", hint: "Only the likeliest, up to this share; 1 is off", min: 0.01, max: 1, step: 0.05 },
+  { key: "top_p", label: "Top p", hint: "Only the likeliest, up to this share; 1 is off", min: 0.01, max: 1, step: 0.05, off: 1 },
   { key: "top_k", label: "Top k", hint: "Only so many of the likeliest; 0 is off", min: 0, max: 1_000_000, step: 1, whole: true },
   { key: "min_p", label: "Min p", hint: "At least this share of the likeliest; 0 is off", min: 0, max: 1, step: 0.05 },
-  { key: "repetition_penalty", label: "Repetition penalty", hint: "1 is off; above, repeating costs", min: 0.01, max: 100, step: 0.05 },
+  {
+    key: "repetition_penalty",
+    label: "Repetition penalty",
+    hint: "1 is off; above, repeating costs",
+    min: 0.01,
+    max: 100,
+    step: 0.05,
+    off: 1,
+  },
   { key: "presence_penalty", label: "Presence penalty", hint: "0 is off; above, words that were used cost", min: -2, max: 2, step: 0.1 },
   { key: "frequency_penalty", label: "Frequency penalty", hint: "0 is off; above, they cost each time", min: -2, max: 2, step: 0.1 },
   { key: "stop", label: "Stop at", hint: "Texts that end the answer, one a line; \\n is a line's end", texts: 16, characters: 1000 },
@@ -25,7 +33,7 @@ export const SAMPLING = [
 export function read(setting, text) {
   if (setting.texts) return readTexts(setting, text);
   if (text.trim() === "") return { value: undefined };
-  const value = Number(text.trim().replace(",", "."));
+  const value = Number(setting.whole ? text.trim() : text.trim().replace(",", ".")); // in 1,000 the comma is none of a fraction
   if (!Number.isFinite(value)) return { error: "A number, or empty" };
   if (setting.whole && !Number.isInteger(value)) return { error: "A whole number" };
   if (value < setting.min || value > setting.max) return { error: `From ${setting.min} to ${setting.max}` };
@@ -70,13 +78,14 @@ export function checked(sampling) {
   return found;
 }
 
-/** The model's own values, from the `parameters` of /api/show: lines of Ollama's name and a value; -1 tokens are as many as there is room for. */
+const OLLAMA = { repeat_penalty: "repetition_penalty", num_predict: "max_tokens" };
+
+/** The model's own values, from the `parameters` of /api/show: lines of a name, which is Ollama's, and a value; -1 tokens are as many as fit. */
 export function modelDefaults(parameters) {
-  const names = { repeat_penalty: "repetition_penalty", num_predict: "max_tokens" };
   const found = {};
   for (const line of (parameters ?? "").split("\n")) {
-    const [, key, value] = /^(\w+)\s+(-?[\d.]+(?:e-?\d+)?)$/.exec(line.trim()) ?? [];
-    if (key !== undefined && !(key === "num_predict" && Number(value) < 0)) found[names[key] ?? key] = Number(value);
+    const [, key, value] = /^(\w+)\s+(-?[\d.]+(?:e[+-]?\d+)?)$/.exec(line.trim()) ?? [];
+    if (key !== undefined && !(key === "num_predict" && Number(value) < 0)) found[OLLAMA[key] ?? key] = Number(value);
   }
   return found;
 }

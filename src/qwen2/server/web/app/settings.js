@@ -60,13 +60,15 @@ export class Settings {
   }
 
   /** Arrow keys go up and down from the value, or from the model's own. */
-  #stepped(event, { key, min, max, step }) {
+  #stepped(event, setting) {
+    const { key, min, max, step, off } = setting;
     const sign = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (sign === undefined) return;
     event.preventDefault();
     const { input } = this.fields.get(key);
-    const from = Number(input.value === "" ? (input.dataset.own ?? 0) : input.value);
-    if (!Number.isFinite(from)) return;
+    const { value, error } = read(setting, input.value);
+    if (error) return;
+    const from = value ?? Number(input.dataset.own ?? off ?? 0);
     input.value = String(Math.min(max, Math.max(min, Number((from + sign * step).toFixed(2)))));
     this.#changed(key);
   }
