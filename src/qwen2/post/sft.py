@@ -38,6 +38,7 @@ from qwen2.weights.adapter import save_adapter
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
+    from qwen2.config import ModelConfig
     from qwen2.model import Qwen2
     from qwen2.post.examples import Collected, Examples
     from qwen2.post.sft_settings import SftSettings
@@ -157,6 +158,7 @@ def sft(job: Job, world: World | None = None) -> State:
             keep_texts(job.start, folder.tokenizer)
         world.barrier()
         network = job.start.network
+        network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
         if job.lora is not None:
             add_lora(network, job.lora, torch.Generator().manual_seed(job.settings.seed))
         torch.manual_seed(job.settings.seed)  # of what training draws, such as dropout
@@ -181,10 +183,15 @@ def sft(job: Job, world: World | None = None) -> State:
 
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these rows, or the run that is resumed is one of adapters and this one is not."""
-    config, settings, path = job.start.config, job.settings, job.out / "config.json"
-    if settings.length > config.window:
-        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take rows of at most that")
+    path = job.out / "config.json"
+    check_window(job.start.config, job.settings)
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
     if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
         raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
+
+
+def check_window(config: ModelConfig, settings: SftSettings) -> None:
+    """ValueError where rows are longer than the model reads."""
+    if settings.length > config.window:
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take --length of at most that")
