@@ -146,7 +146,7 @@ def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, f
         resume=data.rows.resume,
         evaluate=evaluate,
         evaluated="",
-        flops=flops_per_token(job.start.config),
+        flops=flops_per_token(job.start.config) * (1 if job.lora is None else 2 / 3),  # frozen weights have no gradient
     )
 
 
