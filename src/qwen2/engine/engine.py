@@ -12,8 +12,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from qwen2.engine.answer import Answer
@@ -274,18 +274,23 @@ class Engine:
         self.inbox.append(Answer(request, 0, self._voice))
         self.worker.wake()
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Chunk]]:
-        """The chunks of several requests as they come. Closing the iterator early ends what is left of them."""
+    def run(self, requests: Iterable[Request]) -> Generator[tuple[Request, Chunk], None, None]:
+        """The chunks of several requests as they come. Closing the iterator early ends what is left of them.
+
+        No more are taken than keep the batch full, so that requests may be made as they are taken.
+        """
         if self.worker.is_current():
             raise RuntimeError("this is the engine's own thread: what it calls may abort requests, not wait for them")
-        later, active, news = deque(requests), list[Request](), threading.Event()
+        later, active, news = iter(requests), list[Request](), threading.Event()
         notify = news.set
         try:
-            while later or active:
-                while later and len(active) < 2 * self.scheduler.max_batch:
-                    active.append(later.popleft())
-                    active[-1].notify = notify
-                    self.submit(active[-1])
+            while True:
+                for request in islice(later, 2 * self.scheduler.max_batch - len(active)):
+                    active.append(request)
+                    request.notify = notify
+                    self.submit(request)
+                if not active:
+                    return
                 news.wait()
                 news.clear()
                 over = [request for request in active if request.finished]  # before its outbox is looked at

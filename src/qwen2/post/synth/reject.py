@@ -1,0 +1,198 @@
+"""Rejection sampling: k answers to each prompt, those kept that a checker says are right, as SFT rows and preference pairs.
+
+The folder of a run holds config.json (which model, how it was sampled, the seed), answers.jsonl (a line per finished prompt with all of
+its answers and their verdicts, on the disk before the next), and, written anew at the end from these, sft.jsonl, pairs.jsonl and
+summary.json, in the order of the prompts. Whatever ends a run, the same call goes on with the prompts that are not finished. How rows
+are chosen may change between two calls; where the checker changed, the answers that are there are judged again, not sampled again.
+
+Left out: several models at once, and stopping early where a prompt has enough right answers (pass@k would be biased).
+
+    reject(EngineSampler(llm, SamplingParams(temperature=1)), prompts, make_checker("number"), RejectSettings(k=16), Path("out"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qwen2.post.checkers import Verdict
+from qwen2.post.synth.journal import Journal, write_lines
+from qwen2.post.synth.progress import Progress
+from qwen2.post.synth.rows import rows_of
+from qwen2.post.synth.settings import RejectSettings
+from qwen2.post.synth.summary import Summary, summarise
+from qwen2.train.folder import write_json
+from qwen2.weights.json_object import read_json
+from qwen2.weights.locks import alone
+
+if TYPE_CHECKING:
+    from qwen2.post.checkers import Checker
+    from qwen2.post.synth.prompts import Prompt, Prompts
+    from qwen2.post.synth.sampling import Answers, Sampled, Sampler
+
+CONFIG, ANSWERS, SFT, PAIRS, SUMMARY = "config.json", "answers.jsonl", "sft.jsonl", "pairs.jsonl", "summary.json"
+KIND = "rejection sampling"
+SOON = 0.05  # seconds that the next prompt waits for verdicts on this one, which most need less than
+AHEAD = 64  # prompts whose answers wait for a verdict while others are sampled
+TRIED = 64  # verdicts after which a checker that failed on every one is not asked again
+CUT = "cut off"  # what is said of an answer that reached max_tokens
+
+Waiting = tuple["Prompt", "Answers | str", list[Future[Verdict]]]  # for verdicts
+
+
+def reject(
+    sampler: Sampler,
+    prompts: Prompts,
+    checker: Checker,
+    settings: RejectSettings,
+    out: Path,
+    say: Callable[[str], None] = lambda text: None,
+    shown: bool | Literal["auto"] = False,
+) -> Summary:
+    """Sample, check, choose, write; go on where `out` holds the beginning of the same run. `shown` is the progress on stderr.
+
+    Raises ValueError where `out` is another run's or anybody else's, where a checker fails on everything, and OSError where the disk
+    does; what was finished before is kept.
+    """
+    with alone(out, KIND):
+        _check_folder(out)
+        with Journal(out / ANSWERS) as journal:
+            if journal.torn:
+                say(f"{journal.path}: its last line was torn ({journal.torn:,} bytes): cut off, and its prompt is asked again")
+            todo = _todo(out, journal, prompts)
+            answers = sampler.sample(todo, settings.k, settings.seed)
+            _begin(out, journal, prompts, sampler, checker, settings, say)
+            if done := len(prompts.found) - len(todo):
+                say(f"{out}: {done:,} of {len(prompts.found):,} prompts are finished")
+            try:
+                with Progress(len(prompts.found), done, shown) as progress, closing(answers):
+                    useful, tried = False, Counter[str]()
+                    for record in _judged(answers, checker, settings):
+                        journal.append(record)
+                        progress.prompt(record)
+                        judged = [answer for answer in record.get("answers", ()) if answer["said"] != CUT]
+                        useful = useful or any(answer["right"] is not None for answer in judged)
+                        tried.update(answer["said"] for answer in judged)
+                        if not useful and tried.total() >= TRIED:
+                            raise ValueError(_useless(checker, tried, out))
+            finally:  # also of a run that is broken off there are rows then
+                summary = _write(out, journal, prompts, sampler, checker, settings)
+        return summary
+
+
+def _check_folder(out: Path) -> None:
+    """ValueError where the folder is somebody else's."""
+    if (out / CONFIG).exists():
+        if read_json(out / CONFIG).get("kind") != KIND:
+            raise ValueError(f"{out}: holds a run of another kind; name another folder with --out")
+    elif strange := sorted(path.name for path in out.iterdir() if path.name not in (".lock", ANSWERS)):
+        raise ValueError(f"{out}: holds other files ({strange[0]}); name another folder with --out")
+
+
+def _todo(out: Path, journal: Journal, prompts: Prompts) -> list[Prompt]:
+    """The prompts that are not finished. ValueError where others are."""
+    finished, asked = {record.get("key") for record in journal.records}, {prompt.key for prompt in prompts.found}
+    if gone := len(finished - asked):
+        lost = f"{out}: holds answers to {gone:,} prompts that are not in these files"
+        raise ValueError(f"{lost}; give the files that it was started with (more prompts may be added), or another folder with --out")
+    return [prompt for prompt in prompts.found if prompt.key not in finished]
+
+
+def _identity(sampler: Sampler, settings: RejectSettings) -> dict[str, Any]:
+    """What answers depend on."""
+    model = {"digest": sampler.digest}
+    return {"model": model, "sampling": json.loads(json.dumps(sampler.params)), "answers": {"k": settings.k, "seed": settings.seed}}
+
+
+def _begin(
+    out: Path, journal: Journal, prompts: Prompts, sampler: Sampler, checker: Checker, settings: RejectSettings, say: Callable[[str], None]
+) -> None:
+    """See that this is the run that the folder holds, judge again where the checker changed, write down what the run is now."""
+    wanted, path = _identity(sampler, settings), out / CONFIG
+    if path.exists():
+        written = read_json(path)
+        for section, values in wanted.items():
+            theirs = written.get(section, {})
+            for name, value in values.items():
+                if theirs.get(name) != value:
+                    was = f"{section} {name} was {theirs.get(name)}, not {value}"
+                    raise ValueError(f"{out}: {was}; go on with it as it was started, or name another folder with --out")
+        if written.get("checker", {}).get("digest") != checker.digest and journal.records:
+            say(f"{out}: the checker is not the one of before: the answers to {len(journal.records):,} prompts are judged again")
+            _judge_again(journal, prompts, checker, settings)
+    choosing = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in ("k", "seed", "workers")}
+    wanted["model"]["name"] = sampler.name
+    write_json(path, {"kind": KIND, **wanted, "checker": {"name": checker.name, "digest": checker.digest}, "choosing": choosing})
+
+
+def _judge_again(journal: Journal, prompts: Prompts, checker: Checker, settings: RejectSettings) -> None:
+    rows = {prompt.key: prompt for prompt in prompts.found}
+
+    def again(pool: ThreadPoolExecutor, record: dict[str, Any]) -> dict[str, Any]:
+        if "refused" in record:
+            return record
+        verdicts = pool.map(lambda one: _verdict(checker, rows[record["key"]], one["text"], one["finish"]), record["answers"])
+        answers = [{**one, "right": v.right, "said": v.said} for one, v in zip(record["answers"], verdicts, strict=True)]
+        return {**record, "answers": answers}
+
+    with ThreadPoolExecutor(settings.workers) as pool:
+        journal.rewrite([again(pool, record) for record in journal.records])
+
+
+def _judged(sampled: Iterable[tuple[Prompt, Answers | str]], checker: Checker, settings: RejectSettings) -> Iterator[dict[str, Any]]:
+    """The record of each prompt as soon as its verdicts are there; others are sampled while answers are checked."""
+    waiting: list[Waiting] = []
+    pool = ThreadPoolExecutor(settings.workers)
+    try:
+        for prompt, answers in sampled:
+            listed = [] if isinstance(answers, str) else answers
+            futures = [pool.submit(_verdict, checker, prompt, one.text, one.finish) for one in listed]
+            waiting.append((prompt, answers, futures))
+            wait(futures, SOON)
+            while ready := [one for one in waiting if all(future.done() for future in one[2])] or waiting[:-AHEAD]:
+                waiting = [one for one in waiting if one not in ready]
+                yield from (_record(*one) for one in ready)
+        yield from (_record(*one) for one in waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _verdict(checker: Checker, prompt: Prompt, text: str, finish: str) -> Verdict:
+    return Verdict(False, CUT) if finish != "stop" else checker.check(text, prompt.row)
+
+
+def _record(prompt: Prompt, answers: Answers | str, futures: list[Future[Verdict]]) -> dict[str, Any]:
+    if isinstance(answers, str):
+        return {"key": prompt.key, "where": prompt.where, "refused": answers}
+    return {"key": prompt.key, "where": prompt.where, "answers": [_line(*pair) for pair in zip(answers, futures, strict=True)]}
+
+
+def _line(answer: Sampled, future: Future[Verdict]) -> dict[str, Any]:
+    verdict = future.result()
+    return {**asdict(answer), "right": verdict.right, "said": verdict.said}
+
+
+def _useless(checker: Checker, tried: Counter[str], out: Path) -> str:
+    """Why there is no use in sampling the rest."""
+    cure = f"mend it, then the same command goes on; what was sampled is kept in {out}"
+    return f"check {checker.name} failed on each of the first {tried.total()} answers, mostly so: {tried.most_common(1)[0][0]}; {cure}"
+
+
+def _write(out: Path, journal: Journal, prompts: Prompts, sampler: Sampler, checker: Checker, settings: RejectSettings) -> Summary:
+    """Rows and summary of what is finished, in the order of the prompts."""
+    records = {record["key"]: record for record in journal.records}
+    finished = [(prompt, records[prompt.key]) for prompt in prompts.found if prompt.key in records]
+    about = {"model": sampler.name, "digest": sampler.digest, "sampling": sampler.params, "checker": checker.name}
+    chosen = [rows_of(prompt, record, about, settings) for prompt, record in finished if "refused" not in record]
+    sft, pairs = [row for rows, _ in chosen for row in rows], [row for _, rows in chosen for row in rows]
+    write_lines(out / SFT, sft)
+    write_lines(out / PAIRS, pairs)
+    summary = summarise(prompts, finished, settings.k, len(sft), len(pairs))
+    write_json(out / SUMMARY, asdict(summary))
+    return summary

@@ -1,0 +1,48 @@
+"""A finished prompt's rows: conversations for SFT and preference pairs, each with where it comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qwen2.post.synth.pick import Candidate, pairs, pick
+from qwen2.post.synth.sampling import seed_of
+
+if TYPE_CHECKING:
+    from qwen2.post.synth.prompts import Prompt
+    from qwen2.post.synth.settings import RejectSettings
+
+Rows = list[dict[str, Any]]
+
+
+def rows_of(prompt: Prompt, record: dict[str, Any], about: dict[str, Any], settings: RejectSettings) -> tuple[Rows, Rows]:
+    """SFT rows and pairs of a prompt's record; `about` is what all of a run's rows have in common."""
+    whole = [(Candidate(i, one["text"], one["tokens"], one["said"]), one) for i, one in enumerate(record["answers"])]
+    right = [candidate for candidate, one in whole if one["right"]]
+    wrong = [candidate for candidate, one in whole if one["right"] is False and one["finish"] == "stop" and candidate.text.strip()]
+    order, least = settings.pick, settings.least_distance
+    taken = pick(right, max(settings.per_prompt, settings.pairs_per_prompt), order, least)
+    known = {"source": prompt.source, "language": prompt.language, "prompt": prompt.where, "key": prompt.key}
+    about = {**about, **{name: value for name, value in known.items() if value}}
+
+    def told(candidate: Candidate) -> dict[str, Any]:
+        return {"seed": seed_of(settings.seed, prompt.key) + candidate.index, "sample": candidate.index, "verdict": candidate.said}
+
+    sft: Rows = [
+        {"messages": [*prompt.messages, *turn(candidate)], "provenance": {**about, **told(candidate)}}
+        for candidate in taken[: settings.per_prompt]
+    ]
+    chosen: Rows = [
+        {
+            "prompt": prompt.messages,
+            "chosen": turn(good),
+            "rejected": turn(bad),
+            "provenance": {**about, "rule": settings.rejected, "chosen": told(good), "rejected": told(bad)},
+        }
+        for good, bad in pairs(taken, wrong, settings.pairs_per_prompt, settings.rejected)
+    ]
+    return sft, chosen
+
+
+def turn(candidate: Candidate) -> list[dict[str, Any]]:
+    """The answer as it was sampled: what is trained on is what the model wrote."""
+    return [{"role": "assistant", "content": candidate.text}]

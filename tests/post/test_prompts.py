@@ -1,0 +1,111 @@
+"""Prompts of every shape that files have, and what is broken in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen2.post.checkers import make_checker
+from qwen2.post.synth.prompts import Prompts, read_prompts
+
+NUMBER = make_checker("number")
+
+
+def prompts_of(tmp_path: Path, *rows: Any, **options: Any) -> Prompts:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return read_prompts([path], NUMBER, **options)
+
+
+USER = [{"role": "user", "content": "1 + 1?"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1 + 1?", "answer": 2},
+        {"prompt": USER, "answer": "2"},
+        {"question": "1 + 1?", "answer": "One and one.\n#### 2"},
+        {"problem": "1 + 1?", "answer": "$\\boxed{2}$"},
+        {"instruction": "1 + 1?", "input": "", "answer": 2},
+        {"messages": USER, "answer": 2},
+        {"messages": [*USER, {"role": "assistant", "content": "It is 2"}]},
+    ],
+)
+def test_shapes(row: dict[str, Any], tmp_path: Path) -> None:
+    (prompt,) = prompts_of(tmp_path, row).found
+    assert (prompt.messages, prompt.where) == (USER, f"{tmp_path / 'p.jsonl'}:1")
+    assert NUMBER.check("2", prompt.row).right
+
+
+def test_more_of_a_row(tmp_path: Path) -> None:
+    row = {"instruction": "Add.", "input": "1 and 1", "answer": 2, "source": "s", "language": "de", "id": 5, "difficulty": 3}
+    found = prompts_of(tmp_path, row, system="Be brief.")
+    (prompt,) = found.found
+    assert [message["content"] for message in prompt.messages] == ["Be brief.", "Add.\n\n1 and 1"]
+    assert (prompt.source, prompt.language, found.unused) == ("s", "de", ("difficulty",))
+    own = prompts_of(tmp_path, {"prompt": [{"role": "system", "content": "Mine."}, *USER], "answer": 2}, system="Be brief.").found[0]
+    assert own.messages[0]["content"] == "Mine."
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    found = prompts_of(tmp_path, {"ask": "1 + 1?", "gold": 2}, prompt_column="ask", answer_column="gold")
+    assert (found.found[0].messages, found.found[0].row["answer"], found.unused) == (USER, 2, ())
+    with pytest.raises(ValueError, match=r"p.jsonl:1: the column gold is missing"):
+        prompts_of(tmp_path, {"ask": "1 + 1?"}, prompt_column="ask", answer_column="gold")
+    with pytest.raises(ValueError, match=r"nothing is asked: a row needs ask; it has answer, prompt"):
+        prompts_of(tmp_path, {"prompt": "1 + 1?", "answer": 2}, prompt_column="ask")
+
+
+def test_an_array_and_repetitions(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(
+        json.dumps([{"prompt": "1 + 1?", "answer": 2}, {"question": "1 + 1?", "answer": 3}, {"prompt": "2 + 2?", "answer": 4}], indent=1)
+    )
+    found = read_prompts([path], NUMBER)
+    assert ([prompt.where for prompt in found.found], found.repeated) == ([f"{path}:1", f"{path}:3"], 1)
+    assert found.found[0].row["answer"] == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("{broken", "no JSON: "),
+        ("[1, 2]\n{}", "begins as a JSON array and is none"),
+        ("7", "no JSON object"),
+        ({}, "nothing is asked: a row needs messages or prompt or question or problem or instruction"),
+        ({"prompt": 7, "answer": 2}, "prompt is int: must be a text or a list of messages"),
+        ({"prompt": "", "answer": 2}, "an empty prompt"),
+        ({"prompt": [], "answer": 2}, "prompt is list: must be a text or a list of messages"),
+        ({"prompt": [{"role": "boss", "content": "x"}], "answer": 2}, r"messages\[0\]: unknown role 'boss'"),
+        ({"prompt": [{"role": "system", "content": "x"}], "answer": 2}, "the last message is the system's: nothing is asked"),
+        ({"messages": [{"role": "assistant", "content": "2"}]}, "messages is empty"),
+        ({"prompt": "1 + 1?"}, "the column answer is missing"),
+        ({"prompt": "1 + 1?", "answer": "two"}, "'two' has no number"),
+        ('{"prompt": "\\ud800", "answer": 2}', "half a character"),
+    ],
+)
+def test_broken_rows(row: Any, why: str, tmp_path: Path) -> None:
+    good = {"prompt": "1 + 1?", "answer": 2}
+    with pytest.raises(ValueError, match=why) as raised:
+        prompts_of(tmp_path, row, row, good)
+    assert "p.jsonl:1: " in str(raised.value) or "p.jsonl: begins" in str(raised.value)
+    if not str(row).startswith("["):
+        assert "(rows that are broken: 2; mend them, or leave them out with --skip-broken)" in str(raised.value)
+        found = prompts_of(tmp_path, row, row, good, skip_broken=True)
+        assert (len(found.found), found.broken.total()) == (1, 2)
+
+
+def test_files_without_prompts(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_prompts([tmp_path / "gone.jsonl"], NUMBER)
+    with pytest.raises(ValueError, match=r"p.jsonl: no prompts$"):
+        prompts_of(tmp_path, "")
+    with pytest.raises(ValueError, match=r"no prompts; .*p.jsonl:1: no JSON object"):
+        prompts_of(tmp_path, "7", skip_broken=True)
+    (tmp_path / "p.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"p.json: begins as a JSON array and is none"):
+        read_prompts([tmp_path / "p.json"], NUMBER)

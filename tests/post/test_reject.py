@@ -1,0 +1,362 @@
+"""Rejection sampling: what is kept, what is counted, that a killed run goes on, that a seed decides everything."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen2 import LLM, SamplingParams
+from qwen2.post.checkers import Verdict, make_checker
+from qwen2.post.encode import encode
+from qwen2.post.readers import read
+from qwen2.post.records import Example, Preference
+from qwen2.post.synth.prompts import Prompt, Prompts, read_prompts
+from qwen2.post.synth.reject import reject
+from qwen2.post.synth.sampling import EngineSampler, Sampled, digest_of, seed_of
+from qwen2.post.synth.settings import RejectSettings
+from qwen2.post.synth.summary import pass_at, sizes
+from tests.conftest import tiny_model
+from tests.post.fake import FakeSampler
+
+NUMBER = make_checker("number")
+K8 = RejectSettings(k=8, per_prompt=2)
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def sums(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"What is {i} + {i}?", "answer": 2 * i, "source": "ab"[i % 2], "language": "en"} for i in range(count)]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Prompts:
+    return read_prompts([write(tmp_path / "sums.jsonl", sums(10))], NUMBER)
+
+
+# --- what comes of it
+
+
+def test_rows_and_summary(prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = reject(FakeSampler(), prompts, NUMBER, K8, out)
+    assert (summary.prompts, summary.solved, summary.answers, summary.cut) == (10, 10, 80, 10)
+    assert (summary.right, summary.wrong, summary.failed) == (30, 40, {})  # samples 0, 2 and 6; 4 is right and cut off
+    assert summary.pass_at == pytest.approx({1: 3 / 8, 2: 1 - (5 * 4) / (8 * 7), 4: 1 - (5 * 4 * 3 * 2) / (8 * 7 * 6 * 5), 8: 1.0})
+    assert {name: (group.prompts, group.acceptance) for name, group in summary.by_source.items()} == {"a": (5, 0.375), "b": (5, 0.375)}
+    sft, pairs = rows(out / "sft.jsonl"), rows(out / "pairs.jsonl")
+    assert (len(sft), len(pairs)) == (summary.sft_rows, summary.pairs) == (20, 10)
+    first = sft[0]["provenance"]
+    assert sft[0]["messages"][0] == {"role": "user", "content": "What is 0 + 0?"}  # in the order of the file, not of the sampler
+    key = prompts.found[0].key
+    assert first == {
+        "model": "fake", "digest": "0123456789abcdef", "sampling": {"temperature": 1.0, "top_k": 0}, "checker": "number", "source": "a",
+        "language": "en", "prompt": f"{tmp_path / 'sums.jsonl'}:1", "key": key, "seed": seed_of(0, key) + first["sample"], "sample": first["sample"], "verdict": "0",
+    }  # fmt: skip
+    for row in pairs:
+        told, wanted = row["provenance"], int(row["prompt"][0]["content"].split()[2]) * 2
+        assert NUMBER.check(row["chosen"][0]["content"], {"answer": wanted}).right
+        assert NUMBER.check(row["rejected"][0]["content"], {"answer": wanted}).right is False
+        assert (told["rule"], told["chosen"]["verdict"]) == ("length", str(wanted))
+    assert json.loads((out / "summary.json").read_text())["sft_rows"] == 20
+
+
+def test_the_rows_are_what_training_reads(prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    examples, preferences = list(read([out / "sft.jsonl"])), list(read([out / "pairs.jsonl"]))
+    assert [type(record) for record in examples] == [Example] * 20
+    assert [type(record) for record in preferences] == [Preference] * 10
+    assert encode(tiny_model().template, examples[0])
+
+
+def test_the_same_seed_gives_the_same_rows_in_whatever_order(prompts: Prompts, tmp_path: Path) -> None:
+    reject(FakeSampler(), prompts, NUMBER, K8, tmp_path / "a")
+    backwards = Prompts(prompts.found[::-1])
+    reject(FakeSampler(), backwards, NUMBER, K8, tmp_path / "b")
+    assert rows(tmp_path / "a" / "sft.jsonl") == sorted(
+        rows(tmp_path / "b" / "sft.jsonl"), key=lambda row: int(row["messages"][0]["content"].split()[2])
+    )
+    reject(FakeSampler(), prompts, NUMBER, RejectSettings(k=8, per_prompt=2, seed=1), tmp_path / "c")
+    assert rows(tmp_path / "a" / "sft.jsonl") != rows(tmp_path / "c" / "sft.jsonl")
+
+
+def test_prompts_that_cannot_be_asked_are_counted(prompts: Prompts, tmp_path: Path) -> None:
+    said = FakeSampler().answer
+    sampler = FakeSampler(lambda prompt, k, seed: "too long" if "3 + 3" in prompt.messages[0]["content"] else said(prompt, k, seed))
+    summary = reject(sampler, prompts, NUMBER, K8, tmp_path / "out")
+    assert (summary.finished, summary.refused, summary.answers) == (10, {"too long": 1}, 72)
+    assert "not asked: 1 x too long" in list(summary.lines())
+    again = FakeSampler()
+    reject(again, prompts, NUMBER, K8, tmp_path / "out")
+    assert again.asked == []
+
+
+# --- going on
+
+
+@pytest.mark.parametrize("after", [0, 1, 6])
+def test_a_killed_run_goes_on_where_it_stood(after: int, prompts: Prompts, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, RejectSettings(k=8), whole)
+    ended = subprocess.run([sys.executable, "-m", "tests.post.fake", str(out), str(tmp_path / "sums.jsonl"), str(after)], timeout=100)
+    assert ended.returncode == -signal.SIGKILL
+    finished = {row["key"] for row in rows(out / "answers.jsonl")}
+    assert bool(finished) == bool(after)
+    sampler = FakeSampler()
+    reject(sampler, prompts, NUMBER, RejectSettings(k=8), out)
+    assert set(sampler.asked) == {prompt.key for prompt in prompts.found} - finished
+    for name in ("sft.jsonl", "pairs.jsonl", "summary.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("torn", range(1, 60, 7))
+def test_a_torn_line_is_cut_off_and_said(torn: int, prompts: Prompts, tmp_path: Path) -> None:
+    out, said = tmp_path / "out", list[str]()
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    before, path = (out / "sft.jsonl").read_bytes(), out / "answers.jsonl"
+    last = path.read_bytes().splitlines(keepends=True)[-1]
+    path.write_bytes(path.read_bytes()[:-torn])
+    sampler = FakeSampler()
+    reject(sampler, prompts, NUMBER, K8, out, said.append)
+    assert sampler.asked == [json.loads(last)["key"]]
+    assert (out / "sft.jsonl").read_bytes() == before
+    assert said[0].endswith(f"its last line was torn ({len(last) - torn} bytes): cut off, and its prompt is asked again") == (torn > 0)
+
+
+def test_a_damaged_line_is_named(prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "answers.jsonl").write_bytes(lines[0] + b"{broken\n" + b"".join(lines[2:]))
+    with pytest.raises(ValueError, match=r"answers.jsonl:2: damaged; cut this line out"):
+        reject(FakeSampler(), prompts, NUMBER, K8, out)
+
+
+def test_other_rows_of_the_same_answers(prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    sampler = FakeSampler()
+    summary = reject(sampler, prompts, NUMBER, RejectSettings(k=8, per_prompt=1, pairs_per_prompt=2), out)
+    assert (sampler.asked, summary.sft_rows, summary.pairs) == ([], 10, 20)
+
+
+def test_more_prompts_are_asked_beside_those_of_before(prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    sampler = FakeSampler()
+    summary = reject(sampler, read_prompts([write(tmp_path / "more.jsonl", sums(12))], NUMBER), NUMBER, K8, out)
+    assert (len(sampler.asked), summary.prompts) == (2, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sampler, settings: (FakeSampler(digest="other"), settings), "model digest was 0123456789abcdef, not other"),
+        (
+            lambda sampler, settings: (FakeSampler(params={"temperature": 0.5, "top_k": 0}), settings),
+            "sampling temperature was 1.0, not 0.5",
+        ),
+        (lambda sampler, settings: (sampler, RejectSettings(k=4)), "answers k was 8, not 4"),
+        (lambda sampler, settings: (sampler, RejectSettings(k=8, seed=3)), "answers seed was 0, not 3"),
+    ],
+)
+def test_the_folder_of_another_run(change: Callable[..., Any], message: str, prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    before = (out / "sft.jsonl").read_bytes()
+    sampler, settings = change(FakeSampler(), K8)
+    with pytest.raises(ValueError, match=message):
+        reject(sampler, prompts, NUMBER, settings, out)
+    assert (out / "sft.jsonl").read_bytes() == before
+
+
+def test_folders_that_are_no_such_run(prompts: Prompts, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds other files \(sums.jsonl\); name another folder"):
+        reject(FakeSampler(), prompts, NUMBER, K8, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"settings": {}}')
+    with pytest.raises(ValueError, match="holds a run of another kind"):
+        reject(FakeSampler(), prompts, NUMBER, K8, tmp_path / "run")
+    out = tmp_path / "out"
+    reject(FakeSampler(), prompts, NUMBER, K8, out)
+    with pytest.raises(ValueError, match="holds answers to 4 prompts that are not in these files"):
+        reject(FakeSampler(), Prompts(prompts.found[:6]), NUMBER, K8, out)
+
+
+# --- checkers that fail
+
+
+def mine(tmp_path: Path, body: str) -> Any:
+    (tmp_path / "mine.py").write_text(f"def check(answer, row):\n    {body}\n")
+    return make_checker(f"{tmp_path / 'mine.py'}:check")
+
+
+def test_a_checker_that_fails_now_and_then_is_counted(prompts: Prompts, tmp_path: Path) -> None:
+    checker = mine(tmp_path, "return answer == {}[row['answer']] if row['answer'] > 10 else str(row['answer']) in answer")
+    summary = reject(FakeSampler(), prompts, checker, K8, tmp_path / "out")
+    checker.close()
+    assert summary.failed == {f"raised KeyError: {n} (line 2)": 7 for n in (12, 14, 16, 18)}
+    assert (summary.solved, summary.right + summary.wrong) == (6, 6 * 7)
+    assert any(line == "checker failed: 7 x raised KeyError: 12 (line 2)" for line in summary.lines())
+    assert all(int(row["prompt"][0]["content"].split()[2]) < 6 for row in rows(tmp_path / "out" / "pairs.jsonl"))
+
+
+def test_a_checker_that_always_fails_ends_the_run_and_a_mended_one_goes_on(tmp_path: Path) -> None:
+    prompts, out, said = read_prompts([write(tmp_path / "sums.jsonl", sums(40))], NUMBER), tmp_path / "out", list[str]()
+    checker, first = mine(tmp_path, "return row['answers']"), FakeSampler()
+    with pytest.raises(
+        ValueError,
+        match=r"check mine.py:check failed on each of the first 70 answers, mostly so: raised KeyError: 'answers' \(line 2\); mend it",
+    ):
+        reject(first, prompts, checker, K8, out)
+    checker.close()
+    kept = len(rows(out / "answers.jsonl"))
+    assert 10 <= kept < 40
+    checker, sampler = mine(tmp_path, "return row['answer'] > 5"), FakeSampler()
+    summary = reject(sampler, prompts, checker, K8, out, said.append)
+    checker.close()
+    assert len(sampler.asked) == 40 - kept
+    assert said[0] == f"{out}: the checker is not the one of before: the answers to {kept} prompts are judged again"
+    assert (summary.failed, summary.solved) == ({}, 37)
+
+
+# --- counting
+
+
+def test_pass_at_k_is_what_drawing_gives() -> None:
+    from itertools import combinations
+
+    flags = [True, False, False, True, False, False]
+    for k in range(1, 7):
+        drawn = [any(chosen) for chosen in combinations(flags, k)]
+        assert pass_at(6, 2, k) == pytest.approx(sum(drawn) / len(drawn))
+    assert sizes(16) == [1, 2, 4, 8, 16]
+    assert sizes(6) == [1, 2, 4, 6]
+    assert sizes(1) == [1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"k": 0}, {"k": 129}, {"per_prompt": -1}, {"pairs_per_prompt": -1}, {"workers": 0}, {"least_distance": 1.5}]
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))}: must be"):
+        RejectSettings(**wrong)
+
+
+# --- the engine
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(tiny_model(), max_batch=4)
+
+
+class Even:
+    """Right where an answer has an even number of characters."""
+
+    name, digest, uses = "even", "even 1", frozenset[str]()
+
+    def prepare(self, row: Any) -> None: ...
+
+    def check(self, answer: str, row: Any) -> Verdict:
+        return Verdict(len(answer) % 2 == 0, str(len(answer)))
+
+    def close(self) -> None: ...
+
+
+def asked(tmp_path: Path, count: int) -> Prompts:
+    listed = [{"prompt": f"the quick brown fox {i} " + "and the lazy dog " * (i % 3), "source": "foxes"} for i in range(count)]
+    return read_prompts([write(tmp_path / "foxes.jsonl", listed)], Even())
+
+
+PARAMS = SamplingParams(temperature=1, max_tokens=12, ignore_eos=True, stop=("a",))
+
+
+def test_an_engine_answers_all_and_its_answers_are_those_of_one_prompt_alone(llm: LLM, tmp_path: Path) -> None:
+    prompts = asked(tmp_path, 9)
+    sampler = EngineSampler(llm, PARAMS, digest="tiny")
+    found = {prompt.key: answers for prompt, answers in sampler.sample(prompts.found, 3, 7)}
+    assert found.keys() == {prompt.key for prompt in prompts.found}
+    for prompt in prompts.found:
+        alone = llm.chat(
+            prompt.messages, SamplingParams(temperature=1, max_tokens=12, ignore_eos=True, stop=("a",), n=3, seed=seed_of(7, prompt.key))
+        )
+        assert found[prompt.key] == [Sampled(one.text, len(one.token_ids), one.finish_reason) for one in alone.choices]
+    llm.engine.settle()
+    llm.engine.check()
+
+
+def test_prompts_are_taken_as_the_engine_has_room(llm: LLM, tmp_path: Path) -> None:
+    prompts, taken = asked(tmp_path, 60).found, 0
+
+    def counted() -> Any:
+        nonlocal taken
+        for prompt in prompts:
+            taken += 1
+            yield prompt
+
+    first = EngineSampler(llm, PARAMS, digest="tiny").sample(counted(), 2, 0)
+    next(first)
+    assert 4 <= taken < 30
+    first.close()
+    llm.engine.settle()
+    llm.engine.check()
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_the_others_are_answered(llm: LLM, tmp_path: Path) -> None:
+    long = [{"prompt": "fox " * 2000}, {"prompt": "a fox"}, {"prompt": "dog " * 2000}]
+    prompts = read_prompts([write(tmp_path / "long.jsonl", long)], Even())
+    summary = reject(EngineSampler(llm, PARAMS, digest="tiny"), prompts, Even(), RejectSettings(k=4), tmp_path / "out")
+    assert (summary.finished, sum(summary.refused.values()), summary.answers) == (3, 2, 4)
+    assert all("the window is 512" in reason for reason in summary.refused)
+
+
+def test_a_whole_run_of_an_engine_twice(llm: LLM, tmp_path: Path) -> None:
+    prompts = asked(tmp_path, 6)
+    for name in ("a", "b"):
+        summary = reject(EngineSampler(llm, PARAMS, digest="tiny"), prompts, Even(), RejectSettings(k=4), tmp_path / name)
+        llm.engine.clear_cache()
+    assert summary.answers == 24
+    assert summary.cut + summary.right + summary.wrong == 24
+    for name in ("sft.jsonl", "pairs.jsonl", "summary.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (config["sampling"]["temperature"], config["sampling"]["max_tokens"], config["answers"]) == (1, 12, {"k": 4, "seed": 0})
+
+
+def test_equal_answers_are_refused_at_once(llm: LLM, tmp_path: Path) -> None:
+    sampler = EngineSampler(llm, SamplingParams(temperature=0), digest="tiny")
+    with pytest.raises(ValueError, match="k 2 at temperature 0, this model's own default or what you gave: all answers would be alike"):
+        reject(sampler, asked(tmp_path, 1), Even(), RejectSettings(k=2), tmp_path / "out")
+    assert reject(sampler, asked(tmp_path, 1), Even(), RejectSettings(k=1), tmp_path / "out").answers == 1
+
+
+def test_a_model_is_told_by_its_files(tiny_folder: Path) -> None:
+    from dataclasses import replace
+
+    from qwen2.weights.model import load
+
+    model = load(tiny_folder)
+    digest = digest_of(model)
+    assert (len(digest), digest_of(load(tiny_folder))) == (16, digest)
+    assert digest_of(replace(model, made=replace(model.made, system="Be brief."))) != digest
+    with pytest.raises(ValueError, match="no weights here to tell the model by"):
+        digest_of(tiny_model())
+
+
+def test_prompt_type() -> None:
+    assert Prompt("k", [], {}, "", "", "f:1").where == "f:1"
