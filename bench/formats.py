@@ -1,7 +1,8 @@
 """What each GGUF mix loses: files of `qwen2 quantize` and of llama.cpp's `llama-quantize`, made from one source, read by one engine.
 
 Perplexity and KL divergence are measured against the source file, over the text and windows of quality.py. Where the source's own
-weights were quantized before, mixes that reproduce that grid lose nothing; look at the others. Left out: speed (peers.py).
+weights were quantized before, mixes that reproduce that grid lose nothing; look at the others. The source's logits are kept, 0.6 MB a
+token. Left out: speed (peers.py).
 
     python bench/formats.py model-f16.gguf --llama-quantize BUILD/bin/llama-quantize [--mixes q4_k_m,q4_0] [--tokens 20000]
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from quality import Figures, default_text, windows
+from torch import Tensor
 
 from qwen2 import LLM
 from qwen2.weights.mixes import MIXES, PLAIN
@@ -40,12 +42,11 @@ def make(source: Path, mix: str, theirs: Path | None, folder: Path, threads: int
     return files
 
 
-def judge(source: LLM, path: Path, listed: list[list[int]], threads: int) -> Figures:
-    """The file's figures beside its source's."""
+def judge(witness: list[Tensor], path: Path, listed: list[list[int]], threads: int) -> Figures:
+    """The file's figures beside its source's logits, each window's (T, V)."""
     figures, llm = Figures(), LLM(path, threads=threads)
-    vocabulary = llm.model.config.vocab
-    for ids in listed:
-        figures.add(source.logits(ids)[:, :vocabulary], llm.logits(ids)[:, :vocabulary], ids)
+    for ids, true in zip(listed, witness, strict=True):
+        figures.add(true, llm.logits(ids)[:, : true.shape[1]], ids)
     return figures
 
 
@@ -61,13 +62,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     source = LLM(args.source, threads=args.threads)
     listed = windows(source, default_text(3 * args.tokens + 20_000, 4 * args.tokens), args.tokens, args.window)
-    base = judge(source, args.source, listed, args.threads)
+    vocabulary = source.model.config.vocab
+    witness = [source.logits(ids)[:, :vocabulary] for ids in listed]  # 0.6 MB a token
+    base = Figures()
+    for ids, true in zip(listed, witness, strict=True):
+        base.add(true, true, ids)
     print(f"{args.source.name}: perplexity {base.perplexity:.4f} over {args.tokens:,} tokens in windows of {args.window:,}\n")
     print("| mix | by | MB | perplexity | beside the source | mean KL | top-1 agreement |\n|---|---|---|---|---|---|---|")
     for mix in args.mixes.upper().split(","):
         with tempfile.TemporaryDirectory() as folder:
             for maker, path in make(args.source, mix, args.llama_quantize, Path(folder), args.threads).items():
-                f = judge(source, path, listed, args.threads)
+                f = judge(witness, path, listed, args.threads)
                 loss, divergence, agreed = f.perplexity / base.perplexity - 1, f.divergence / f.tokens, f.agreed / f.tokens
                 row = [
                     mix,
