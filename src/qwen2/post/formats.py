@@ -1,0 +1,265 @@
+"""What a row is, told by its keys: the formats of the field's tools as data, each row judged by itself.
+
+A row is a preference where it has two answers (chosen and rejected, under whatever names), else a conversation where it has a list of
+turns (turns.py), else a prompt with an answer, else a text. A conversation in which only an assistant speaks is a text too, as ms-swift
+writes pre-training data. What cannot be used is `Skipped` with the reason; columns that nothing was made of are counted by name.
+
+What is left out: Axolotl's template-free segments (there is one renderer, and it writes the format), lists of ranked answers, and
+columns of other names, as a dataset_info.json may give them.
+
+    record({"instruction": "Add.", "input": "1+1", "output": "2"}, "sums.jsonl:1", Counter())
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from qwen2.post.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
+from qwen2.post.turns import BROKEN, HAS_MEDIA, MEDIA, NO_KNOWN_FORMAT, RowError, text, tools, turns
+from qwen2.tokenizer.messages import read_messages, read_tools
+
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+PAIRS = (  # better, worse
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_messages", "rejected_messages"),
+    ("preferred_output", "non_preferred_output"),
+)
+WORSE = ("rejected_response", "rejected_messages")  # ms-swift: the better answer ends the conversation itself
+PROMPTS = ("instruction", "prompt", "query", "question", "problem", "article", "message_1", "input")
+CONTEXTS = ("input", "context", "article")  # what an instruction is about, written behind it
+ANSWERS = ("output", "response", "completion", "solution", "answer", "target", "generation", "revision", "summary", "message_2")
+SYSTEMS = ("system", "system_prompt")
+TEXTS = ("text", "content")
+LABELS = ("label", "kto_tag")
+HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
+
+NO_ANSWER, EMPTY_ANSWER, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
+EQUAL, EMPTY_TEXT = "chosen and rejected are equal", "an empty text"
+
+
+class Row:
+    """A row's values by key, and which of them were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        known = {key.lower() if key.isupper() else key: value for key, value in values.items()}
+        self.values = {key: value for key, value in known.items() if value is not None}
+        self.used: set[str] = set()
+
+    def has(self, keys: tuple[str, ...]) -> str | None:
+        """The first of the keys that the row has."""
+        return next((key for key in keys if key in self.values), None)
+
+    def take(self, *keys: str) -> Any:
+        """The value of the first of the keys that the row has, None where it has none."""
+        key = self.has(keys)
+        if key is None:
+            return None
+        self.used.add(key)
+        return self.values[key]
+
+
+def record(values: Any, where: str, unused: Counter[str]) -> Record:
+    """What a row is; `unused` counts the columns that nothing was made of."""
+    if not isinstance(values, Mapping):
+        return Skipped(NO_KNOWN_FORMAT, where, f"a row is an object, this one is {type(values).__name__}")
+    row = Row(values)
+    found: Counter[str] = Counter()
+    try:
+        if any(row.values.get(key) for key in MEDIA):
+            raise RowError(HAS_MEDIA)
+        made = _preference(row, where, found) or _conversation(row, where, found) or _answered(row, where, found) or _text(row, where)
+        if made is None:
+            raise RowError(*_nothing(row))
+    except RowError as error:
+        return Skipped(error.why, where, error.detail)
+    except ValueError as error:
+        return Skipped(BROKEN, where, str(error))
+    unused.update(found)
+    unused.update(row.values.keys() - row.used)
+    return made
+
+
+def _nothing(row: Row) -> tuple[str, str]:
+    """Why a row is none of all these."""
+    if row.has(PROMPTS):
+        return NO_ANSWER, f"a prompt, but none of {', '.join(ANSWERS)}"
+    if "segments" in row.values:
+        return NO_KNOWN_FORMAT, "segments are texts without a template: write them as messages"
+    keys = ", ".join(sorted(row.values)[:6])
+    return NO_KNOWN_FORMAT, f"it has the keys {keys}" if keys else "it has no keys"
+
+
+def _conversation(row: Row, where: str, unused: Counter[str]) -> Record | None:
+    """A list of turns."""
+    key = row.has(CONVERSATIONS)
+    if key is None:
+        return None
+    messages, untrained = turns(row.take(key), key, unused)
+    if messages and all(message["role"] == "assistant" and not message.get("tool_calls") for message in messages):
+        return _document("\n\n".join(message["content"] for message in messages), where)
+    before = _system(row, messages)
+    return _example(row, before + messages, tuple(i + len(before) for i in untrained), where)
+
+
+def _answered(row: Row, where: str, unused: Counter[str]) -> Record | None:
+    """A prompt and an answer, which may be messages too."""
+    answer = row.has(ANSWERS)
+    if answer is None or (row.has(PROMPTS) is None and not isinstance(row.values[answer], list)):
+        return None
+    messages, untrained = _prompt(row, unused)
+    said, more = _continuation(row.take(answer), answer, unused)
+    if not messages and said[0]["role"] == "assistant":
+        raise RowError(NO_PROMPT)
+    before = _system(row, messages + said)
+    shift = len(before) + len(messages)
+    marked = (*(i + len(before) for i in untrained), *(i + shift for i in more))
+    return _example(row, before + messages + said, marked, where)
+
+
+def _example(row: Row, messages: Messages, untrained: tuple[int, ...], where: str) -> Example:
+    """A checked conversation."""
+    checked(messages, defined := _tools(row))
+    learned = [message for i, message in enumerate(messages) if message["role"] == "assistant" and i not in untrained]
+    if not learned:
+        raise RowError(NO_ANSWER, "every answer has the weight 0" if untrained else "")
+    _not_empty(messages)
+    return Example(messages, defined, where, _label(row), untrained)
+
+
+def _preference(row: Row, where: str, unused: Counter[str]) -> Record | None:
+    """Two answers to one prompt."""
+    pair = next((pair for pair in PAIRS if all(key in row.values for key in pair)), None)
+    worse = row.has(WORSE)
+    if pair is None and (worse is None or row.has(CONVERSATIONS) is None):
+        return None
+    if pair is None:
+        assert worse is not None
+        messages, _ = _prompt(row, unused)
+        start = next((i + 1 for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "user"), len(messages))
+        chosen, messages = messages[start:], messages[:start]
+        if not chosen:
+            raise RowError(NO_ANSWER, "the conversation ends without the better answer")
+        rejected = _continuation(row.take(worse), worse, unused)[0]
+        rejected = rejected[start:] if rejected[:start] == messages and messages else rejected
+    else:
+        texts = [row.values[key] for key in pair]
+        if all(isinstance(one, str) and one.startswith("\n\nHuman:") for one in texts):
+            chosen, rejected = (_human(str(row.take(key))) for key in pair)
+        else:
+            chosen, rejected = (_continuation(row.take(key), key, unused)[0] for key in pair)
+        messages = []
+        if chosen[0]["role"] == "assistant":
+            messages, _ = _prompt(row, unused)
+        else:
+            row.take(*CONVERSATIONS), row.take(*PROMPTS)  # which say the same again
+            messages, chosen, rejected = _apart(chosen, rejected)
+    if not messages:
+        raise RowError(NO_PROMPT)
+    messages = _system(row, messages) + messages
+    if chosen == rejected:
+        raise RowError(EQUAL)
+    defined = _tools(row)
+    for side in (chosen, rejected):
+        if not side or side[0]["role"] != "assistant":
+            raise RowError(NO_ANSWER, "what is chosen and what is rejected begin with an assistant's turn")
+        checked(messages + side, defined)
+        _not_empty(side)
+    return Preference(messages, chosen, rejected, defined, where)
+
+
+def _apart(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Two whole conversations as what they share, and how each goes on."""
+    if chosen == rejected:
+        raise RowError(EQUAL)
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    while shared and not all(shared < len(side) and side[shared]["role"] == "assistant" for side in (chosen, rejected)):
+        shared -= 1
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _human(said: str) -> Messages:
+    """The turns of a text of HH-RLHF."""
+    _, *parts = HUMAN.split(said)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[name], "content": words} for name, words in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _prompt(row: Row, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
+    """What comes before the answer: a conversation so far, or history, instruction and what it is about."""
+    key = row.has(CONVERSATIONS)
+    if key is not None:
+        return turns(row.take(key), key, unused)
+    key = row.has(PROMPTS)
+    if key is None:
+        return [], ()
+    given = row.take(key)
+    if isinstance(given, Mapping) and "messages" in given:  # OpenAI's preferences: {"messages": ..., "tools": ...}
+        if given.get("tools"):
+            row.values.setdefault("tools", given["tools"])
+        return turns(given["messages"], key, unused)
+    past, untrained = turns(row.take("history"), "history", unused) if row.values.get("history") else ([], ())
+    if isinstance(given, list | Mapping):
+        return turns(given, key, unused)
+    about = row.has(tuple(one for one in CONTEXTS if one != key))
+    parts = [text(given, key)] + ([text(row.take(about), about)] if about is not None else [])
+    question = "\n".join(part for part in parts if part)
+    if not question.strip():
+        raise RowError(NO_PROMPT, f"{key} is empty")
+    return [*past, {"role": "user", "content": question}], untrained
+
+
+def _continuation(value: Any, at: str, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
+    """An answer as messages: a text, a message or a list of them."""
+    if isinstance(value, list | Mapping):
+        messages, untrained = turns(value, at, unused)
+        if not messages:
+            raise RowError(NO_ANSWER, f"{at} is empty")
+        return messages, untrained
+    return [{"role": "assistant", "content": text(value, at)}], ()
+
+
+def _system(row: Row, messages: Messages) -> Messages:
+    """The row's own system prompt, unless the conversation has one."""
+    given = row.take(*SYSTEMS)
+    if not given or (messages and messages[0]["role"] == "system"):
+        return []
+    return [{"role": "system", "content": text(given, "system")}]
+
+
+def _tools(row: Row) -> Tools | None:
+    return tools(row.take("tools", "functions"), "tools")
+
+
+def _label(row: Row) -> bool | None:
+    """Whether an answer is wanted; other labels, such as a class's number, are no such thing."""
+    key = row.has(LABELS)
+    return row.take(key) if key is not None and isinstance(row.values[key], bool) else None
+
+
+def _text(row: Row, where: str) -> Record | None:
+    key = row.has(TEXTS)
+    if key is None or not isinstance(row.values[key], str):
+        return None
+    return _document(row.take(key), where)
+
+
+def _document(words: str, where: str) -> PlainText:
+    if not words.strip():
+        raise RowError(EMPTY_TEXT)
+    return PlainText(words, where)
+
+
+def checked(messages: Messages, defined: Tools | None) -> None:
+    """ValueError where the renderer's own checks would refuse it."""
+    read_messages(messages)
+    read_tools(defined)
+
+
+def _not_empty(messages: Messages) -> None:
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
+            raise RowError(EMPTY_ANSWER, f"message {i + 1} of {len(messages)}")

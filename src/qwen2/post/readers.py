@@ -1,0 +1,170 @@
+"""Files of post-training data, row by row: JSON lines, JSON arrays, Parquet, plain text; also compressed (.gz, .zst), also folders.
+
+What a file is, its content says and not its name; what a row is, the row (formats.py), so that files of mixed formats are read as they
+are. A row that cannot be used is `Skipped`, and the rows behind it are read; only behind a mistake in the syntax of a JSON array, or
+where a compressed file is cut short, nothing more can be found, which is one `Skipped` that says so.
+
+A file of plain text (.txt, .md) without empty lines has a document a line, as LLaMA-Factory and ms-swift take it; with empty lines, which
+then divide paragraphs, it is one document.
+
+    for record in read(["alpaca.json", "folder/"]): ...
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen2.post.formats import record
+from qwen2.post.records import PlainText, Record, Skipped
+
+ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zst")
+PROSE = (".txt", ".md")
+NOT_JSON, NOT_UTF8, CUT_SHORT = "not JSON", "not UTF-8", "a file that does not go on"
+STRAY = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as "surrogateescape" reads it
+SPACE = re.compile(r"[\s,]*")
+Rows = Iterator[tuple[int, Any]]  # number, and the row, a PlainText or a Skipped
+
+
+def read(paths: str | Path | Iterable[str | Path], unused: Counter[str] | None = None) -> Iterator[Record]:
+    """The records of files and folders, in order. `unused` counts columns that nothing was made of, by name.
+
+    FileNotFoundError where a file is not there, ValueError for a folder without data and a file that is none of these kinds.
+    """
+    unused = Counter() if unused is None else unused
+    for path in files([paths] if isinstance(paths, str | Path) else paths):
+        for number, row in _rows(path):
+            where = f"{path}:{number}"
+            if isinstance(row, Skipped):
+                yield Skipped(row.why, where, row.detail)
+            elif isinstance(row, PlainText):
+                yield PlainText(row.text, where)
+            else:
+                yield record(row, where, unused)
+
+
+def files(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Files as they are named, those of a folder by their names."""
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(one for one in path.rglob("*") if one.suffix in ENDINGS and one.is_file() and one.name != "dataset_info.json")
+        if not found:
+            raise ValueError(f"{path}: no data in this folder; its files would end in {', '.join(ENDINGS)}")
+        yield from found
+
+
+def _rows(path: Path) -> Rows:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"PAR1":
+        yield from _parquet(path)
+        return
+    data, problem = _bytes(path, magic)
+    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if start == b"[":
+        yield from _array(data)
+    elif start == b"{" or name.endswith((".json", ".jsonl", ".ndjson")):
+        yield from _objects(data)
+    elif name.endswith(PROSE):
+        yield from _prose(data)
+    elif start:
+        raise ValueError(f"{path}: neither JSON lines, nor a JSON array, nor Parquet; a plain text's name ends in .txt")
+    if problem:
+        yield 1 + data.count(b"\n"), Skipped(CUT_SHORT, "", problem)
+
+
+def _bytes(path: Path, magic: bytes) -> tuple[bytes, str]:
+    """What a file holds, as far as it can be read, and what ended it before its time."""
+    if magic[:2] == b"\x1f\x8b":
+        stream: Any = gzip.GzipFile(path)
+    elif magic == b"\x28\xb5\x2f\xfd":
+        import pyarrow
+
+        stream = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    else:
+        return path.read_bytes(), ""
+    pieces: list[bytes] = []
+    with stream:
+        try:
+            while piece := stream.read1(1 << 20):
+                pieces.append(piece)
+        except (EOFError, OSError, zlib.error) as error:
+            return b"".join(pieces), f"{type(error).__name__}: {error}"
+    return b"".join(pieces), ""
+
+
+def _objects(data: bytes) -> Rows:
+    """A JSON object a line; or, where the first line alone is none, one object over several lines."""
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    first = next((line for line in lines if line.strip()), b"")
+    if isinstance(_parsed(first), Skipped) and not isinstance(whole := _parsed(data.removeprefix(b"\xef\xbb\xbf")), Skipped):
+        yield 1, whole
+        return
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _parsed(line)
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Skipped(NOT_UTF8, "", f"byte {error.start + 1}: {error.reason}")
+    except (ValueError, RecursionError) as error:
+        return Skipped(NOT_JSON, "", str(error))
+
+
+def _array(data: bytes) -> Rows:
+    """The elements of a JSON array, one at a time."""
+    words = data.decode("utf-8-sig", "surrogateescape")
+    decoder, at, number = json.JSONDecoder(), words.index("[") + 1, 0
+    while True:
+        at = SPACE.match(words, at).end()  # type: ignore[union-attr]
+        number += 1
+        if words[at : at + 1] == "]":
+            return
+        start = at
+        try:
+            row, at = decoder.raw_decode(words, at)
+        except (ValueError, RecursionError) as error:
+            yield number, Skipped(NOT_JSON, "", f"{error}; nothing behind it in this file can be read")
+            return
+        broken = STRAY.search(words, start, at)
+        yield number, Skipped(NOT_UTF8, "", f"byte {ord(broken[0]) - 0xDC00:#x}") if broken else row
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        yield number + 1, Skipped(CUT_SHORT, "", str(error))
+
+
+def _prose(data: bytes) -> Rows:
+    lines = data.removeprefix(b"\xef\xbb\xbf").strip().split(b"\n")
+    single = all(line.strip() for line in lines)
+    for number, document in enumerate(lines if single else [b"\n".join(lines)], start=1):
+        try:
+            yield number, PlainText(document.decode("utf-8").strip("\r"), "")
+        except UnicodeDecodeError as error:
+            yield number, Skipped(NOT_UTF8, "", f"byte {error.start + 1}: {error.reason}")

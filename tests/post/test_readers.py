@@ -1,0 +1,150 @@
+"""Files of post-training data: kinds told by content, rows one by one, damage counted and never silent."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen2.post.readers import CUT_SHORT, NOT_JSON, NOT_UTF8, files, read
+from qwen2.post.records import Example, PlainText, Preference, Record, Skipped
+
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "q1", "output": "a1"},
+    {"conversations": [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}]},
+    {"messages": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]},
+    {"prompt": "q1", "chosen": "a1", "rejected": "a2"},
+    {"text": "A document."},
+]
+KINDS = [Example, Example, Example, Preference, PlainText]
+
+
+def kinds(records: list[Record]) -> list[type]:
+    return [type(record) for record in records]
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data"])
+def test_a_file_of_mixed_formats_is_read_row_by_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(lines(ROWS))
+    found = list(read(tmp_path / name))
+    assert kinds(found) == KINDS
+    assert [record.where for record in found] == [f"{tmp_path / name}:{number}" for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "data.jsonl").write_text("\ufeff " + json.dumps(ROWS, indent=indent), encoding="utf-8")
+    assert kinds(list(read(tmp_path / "data.jsonl"))) == KINDS
+
+
+def test_one_object_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(ROWS[0], indent=2))
+    assert kinds(list(read(tmp_path / "data.json"))) == [Example]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    talk = [{"role": "user", "content": "q1", "tool_calls": None}, {"role": "assistant", "content": "a1", "tool_calls": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": talk}, {"messages": talk[:1]}]), tmp_path / "data.bin")
+    found = list(read(tmp_path / "data.bin"))
+    assert kinds(found) == [Example, Skipped]
+    assert found[1].where.endswith("data.bin:2")
+    whole = (tmp_path / "data.bin").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    (cut,) = read(tmp_path / "cut.parquet")
+    assert isinstance(cut, Skipped)
+    assert cut.why == CUT_SHORT
+
+
+def test_compressed_files(tmp_path: Path) -> None:
+    import pyarrow
+
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
+    with pyarrow.output_stream(str(tmp_path / "b.jsonl.zst"), compression="zstd") as stream:
+        stream.write(lines(ROWS))
+    assert kinds(list(read(tmp_path))) == KINDS * 2
+
+
+def test_a_compressed_file_that_is_cut_short_gives_what_it_has_and_says_so(tmp_path: Path) -> None:
+    many = lines([{"instruction": f"q{number}", "output": str(number * number)} for number in range(4000)])
+    whole = gzip.compress(many)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    found = list(read(tmp_path / "a.jsonl.gz"))
+    assert sum(isinstance(record, Example) for record in found) > 1000
+    assert isinstance(found[-1], Skipped)
+    assert found[-1].why == CUT_SHORT
+
+
+def test_plain_text_has_a_document_a_line_or_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One.\nTwo.\r\nThree.\n", newline="")
+    (tmp_path / "b.txt").write_text("A chapter.\n\nIts second paragraph.\n")
+    assert [record.text for record in read(tmp_path / "a.txt") if isinstance(record, PlainText)] == ["One.", "Two.", "Three."]
+    assert [record.text for record in read(tmp_path / "b.txt") if isinstance(record, PlainText)] == ["A chapter.\n\nIts second paragraph."]
+
+
+def test_lines_that_are_broken_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    good = lines(ROWS[:1])
+    (tmp_path / "a.jsonl").write_bytes(good + b"{not json\n" + b'{"instruction": "\xff\xfe", "output": "x"}\n' + b"\n" + b"7\n" + good)
+    found = list(read(tmp_path / "a.jsonl"))
+    assert [record.why if isinstance(record, Skipped) else record.where.rpartition(":")[2] for record in found] == [
+        "1",
+        NOT_JSON,
+        NOT_UTF8,
+        "no known format",
+        "6",
+    ]
+
+
+def test_a_file_whose_first_line_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"{not json\n" + lines(ROWS))
+    assert kinds(list(read(tmp_path / "a.jsonl"))) == [Skipped, *KINDS]
+
+
+def test_an_array_with_a_broken_row_and_one_with_broken_syntax(tmp_path: Path) -> None:
+    rows = [json.dumps(row).encode() for row in ROWS]
+    (tmp_path / "a.json").write_bytes(b"[" + b",".join([rows[0], b'{"text": "\xff"}', rows[4]]) + b"]")
+    found = list(read(tmp_path / "a.json"))
+    assert kinds(found) == [Example, Skipped, PlainText]
+    assert isinstance(found[1], Skipped)
+    assert found[1].why == NOT_UTF8
+    (tmp_path / "b.json").write_bytes(b"[" + rows[0] + b"," + rows[1][:-5])
+    found = list(read(tmp_path / "b.json"))
+    assert kinds(found) == [Example, Skipped]
+    assert isinstance(found[1], Skipped)
+    assert found[1].why == NOT_JSON
+    assert "nothing behind it" in found[1].detail
+
+
+def test_what_deep_nesting_does(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": ' + b"[" * 200_000 + b"\n" + lines(ROWS[:1]))
+    assert kinds(list(read(tmp_path / "a.jsonl"))) == [Skipped, Example]
+
+
+def test_folders_and_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        list(read([tmp_path / "missing.jsonl"]))
+    with pytest.raises(ValueError, match="no data in this folder"):
+        list(read(tmp_path))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match="neither JSON lines"):
+        list(read(tmp_path / "picture.png"))
+    for name in ("b.jsonl", "a.jsonl", "dataset_info.json"):
+        (tmp_path / name).write_bytes(lines(ROWS[:1]))
+    assert [path.name for path in files([tmp_path])] == ["a.jsonl", "b.jsonl"]
+
+
+def test_unused_columns_of_all_files_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"text": "x", "source": 1}, {"text": "y", "source": 2, "url": 3}]))
+    unused: Counter[str] = Counter()
+    assert len(list(read(tmp_path / "a.jsonl", unused))) == 2
+    assert unused == {"source": 2, "url": 1}
