@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from qwen2.config import MoEConfig, ModelConfig, tiny
+from qwen2.config import ModelConfig, MoEConfig, tiny
 from qwen2.model.lora import LoraSettings, add_lora, lora_parameters
 from qwen2.train import checkpoint
 from qwen2.train.folder import RunFolder
