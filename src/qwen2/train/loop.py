@@ -116,7 +116,7 @@ class Loop(Generic[B]):
                     self.save()
                     since += time.perf_counter() - paused
         if self.world.main:
-            draw(self.folder.path)
+            draw(self.folder.path, self.task.evaluated)
         return state
 
     def step(self) -> Step | None:
@@ -253,8 +253,8 @@ class Loop(Generic[B]):
                 self.metrics.write({"step": self.state.step, "eval": dict(values)})
             mean = sum(values.values()) / len(values)
             self.progress.say(
-                f"step {self.state.step:,}: {mean:.4f} bits per byte, the mean of {len(values)}"
-                if len(values) > 1
+                f"step {self.state.step:,}: {mean:.4f} {self.task.evaluated}, the mean of {len(values)}"
+                if len(values) > 1 and self.task.evaluated
                 else f"step {self.state.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             )
         return values

@@ -90,7 +90,7 @@ def _writer(folder: Path, resumed_at: int) -> Any:
     return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at > 0 else None)
 
 
-def draw(folder: Path) -> Path:
+def draw(folder: Path, evaluated: str = "bits per byte") -> Path:
     """The curves of a run as `curves.png`: loss, rate and norm, speed, evaluations by name. Raises ValueError without matplotlib."""
     try:
         import matplotlib
@@ -114,7 +114,7 @@ def draw(folder: Path) -> Path:
     for name in sorted({name for line in evaluations for name in line["eval"]}):
         drawn = [(line["step"], line["eval"][name]) for line in evaluations if line["eval"].get(name) is not None]
         last.plot([step for step, _ in drawn], [value for _, value in drawn], marker=".", linewidth=1, label=name)
-    last.set(title="bits per byte", xlabel="step")
+    last.set(title=evaluated if evaluated else "evaluation", xlabel="step")
     if evaluations:
         last.legend(fontsize=6, ncols=3)
     path, draft = folder / "curves.png", folder / ".curves.part.png"

@@ -30,6 +30,7 @@ class Task(Generic[B]):
     local: a micro-batch, as this rank computes it (`World.local`).
     state, resume: where the data stands, as JSON can hold it, and going on from there.
     evaluate: what the weights are worth, by name; called with the network in evaluation mode and no gradients.
+    evaluated: what the names are, where all have one measure, of which the mean is shown; empty where each has its own.
     flops: a token's, forward and backward, for utilisation.
     """
 
@@ -41,4 +42,5 @@ class Task(Generic[B]):
     state: Callable[[], dict[str, Any]]
     resume: Callable[[Mapping[str, Any]], object]
     evaluate: Callable[[Qwen2], Mapping[str, float]] | None = None
+    evaluated: str = "bits per byte"
     flops: float = 0.0
