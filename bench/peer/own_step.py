@@ -52,7 +52,7 @@ def fixed_task(config: ModelConfig, settings: PretrainSettings, world: World) ->
     def nothing(state: Any) -> None:
         """There is no place to go on from."""
 
-    loss = next_token_loss(settings, world)
+    loss = next_token_loss(settings.z_loss, settings.balance, world)
     parts = (lambda batch: batch.targets, lambda batch: len(batch.tokens), world.local)
     return Task(next_step, loss, *parts, dict, nothing, flops=flops_per_token(config))
 

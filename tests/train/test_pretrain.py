@@ -122,7 +122,7 @@ def test_the_mixtures_balance_loss_is_weighed_by_tokens(shards: Shards):
     hidden = network(batch.tokens, packed_attend(MOE, batch.positions, batch.lengths), router)
     plain, count, _ = cross_entropy(network, hidden, batch.labels)
     balance = load_balancing_loss(router, MOE.moe, batch.labels != -100)  # type: ignore[arg-type]
-    total, sums = next_token_loss(settings(balance=0.5), World())(network, batch)
+    total, sums = next_token_loss(0.0, 0.5, World())(network, batch)
     assert total.item() == pytest.approx(plain.item() + 0.5 * count * balance.item(), rel=1e-6)
     assert sums["balance"].item() == pytest.approx(count * balance.item(), rel=1e-6)
     total.backward()

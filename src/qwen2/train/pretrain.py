@@ -96,18 +96,18 @@ class RouterLogits(UserList[Tensor]):
     """What each mixture layer's router said. No list: FSDP hands on copies of lists among a layer's arguments, and appending is lost."""
 
 
-def next_token_loss(settings: PretrainSettings, world: World) -> Any:
-    """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts where they are wanted."""
+def next_token_loss(z_loss: float, balanced: float, world: World) -> Any:
+    """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts by their weights."""
 
     def loss(network: Qwen2, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         moe = network.config.moe
         router_logits = None if moe is None else RouterLogits()
         hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
-        total, count, sums = cross_entropy(network, hidden, batch.labels, settings.z_loss)
+        total, count, sums = cross_entropy(network, hidden, batch.labels, z_loss)
         if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
             return total, sums
         balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
-        return total + settings.balance * balance, {**sums, "balance": balance.detach()}
+        return total + balanced * balance, {**sums, "balance": balance.detach()}
 
     return loss
 
@@ -119,7 +119,7 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     batches = held_out(job.shards, settings.length, settings.micro_batch * settings.length, settings.eval_tokens)
     return Task(
         next_step=data.next_step,
-        loss=next_token_loss(settings, world),
+        loss=next_token_loss(settings.z_loss, settings.balance, world),
         targets=lambda batch: batch.targets,
         tokens=lambda batch: len(batch.tokens),
         local=world.local,

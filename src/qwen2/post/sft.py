@@ -1,0 +1,172 @@
+"""Supervised fine-tuning: conversations become rows, the loss is that of what an assistant says, and the end is a chat model.
+
+Examples are packed into rows (packing.py) and attended to each inside itself, so that a row's neighbours change nothing; the batch is
+ragged, so there is no padding. The loss is the sum over all learned tokens of a step divided by their number. A run by epochs ends
+with the last row of its last epoch, however few rows that step has.
+
+What is left out: reading files (readers.py) and tokens (encode.py, examples.py), and the step itself (train/loop.py).
+
+    sft(Job(collect(read(["data.jsonl"]), template, settings), model, settings, Path("run")))     # RUN/model answers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from qwen2.data.batches import IGNORE, Batch, Row, pack
+from qwen2.post.chat_model import as_chat, export, keep_texts
+from qwen2.post.packing import PackedRows
+from qwen2.post.samples import Samples
+from qwen2.train.folder import RunFolder
+from qwen2.train.loop import Loop, State
+from qwen2.train.loss import cross_entropy
+from qwen2.train.place import origin
+from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
+from qwen2.train.settings import as_dict
+from qwen2.train.task import Task
+from qwen2.train.world import World
+
+if TYPE_CHECKING:
+    from qwen2.model import Qwen2
+    from qwen2.post.examples import Collected, Examples
+    from qwen2.post.sft_settings import SftSettings
+    from qwen2.weights.model import Model
+
+HELD_OUT_LOSS = "held-out loss"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its data, the model that it starts from and that is trained in place, where it is kept."""
+
+    data: Collected
+    start: Model
+    settings: SftSettings
+    out: Path
+    source: str | None = None  # what `start` was loaded from
+    resume: bool = False
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What the run's config.json says."""
+        examples, held_out, template = self.data.examples, self.data.held_out, self.start.template
+        data = {"sha256": examples.sha256(), "examples": len(examples), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
+        texts = {"template": template.style, "system": template.default_system}
+        return {
+            "settings": as_dict(self.settings),
+            "model": self.start.config.to_hf(),
+            "data": data,
+            "texts": texts,
+            "from": origin(self.source, self.out),
+        }
+
+
+class Data:
+    """The rows of a run, cut into this rank's micro-batches."""
+
+    def __init__(self, examples: Examples, settings: SftSettings, world: World) -> None:
+        if settings.batch % world.data_size:
+            raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different rows need a multiple of that")
+        self.examples, self.settings, self.world = examples, settings, world
+        self.rows = PackedRows(examples.lengths, settings.length, settings.packing, settings.seed)
+        total = self.rows.total(settings.epochs) if settings.epochs else 0
+        self.last = total if settings.steps == -(-total // settings.batch) else None  # rows of the run, where epochs end it
+
+    def next_step(self) -> list[Batch]:
+        """The micro-batches of the next step; every rank reads all rows and keeps its own.
+
+        Where the last rows are no multiple of the ranks, further ones without targets fill them up.
+        """
+        left = 0 if self.last is None else self.last - self.rows.taken
+        rows = [self.examples.row(next(self.rows)) for _ in range(min(self.settings.batch, left) if left > 0 else self.settings.batch)]
+        while len(rows) % self.world.data_size:
+            rows.append(without_targets(rows[-1]))
+        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.micro_batch
+        return [pack(own[start : start + size]) for start in range(0, len(own), size)]
+
+
+def without_targets(row: Row) -> Row:
+    """The same row, of which nothing is learned."""
+    return Row(row.tokens, np.full_like(row.labels, IGNORE), row.lengths)
+
+
+def steps_of(examples: Examples, settings: SftSettings) -> int:
+    """Steps of a run by epochs."""
+    rows = PackedRows(examples.lengths, settings.length, settings.packing, settings.seed).total(settings.epochs)
+    return -(-rows // settings.batch)
+
+
+def held_out_batches(examples: Examples, settings: SftSettings) -> list[Batch]:
+    """At most `eval_rows` rows of held-out examples, the same ones every time."""
+    if not len(examples):
+        return []
+    stream = PackedRows(examples.lengths, settings.length, settings.packing, 0)
+    rows = [examples.row(indices) for indices in stream.rows[: settings.eval_rows]]
+    return [pack(rows[start : start + settings.micro_batch]) for start in range(0, len(rows), settings.micro_batch)]
+
+
+def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
+    """The mean loss, in nats, of all learned tokens of the batches. Every rank computes all of it."""
+    total, count = 0.0, 0
+    for whole in batches:
+        batch = world.local(whole)
+        hidden = network(batch.tokens, world.attend(network.config, batch))
+        _, _, sums = cross_entropy(network, hidden, batch.labels)
+        total += float(sums["nll"])
+        count += whole.targets
+    return world.sum([total])[0] / world.data_size / max(count, 1)
+
+
+def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, float]] | None = None) -> Task[Batch]:
+    """Fine-tuning as the loop takes it."""
+    data = Data(job.data.examples, job.settings, world)
+    return Task(
+        next_step=data.next_step,
+        loss=next_token_loss(job.settings.z_loss, job.settings.balance, world),
+        targets=lambda batch: batch.targets,
+        tokens=lambda batch: len(batch.tokens),
+        local=world.local,
+        state=data.rows.state,
+        resume=data.rows.resume,
+        evaluate=evaluate,
+        flops=flops_per_token(job.start.config),
+    )
+
+
+def sft(job: Job, world: World | None = None) -> State:
+    """Run the job and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
+    world = World() if world is None else world
+    with RunFolder(job.out, world.main) as folder:
+        job = replace(job, settings=world.agreed(job.settings), start=as_chat(job.start))
+        check(job)
+        changed = folder.begin(job.sections(), job.resume)
+        if world.main:
+            keep_texts(job.start, folder.tokenizer)
+        world.barrier()
+        torch.manual_seed(job.settings.seed)  # of what training draws, such as dropout
+        batches = held_out_batches(job.data.held_out, job.settings)
+        samples = Samples(job.data.prompts or job.data.first, job.start, job.settings, folder.path / "samples.jsonl")
+
+        def evaluate(network: Qwen2) -> dict[str, float]:
+            found = {HELD_OUT_LOSS: held_out_loss(network, batches, world)} if batches else {}
+            if world.size == 1:  # a network that is divided cannot be asked by one rank
+                samples(network, loop.state.step)
+            return found
+
+        loop = Loop(job.start.network, make_task(job, world, evaluate), job.settings, folder, world)
+        state = loop.run(job.resume, changed)
+        with loop.averaged():
+            export(job.start, whole_network(loop.network, world), folder.model, job.settings.export_dtype, world)
+        return state
+
+
+def check(job: Job) -> None:
+    """ValueError where the model cannot be trained on these rows."""
+    config, settings = job.start.config, job.settings
+    if settings.length > config.window:
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take rows of at most that")
