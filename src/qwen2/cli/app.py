@@ -47,6 +47,7 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
         "qwen2 tokenizer train documents/ --out tokenizer",
     ),
     "pretrain": ("Train a model on token shards.", "qwen2 pretrain corpus/shards --out run --size nano --steps 500"),
+    "dpo": ("Train a model on pairs of answers, one better than the other.", "qwen2 dpo runs/sft pairs.jsonl --out runs/dpo"),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
     "budget": ("Choose a model and its steps by how fast this machine trains.", "qwen2 budget shards --out budget --seconds 600"),
     "report": ("Show what became of a recipe's stages: report.json and one HTML page.", "qwen2 report page runs/out/base"),

@@ -118,8 +118,9 @@ class Reader:
                 sums = answer_logprobs(self.network, branch(part).to(self.device))
                 found.append(sums.view(len(part), -1))
                 at += len(part)
-                for group in part if bar is not None else ():
-                    bar.advance(group.tokens, finished=True)
+                if bar is not None:
+                    for group in part:
+                        bar.advance(group.tokens, finished=True)
         self.network.train(training)
         return torch.cat(found)
 
@@ -184,17 +185,21 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
     def evaluate(network: Qwen2) -> dict[str, float]:
         total: dict[str, float] = {}
         for batch in data.batches(held_out):
-            value, sums = loss(network, world.local(batch))
+            value, sums = loss(network, batch.to(world.device))
             for name, sum_of in {"loss": value, **sums}.items():
                 total[name] = total.get(name, 0.0) + float(sum_of)
         shown = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
-        return {name: total[name] / len(held_out) for name in shown if name in total}
+        found = {name: total[name] / len(held_out) for name in shown if name in total}
+        if "wanted" in total:
+            counts = {"wanted": total["wanted"], "unwanted": len(held_out) - total["wanted"]}
+            found |= {f"reward_{name}": total[f"reward_{name}"] / count for name, count in counts.items() if count}
+        return found
 
     return evaluate
 
 
 def flops_per_token(network: Qwen2) -> float:
-    """Forward and backward of the layers: six for each weight, four for a frozen one; attention and the head, of answers alone, left out."""
+    """Forward and backward of the layers: six for each weight, four for a frozen one. Attention and head are left out."""
     layers = list(network.model.layers.parameters())
     return float(sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers if parameter.dim() > 1))
 
@@ -206,7 +211,7 @@ def make_task(job: Job, network: Qwen2, data: Data, held_out: Data, world: World
         loss=pair_loss(job.settings),
         targets=lambda batch: len(batch.wanted) or len(batch.branches.counts) // 2,
         tokens=lambda batch: len(batch.branches.tokens),
-        local=world.local,
+        local=lambda batch: batch.to(world.device),
         state=data.order.state,
         resume=data.order.resume,
         evaluate=evaluation(held_out, job.settings, world) if len(held_out.items) else None,
@@ -272,7 +277,7 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these pairs, or the settings ask for what is not there."""
     config, settings = job.start.config, job.settings
-    if settings.length > config.window:
-        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take at most that")
     if settings.reference == "adapter" and job.lora is None:
         raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
+    if settings.length > config.window:
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take at most that")

@@ -35,7 +35,9 @@ class DpoSettings(Settings):
         "dpo", "What is minimised; kto also takes single answers with a label. orpo and simpo need no reference model."
     )
     beta: float = setting(0.0, "How strongly; 0 takes the loss's own: 0.1, of simpo 2, of length-normalised dpo 5. Of ipo it is tau.")
-    length_normalised: bool = setting(False, "Divide by answers' lengths, so that longer ones do not count more (dpo; others do by themselves).")
+    length_normalised: bool = setting(
+        False, "Divide by answers' lengths, so that longer ones do not count more (dpo; others do by themselves)."
+    )
     label_smoothing: float = setting(0.0, "The share of pairs that is held to be the wrong way round (dpo, simpo).")
     sft: float = setting(0.0, "Weight of the chosen answers' own cross-entropy beside the loss; keeps them from becoming unlikely too.")
     margin: float = setting(1.0, "By how much a chosen answer should be ahead: gamma of simpo.")

@@ -2,7 +2,8 @@
 
 Rewards are what a loss lets a model be paid by: beta times the ratio to the reference, or times the mean log-probability where there is
 none. Accuracy counts pairs whose chosen answer has the higher one, ties half; the margin is the difference. For KTO, whose answers have no
-partner, both are about the divergence: how far an answer lies on its side of it.
+partner, both are about the divergence: how far an answer lies on its side of it; and rewards are summed over wanted answers and over the
+others, so that over `wanted` (and what is left of 1) they are means.
 
     losses, sums = pairs_objective(settings)(sums, counts, reference)
 """
@@ -65,6 +66,8 @@ def answers_objective(settings: DpoSettings) -> Callable[[Tensor, Tensor, Tensor
         ahead = beta * torch.where(wanted, ratios - divergence, divergence - ratios).detach()
         said = {"accuracy": (ahead > 0).float() + 0.5 * (ahead == 0), "margin": ahead, "wanted": wanted.float()}
         said |= {"divergence": torch.full_like(ahead, divergence), "logp": sums.detach(), "length": counts.float()}
+        rewards = beta * ratios.detach()
+        said |= {"reward_wanted": rewards * wanted, "reward_unwanted": rewards * ~wanted}
         return losses, {name: values.sum() for name, values in said.items()}
 
     return measure

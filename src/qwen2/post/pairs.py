@@ -137,7 +137,9 @@ def _take(found: Collected, record: Record, template: ChatTemplate, settings: Dp
     found.cut_tokens += cut
     items = found.held_out if held or is_held(group.prompt, settings.eval_share) else found.items
     labels = [record.label] if isinstance(record, Example) else [True, False]
-    for groups, label in [(Group(group.prompt, (a,)), b) for a, b in zip(group.answers, labels, strict=True)] if single else [(group, None)]:
+    for groups, label in (
+        [(Group(group.prompt, (a,)), b) for a, b in zip(group.answers, labels, strict=True)] if single else [(group, None)]
+    ):
         items.groups.append(groups)
         items.where.append(record.where)
         items.wanted += [] if label is None else [label]

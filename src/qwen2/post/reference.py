@@ -83,5 +83,5 @@ def weights_sha256(network: Qwen2) -> str:
     for name, tensor in network.tensors():
         wide = tensor.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {list(wide.shape)}".encode())
-        digest.update(memoryview(wide.numpy()).cast("B"))
+        digest.update(wide.numpy().data)
     return digest.hexdigest()
