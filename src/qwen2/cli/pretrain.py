@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, make_dataclass, replace
-from dataclasses import field as new_field
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Parameter
 
 from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
+from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.train.changes import with_end
 from qwen2.train.folder import numbered, steps_done
 from qwen2.train.place import found_again, source_of
@@ -28,19 +28,10 @@ THETA = 10_000.0  # of a first stage; a long-context stage takes 1,000,000 (Qwen
 HINTS = get_type_hints(PretrainSettings)
 
 
-def _flag(name: str, default: Any, text: str) -> tuple[str, Any, Any]:
-    hint, switch = list[str] if HINTS[name] == tuple[str, ...] else HINTS[name], HINTS[name] is bool
-    shown = str(default).lower() if switch else str(default)
-    known = switch or (default not in (0, ()) and name != "steps")
-    parameter = Parameter(help=text, show_default=shown if known else False, negative=None if switch else ())
-    return name, Annotated[Optional[hint], parameter], new_field(default=None)  # noqa: UP045
-
-
 if TYPE_CHECKING:
     Flags = PretrainSettings
-else:  # an optional field per setting; None where the flag was not given, so that a resumed run keeps its own
-    Flags = make_dataclass("Flags", [_flag(f.name, f.default, f.metadata["help"]) for f in fields(PretrainSettings)], frozen=True)
-    Flags.__module__ = __name__
+else:
+    Flags = settings_flags(PretrainSettings, __name__, unknown=("steps",))
 NO_FLAGS = Flags()
 
 
@@ -98,7 +89,7 @@ def pretrain(
     from qwen2.data.shards import Shards
 
     opened = Shards.open(shards, remember=True) if first_here() else Shards.open(shards, verify=False)
-    settings, written = _settings(what, opened, {f.name: getattr(flags, f.name) for f in fields(flags)})
+    settings, written = _settings(what, opened, given(flags))
     check_device(what.device)
 
     import torch
@@ -116,12 +107,11 @@ def pretrain(
         print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
 
 
-def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
+def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
     """The settings of this run, and what its config.json says where it is resumed."""
     from qwen2.weights.json_object import read_json
 
-    given = {name: tuple(value) if name == "weight" else value for name, value in flags.items() if value is not None}
-    if what.tokens is not None and "steps" in given:
+    if what.tokens is not None and "steps" in chosen:
         raise ValueError("--tokens and --steps: give one of them")
     base: dict[str, Any] = {}
     written = None
@@ -134,7 +124,7 @@ def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[Pretra
         unknown = base.keys() - HINTS.keys()
         if unknown:
             raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")
-    wanted = {**base, **given}
+    wanted = {**base, **chosen}
     if what.tokens is not None or "steps" not in wanted:
         row = {f.name: wanted.get(f.name, f.default) for f in fields(PretrainSettings) if f.name in ("length", "batch")}
         total = what.tokens if what.tokens is not None else sum(record.tokens for record in shards.select("train"))
@@ -144,7 +134,7 @@ def _settings(what: What, shards: Shards, flags: dict[str, Any]) -> tuple[Pretra
             moved = with_end(base, wanted["steps"], steps_done(what.out / "checkpoints"))
         except ValueError as error:
             raise ValueError(f"{what.out}: settings: {error}") from None
-        wanted = {**moved, **given, "steps": wanted["steps"]}
+        wanted = {**moved, **chosen, "steps": wanted["steps"]}
     return PretrainSettings(**wanted), written
 
 

@@ -5,8 +5,8 @@ by alpha / sqrt(r) instead of alpha / r. DoRA (arXiv 2402.09353) gives each row 
 length that it has is no part of the gradient (section 4.3). First values are PEFT's: A uniform within 1 / sqrt(I), B zero.
 
 An adapted layer is the layer that it replaces, with its weights and names, plus an `adapter`; plain and packed layers alike (a packed
-one is QLoRA). Layers share a `Switch`, by which the base alone can be asked. Where a gradient is recorded, a step of plain float32
-layers is one function (training_frozen.py); what stands here is the same in torch, for everything else.
+one is QLoRA). Layers share a `Switch`, by which the base alone can be asked. Where a gradient is recorded, a step of these
+layers is one function (training_frozen.py); what stands here is the same in torch, for DoRA and for everything else.
 
 Left out: embeddings and routed experts as targets, and PEFT's folders (weights/adapter.py).
 

@@ -12,14 +12,16 @@ What is left out: reading files (readers.py) and tokens (encode.py, examples.py)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
+from qwen2.model.lora import add_lora
 from qwen2.post.chat_model import as_chat, export, keep_texts
 from qwen2.post.packing import PackedRows
 from qwen2.post.samples import Samples
@@ -28,11 +30,15 @@ from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
 from qwen2.train.place import origin
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
+from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
 from qwen2.train.task import Task
 from qwen2.train.world import World
+from qwen2.weights.adapter import save_adapter
+from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
+    from qwen2.config import ModelConfig
     from qwen2.model import Qwen2
     from qwen2.post.examples import Collected, Examples
     from qwen2.post.sft_settings import SftSettings
@@ -51,18 +57,20 @@ class Job:
     out: Path
     source: str | None = None  # what `start` was loaded from
     resume: bool = False
+    lora: LoraSettings | None = None  # adapters that are trained instead of the weights
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the run's config.json says."""
         examples, held_out, template = self.data.examples, self.data.held_out, self.start.template
         data = {"sha256": examples.sha256(), "examples": len(examples), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
-        texts = {"template": template.style, "system": template.default_system}
+        weights = "packed" if self.start.network.packed else "float32"
         return {
             "settings": as_dict(self.settings),
             "model": self.start.config.to_hf(),
             "data": data,
-            "texts": texts,
+            "start": {"template": template.style, "system": template.default_system, "weights": weights},
             "from": origin(self.source, self.out),
+            **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
 
@@ -134,12 +142,13 @@ def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, f
         state=data.rows.state,
         resume=data.rows.resume,
         evaluate=evaluate,
+        evaluated="",
         flops=flops_per_token(job.start.config),
     )
 
 
 def sft(job: Job, world: World | None = None) -> State:
-    """Run the job and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
+    """Run the job and export its model, or its adapter; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     with RunFolder(job.out, world.main) as folder:
         job = replace(job, settings=world.agreed(job.settings), start=as_chat(job.start))
@@ -148,6 +157,10 @@ def sft(job: Job, world: World | None = None) -> State:
         if world.main:
             keep_texts(job.start, folder.tokenizer)
         world.barrier()
+        network = job.start.network
+        network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
+        if job.lora is not None:
+            add_lora(network, job.lora, torch.Generator().manual_seed(job.settings.seed))
         torch.manual_seed(job.settings.seed)  # of what training draws, such as dropout
         batches = held_out_batches(job.data.held_out, job.settings)
         samples = Samples(job.data.prompts or job.data.first, job.start, job.settings, folder.path / "samples.jsonl")
@@ -158,15 +171,27 @@ def sft(job: Job, world: World | None = None) -> State:
                 samples(network, loop.state.step)
             return found
 
-        loop = Loop(job.start.network, make_task(job, world, evaluate), job.settings, folder, world)
+        loop = Loop(network, make_task(job, world, evaluate), job.settings, folder, world)
         state = loop.run(job.resume, changed)
         with loop.averaged():
-            export(job.start, whole_network(loop.network, world), folder.model, job.settings.export_dtype, world)
+            if job.lora is None:
+                export(job.start, whole_network(loop.network, world), folder.model, job.settings.export_dtype, world)
+            elif world.main:
+                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, job.settings.export_dtype))
         return state
 
 
 def check(job: Job) -> None:
-    """ValueError where the model cannot be trained on these rows."""
-    config, settings = job.start.config, job.settings
+    """ValueError where the model cannot be trained on these rows, or the run that is resumed is one of adapters and this one is not."""
+    path = job.out / "config.json"
+    check_window(job.start.config, job.settings)
+    if job.lora is None and job.start.network.packed:
+        raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
+    if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
+        raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
+
+
+def check_window(config: ModelConfig, settings: SftSettings) -> None:
+    """ValueError where rows are longer than the model reads."""
     if settings.length > config.window:
-        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take rows of at most that")
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take --length of at most that")

@@ -1,0 +1,256 @@
+"""`qwen2 sft`: teach a model to answer, from files of conversations; or show, with --dry-run, what it would learn."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from qwen2.cli.lora_flags import NO_LORA, LoraFlags, lora_settings
+from qwen2.cli.ranks import ONE, Ranks, world_of
+from qwen2.cli.settings_flags import given, settings_flags
+from qwen2.post.sft_settings import LORA_LR, SftSettings
+from qwen2.train.changes import with_end
+from qwen2.train.folder import numbered, steps_done
+from qwen2.train.place import found_again, is_run, source_of
+
+if TYPE_CHECKING:
+    from qwen2.config.lora import LoraSettings
+    from qwen2.post.examples import Collected
+    from qwen2.post.start import Start
+    from qwen2.weights.model import Model
+
+if TYPE_CHECKING:
+    Flags = SftSettings
+else:
+    Flags = settings_flags(SftSettings, __name__, unknown=("steps",))
+NO_FLAGS = Flags()
+
+
+def _option(text: str, **more: Any) -> Parameter:
+    return Parameter(help=text, negative=(), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """Where the run goes, and what is shown of it before."""
+
+    out: Annotated[Path | None, _option("The run's folder: settings, metrics, samples, checkpoints, curves, the model at the end.")] = None
+    eval_data: Annotated[list[Path] | None, _option("Files of examples that are evaluated and not learned. May be repeated.")] = None
+    resume: Annotated[bool, _option("Go on with the run in --out from its last checkpoint; settings left out are the run's.")] = False
+    dry_run: Annotated[bool, _option("Train nothing: show the first examples' tokens, lengths, what is left out, time and memory.")] = False
+    show: Annotated[int, _option("Examples that --dry-run shows token by token.")] = 3
+    device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
+    threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
+
+    def __post_init__(self) -> None:
+        if self.out is None and self.resume:
+            raise ValueError("--resume: of which run? Name its folder with --out")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads {self.threads}: must be at least 1")
+        if self.show < 0:
+            raise ValueError(f"--show {self.show}: must be 0 or more")
+
+
+NOWHERE = What()
+
+
+def sft(
+    model: str,
+    /,
+    *data: Path,
+    what: Annotated[What, Parameter(name="*")] = NOWHERE,
+    flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
+    lora: Annotated[LoraFlags, Parameter(name="*")] = NO_LORA,
+    ranks: Annotated[Ranks, Parameter(name="*")] = ONE,
+) -> None:
+    """Fine-tune a model on conversations; the end is a Hugging Face folder, RUN/model, or an adapter, RUN/adapter.
+
+    Parameters
+    ----------
+    model
+        A name, a folder, a file, or a run.
+    data
+        Files or folders: JSON lines, JSON arrays, Parquet, text; alpaca, ShareGPT, OpenAI messages, prompts with completions, pairs.
+    """
+    from qwen2.cli.serve import check_device
+
+    if not data:
+        raise ValueError("name the data: qwen2 sft MODEL DATA..., files or folders of conversations")
+    if what.out is None and not what.dry_run:
+        raise ValueError("name the run's folder: --out runs/sft; or look first, with --dry-run")
+    check_device(what.device)
+    adapters, written = lora_settings(lora), _written(what)
+    if not is_run(model):
+        from qwen2.cli.pull import ensure
+
+        ensure(model)
+
+    import torch
+
+    from qwen2.post.sft import check_window
+    from qwen2.post.start import read_start
+
+    if what.threads is not None:
+        torch.set_num_threads(what.threads)
+    place = _start_of(model, what, written, adapters is not None)
+    start = read_start(place)
+    settings, found = _prepared(start, data, what, given(flags), written, adapters is not None)
+    check_window(start.config, settings)
+    if what.dry_run:
+        _preview(found, start, settings, adapters, _file_bytes(place) if lora.qlora else 0, what)
+    else:
+        _train(found, place, settings, what, adapters, lora.qlora, ranks, _recorded(model, what, written))
+
+
+def _train(
+    found: Collected,
+    place: str,
+    settings: SftSettings,
+    what: What,
+    adapters: LoraSettings | None,
+    packed: bool,
+    ranks: Ranks,
+    source: str,
+) -> None:
+    """Load the model and run the job."""
+    from qwen2.post.sft import Job
+    from qwen2.post.sft import sft as train
+
+    assert what.out is not None
+    loaded = _load(place, packed)
+    with world_of(what.device, ranks) as world:
+        if world.main:
+            for line in [*found.lines(), _rows(found, settings)]:
+                print(line, file=sys.stderr)
+        state = train(Job(found, loaded, settings, what.out, source, what.resume, adapters), world)
+    if world.main:
+        made = what.out / ("model" if adapters is None else "adapter")
+        print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+
+
+def _load(place: str, packed: bool) -> Model:
+    """The model whose weights, or whose adapters, are trained."""
+    from qwen2.train.saved import take
+    from qwen2.weights.model import load
+
+    if not packed:
+        return take(place, lambda text: print(text, file=sys.stderr), dtype="float32")
+    if is_run(place):
+        raise ValueError(f"--qlora: {place} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
+    return load(place, packed=True)
+
+
+def _start_of(model: str, what: What, written: dict[str, Any] | None, adapters: bool) -> str:
+    """What is loaded: the model that was named; or, where a run goes on from a checkpoint, that, or where its adapters' base is now."""
+    if written is None or what.out is None:
+        return model
+    if not adapters and numbered(what.out / "checkpoints"):
+        return str(what.out)
+    return found_again(written["from"], what.out) or model
+
+
+def _recorded(model: str, what: What, written: dict[str, Any] | None) -> str:
+    """The model that was named, as the run's record has it."""
+    assert what.out is not None
+    return source_of(model, None if written is None else written["from"], what.out)
+
+
+def _file_bytes(place: str) -> int:
+    """The size of a model's file, or of the files in its folder."""
+    from qwen2.weights.store import Store
+
+    path = Store().resolve(place)[0]
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
+def _written(what: What) -> dict[str, Any] | None:
+    """What the run's config.json says where it is resumed."""
+    from qwen2.weights.json_object import read_json
+
+    if not what.resume or what.out is None:
+        return None
+    path = what.out / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{what.out}: no run to resume here ({path.name} is missing); leave --resume out to start one")
+    written = read_json(path)
+    if "start" not in written or "data" not in written:
+        raise ValueError(f"{path}: not a run of qwen2 sft; name that with --out")
+    unknown = written["settings"].keys() - {f.name for f in fields(SftSettings)}
+    if unknown:
+        raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")
+    return written
+
+
+def _prepared(
+    start: Start, data: tuple[Path, ...], what: What, chosen: dict[str, Any], written: dict[str, Any] | None, adapters: bool
+) -> tuple[SftSettings, Collected]:
+    """The settings of this run, and its examples; steps follow from the examples where they were not given."""
+    from qwen2.post.examples import collect
+    from qwen2.post.readers import read
+    from qwen2.post.sft import steps_of
+
+    if "steps" in chosen and "epochs" in chosen:
+        raise ValueError("--steps and --epochs: give one of them")
+    base = {} if written is None else dict(written["settings"])
+    counted = {"epochs": 0.0} if "steps" in chosen and written is None else {}
+    wanted = {"steps": 1, **({"lr": LORA_LR} if adapters else {}), **counted, **base, **chosen}
+    settings = SftSettings(**wanted)
+    if what.eval_data and settings.eval_share:
+        raise ValueError("--eval-data and --eval-share: give one of them")
+    unused: Counter[str] = Counter()
+    found = collect(read(data, unused), start.template, settings, read(what.eval_data or [], unused))
+    found.unused = unused
+    if "steps" not in chosen and settings.epochs:
+        wanted["steps"] = steps_of(found.examples, settings)
+    if written is not None:
+        assert what.out is not None
+        try:
+            wanted = {**with_end(base, wanted["steps"], steps_done(what.out / "checkpoints")), **chosen, "steps": wanted["steps"]}
+        except ValueError as error:
+            raise ValueError(f"{what.out}: settings: {error}") from None
+    return SftSettings(**wanted), found
+
+
+def _rows(found: Collected, settings: SftSettings) -> str:
+    """What the run reads, in a line."""
+    from qwen2.post.packing import PackedRows
+    from qwen2.post.preview import rows_in_words
+
+    rows = len(PackedRows(found.examples.lengths, settings.length, settings.packing, settings.seed).rows)
+    times = settings.steps * settings.batch / rows
+    return f"{rows_in_words(found.examples, settings, rows)}; {settings.steps:,} steps of {settings.batch} rows: {times:.1f} epochs"
+
+
+def _preview(found: Collected, start: Start, settings: SftSettings, adapters: LoraSettings | None, packed_bytes: int, what: What) -> None:
+    """What the run would learn from, and what it would take."""
+    import torch
+    from rich.console import Console
+
+    from qwen2.post.estimate import expected
+    from qwen2.post.preview import examples_shown, histogram
+    from qwen2.train.precision import chosen, product_rate
+    from qwen2.train.progress import clock
+    from qwen2.weights.pull import human_size
+
+    console, device = Console(), torch.device(what.device)
+    examples_shown(console, start.template.tokenizer, found.examples, what.show)
+    for line in [*histogram(found.examples.lengths, settings.length), *found.lines(), _rows(found, settings)]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    dtype, lengths = chosen(settings.precision, device), found.examples.lengths
+    times = settings.epochs or settings.steps * settings.batch * settings.length / int(lengths.sum())
+    tokens, learned = round(times * int(lengths.sum())), round(times * found.examples.targets)
+    rate = product_rate(dtype, device)
+    half = dtype == torch.bfloat16
+    needed = expected(start.config, settings, tokens, learned, adapters, packed_bytes, rate, half)
+    console.print(
+        f"about {clock(needed.seconds)} for {tokens:,} tokens on this machine, evaluations not counted, and {human_size(needed.memory)} "
+        f"of memory: {human_size(needed.weights)} for the weights and what belongs to them, {human_size(needed.activations)} for "
+        f"{settings.micro_batch} rows at once",
+        soft_wrap=True,
+        highlight=False,
+    )
