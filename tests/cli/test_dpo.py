@@ -31,7 +31,7 @@ def test_a_run_goes_on_and_is_a_model(tiny_folder: Path, pairs: Path, tmp_path: 
     assert "41 rows read: " in said.err
     assert f"1 left out: chosen and rejected are equal ({pairs}:41)" in said.err
     assert "columns without use: source (40)" in said.err
-    assert "loss dpo, beta 0.2; 3 steps of 4" in said.err
+    assert "loss dpo, beta 0.2; 3 steps of 4: 0." in said.err
     assert "step 3: loss 0." in said.err
     assert ", accuracy " in said.err
     assert said.out.startswith(f"{out / 'model'}: written after 3 steps and ")
@@ -61,7 +61,7 @@ def test_adapters_and_epochs(tiny_folder: Path, pairs: Path, tmp_path: Path, cap
     assert main(words) == 0
     said = capsys.readouterr()
     assert "40 pairs to learn from, 40 held out" in said.err
-    assert "adapters of rank 2; 2 steps of 4, 0.20 times" in said.err
+    assert "adapters of rank 2; 2 steps of 4: 0.20 epochs" in said.err
     assert (out / "adapter" / "adapter_model.safetensors").exists()
     written = json.loads((out / "config.json").read_text())
     assert (written["settings"]["lr"], written["lora"]["rank"]) == (2e-5, 2)
@@ -69,22 +69,23 @@ def test_adapters_and_epochs(tiny_folder: Path, pairs: Path, tmp_path: Path, cap
 
 
 def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    assert main(["dpo", str(tiny_folder), str(pairs), "--out", str(out), "--dry-run", "--epochs", "2", "--eval-share", "0"]) == 0
+    before = set(tmp_path.rglob("*"))
+    assert main(["dpo", str(tiny_folder), str(pairs), "--dry-run", "--epochs", "2", "--eval-share", "0"]) == 0
     said = capsys.readouterr()
-    assert not out.exists()
+    assert set(tmp_path.rglob("*")) == before
     assert "chosen and rejected are equal" in said.err
     assert f"{pairs}:1" in said.out
     assert "the 0 lazy dog" in said.out
-    assert "[<|im_end|>]" in said.out
-    assert "5 steps of 16" in said.out
-    assert "tokens of a prompt with its longer answer: " in said.out
+    assert "[a fox<|im_end|>]" in said.out
+    assert f"--- {pairs}:2: rejected, " in said.out
+    assert "5 steps of 16: 2.00 epochs" in said.err
+    assert "more if a prompt were computed for each of its answers" in said.out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name a file or a folder of pairs"),
+        ([], "name the data: qwen2 dpo MODEL DATA..."),
         (["{pairs}", "--beta", "-1"], "beta -1.0: must be a number from 0"),
         (["{pairs}", "--loss", "orpo", "--sft", "1"], "sft 1.0: the loss orpo has no such setting"),
         (["{pairs}", "--steps", "3", "--epochs", "2"], "--steps and --epochs: give one of them"),

@@ -43,6 +43,7 @@ from qwen2.train.settings import as_dict
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.adapter import save_adapter
+from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
@@ -69,14 +70,15 @@ class Job:
         """What the run's config.json says; `weights` is their hash at the start."""
         items, held_out, template = self.data.items, self.data.held_out, self.start.template
         data = {"sha256": items.sha256(), "items": len(items), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
-        found = {
+        form = "packed" if self.start.network.packed else "float32"
+        return {
             "settings": as_dict(self.settings),
             "model": self.start.config.to_hf(),
             "data": data,
-            "texts": {"template": template.style, "system": template.default_system},
+            "start": {"template": template.style, "system": template.default_system, "weights": form},
             "from": {**origin(self.source, self.out), "weights": weights},
+            **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
-        return found if self.lora is None else {**found, "lora": asdict(self.lora)}
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def dpo(job: Job, world: World | None = None) -> State:
         network, weights = job.start.network, weights_sha256(job.start.network)
         changed = folder.begin(job.sections(weights), job.resume)
         keep_texts(job.start, folder.tokenizer)
+        network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
         torch.manual_seed(settings.seed)  # of what training draws, such as dropout
         if job.lora is not None:
             add_lora(network, job.lora, torch.Generator().manual_seed(settings.seed))
@@ -243,7 +246,7 @@ def dpo(job: Job, world: World | None = None) -> State:
             if job.lora is None:
                 export(job.start, network, folder.model, settings.export_dtype, world)
             else:
-                save_adapter(network, job.lora, folder.path / ADAPTER, job.source)
+                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype))
         return state
 
 
@@ -275,8 +278,12 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
 
 
 def check(job: Job) -> None:
-    """ValueError where the model cannot be trained on these pairs, or the settings ask for what is not there."""
-    config, settings = job.start.config, job.settings
+    """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
+    config, settings, path = job.start.config, job.settings, job.out / "config.json"
+    if job.lora is None and job.start.network.packed:
+        raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
+    if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
+        raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
     if settings.reference == "adapter" and job.lora is None:
         raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
     if settings.length > config.window:
