@@ -41,10 +41,10 @@ def separate(network: Qwen2, made: list[Group]) -> torch.Tensor:
     found = []
     for group in made:
         for answer in group.answers:
-            tokens = torch.tensor(group.prompt + answer.ids)
+            tokens = torch.tensor([*group.prompt, *answer.ids])
             hidden = network(tokens, packed_attend(network.config, torch.arange(len(tokens)), [len(tokens)]))
             logprobs = network.logits(hidden).log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
-            found.append(logprobs[len(group.prompt) - 1 :][torch.tensor(answer.mask)].sum())
+            found.append(logprobs[len(group.prompt) - 1 :][torch.tensor([bool(sampled) for sampled in answer.mask])].sum())
     return torch.stack(found)
 
 

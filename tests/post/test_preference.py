@@ -46,31 +46,25 @@ class Says(torch.nn.Module):
         return self.said
 
 
+def dpo_trainer(loss: str, beta: float) -> SimpleNamespace:
+    """Of trl's DPOTrainer what its loss asks for: settings, and one process."""
+    settings = {"loss_types": [loss], "loss_weights": [1.0], "f_divergence_type": "reverse_kl", "beta": beta, "label_smoothing": 0.0}
+    settings |= {"ld_alpha": None, "use_weighting": False, "precompute_ref_logps": True, "aux_loss_enabled": False}
+    return SimpleNamespace(model=SimpleNamespace(training=True), accelerator=ALONE, **settings, **counters())
+
+
+def counters() -> dict[str, Any]:
+    return {"_metrics": {"train": defaultdict(list)}, "_total_train_tokens": 0, "_tp_size": 1}
+
+
 def by_trl(loss: str, beta: float) -> float:
     """The loss of trl's DPOTrainer: its own method, with nothing of a trainer around it but the settings."""
     ours, theirs, mask = sums(dtype=torch.float32)
     reference = theirs.sum(1).chunk(2)
-
     completion = torch.cat([torch.zeros(8, 1, dtype=torch.long), mask.long()], 1)  # behind a prompt of one token
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True),
-        accelerator=ALONE,
-        loss_types=[loss],
-        loss_weights=[1.0],
-        f_divergence_type="reverse_kl",
-        beta=beta,
-        label_smoothing=0.0,
-        ld_alpha=None,
-        use_weighting=False,
-        precompute_ref_logps=True,
-        aux_loss_enabled=False,
-        _metrics={"train": defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
     inputs = {"input_ids": torch.ones(8, 10, dtype=torch.long), "attention_mask": torch.ones(8, 10), "completion_mask": completion}
     inputs |= {"ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}
-    return float(theirs_of("DPOTrainer")._compute_loss(trainer, Says(ours), inputs, return_outputs=False))
+    return float(theirs_of("DPOTrainer")._compute_loss(dpo_trainer(loss, beta), Says(ours), inputs, return_outputs=False))
 
 
 @pytest.mark.parametrize(("name", "mean"), [("sigmoid", False), ("sigmoid_norm", True)])
@@ -127,9 +121,7 @@ def test_kto_is_trls(shift: float):
         beta=0.2,
         desirable_weight=1.0,
         undesirable_weight=1.3,
-        _metrics={"train": defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
+        **counters(),
     )
     completion = torch.cat([torch.zeros(8, 1, dtype=torch.long), mask.long()], 1)
     inputs = {

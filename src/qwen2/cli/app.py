@@ -51,6 +51,7 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
         "Teach a model to answer, from files of conversations.",
         "qwen2 sft qwen2.5-coder:0.5b chats.jsonl --out run --lora-rank 16",
     ),
+    "dpo": ("Train a model on pairs of answers, one better than the other.", "qwen2 dpo runs/sft pairs.jsonl --out runs/dpo"),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
     "budget": ("Choose a model and its steps by how fast this machine trains.", "qwen2 budget shards --out budget --seconds 600"),
     "report": ("Show what became of a recipe's stages: report.json and one HTML page.", "qwen2 report page runs/out/base"),

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Answer(NamedTuple):
     """The ids of what follows a prompt, and which of them a model samples."""
 
-    ids: tuple[int, ...]
-    mask: tuple[bool, ...]
+    ids: Sequence[int]
+    mask: Sequence[int]  # of booleans
 
     @property
     def length(self) -> int:
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 class Group(NamedTuple):
     """A prompt, and answers to it."""
 
-    prompt: tuple[int, ...]
+    prompt: Sequence[int]
     answers: tuple[Answer, ...]
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 FREE = frozenset(
     {
         *("log_every", "eval_every", "save_every", "keep", "tensorboard", "measure", "export_dtype"),
-        *("eval_rows", "samples", "sample_tokens"),
+        *("eval_rows", "eval_pairs", "samples", "sample_tokens"),
         *("on_nonfinite", "most_skips", "spike", "on_spike", "most_rollbacks"),
     }
 )

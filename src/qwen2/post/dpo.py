@@ -1,0 +1,290 @@
+"""Preference training: pairs become batches in which a prompt is computed once for both answers, a loss of preference.py is minimised.
+
+A step: the answers' log-probabilities, chunk by chunk and never as N x V logits (train/logprobs.py); their ratios to the reference's, which
+were computed once (reference.py) or come from the base under the adapter; the loss, a sum over pairs that the loop divides by the step's
+number of them. KTO's divergence is estimated from the whole step before any of its micro-batches, so that these change nothing.
+
+What is left out: reading files (readers.py) and tokens (pairs.py), several ranks, and the balancing loss of a mixture of experts.
+
+    dpo(Job(collect(read(["pairs.jsonl"]), template, settings), model, settings, Path("run")))     # RUN/model
+"""
+
+# P pairs (or single answers) of a micro-batch, A answers, n scored tokens
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qwen2.engine.progress import Progress
+from qwen2.model import packed_attend
+from qwen2.model.lora import LoraSettings, add_lora, without_lora
+from qwen2.post.branches import Branches, Group, branch, branched_attend
+from qwen2.post.chat_model import as_chat, export, keep_texts
+from qwen2.post.objective import answers_objective, pairs_objective
+from qwen2.post.pairs import Order
+from qwen2.post.preference import divergence_of
+from qwen2.post.reference import Reference, weights_sha256
+from qwen2.train.folder import RunFolder
+from qwen2.train.logprobs import token_logprobs
+from qwen2.train.loop import Loop, State
+from qwen2.train.place import origin
+from qwen2.train.precision import chosen, computing
+from qwen2.train.saved import ADAPTER
+from qwen2.train.settings import as_dict
+from qwen2.train.task import Task
+from qwen2.train.world import World
+from qwen2.weights.adapter import save_adapter
+from qwen2.weights.json_object import read_json
+
+if TYPE_CHECKING:
+    from qwen2.model import Qwen2
+    from qwen2.post.dpo_settings import DpoSettings
+    from qwen2.post.pairs import Collected, Items
+    from qwen2.weights.model import Model
+
+READ_TOKENS = 4096  # of a batch that is only read
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its data, the model that it starts from and that is trained in place, where it is kept."""
+
+    data: Collected
+    start: Model
+    settings: DpoSettings
+    out: Path
+    source: str | None = None  # what `start` was loaded from
+    resume: bool = False
+    lora: LoraSettings | None = None  # adapters are trained instead of the weights
+
+    def sections(self, weights: str) -> dict[str, dict[str, Any]]:
+        """What the run's config.json says; `weights` is their hash at the start."""
+        items, held_out, template = self.data.items, self.data.held_out, self.start.template
+        data = {"sha256": items.sha256(), "items": len(items), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
+        form = "packed" if self.start.network.packed else "float32"
+        return {
+            "settings": as_dict(self.settings),
+            "model": self.start.config.to_hf(),
+            "data": data,
+            "start": {"template": template.style, "system": template.default_system, "weights": form},
+            "from": {**origin(self.source, self.out), "weights": weights},
+            **({} if self.lora is None else {"lora": asdict(self.lora)}),
+        }
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch: the tokens, what the reference says of each answer (P, 1 or 2), KTO's labels (P,) and its divergence."""
+
+    branches: Branches
+    reference: Tensor
+    wanted: Tensor
+    divergence: float = 0.0
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same batch, its tensors on `device`."""
+        return replace(self, branches=self.branches.to(device), reference=self.reference.to(device), wanted=self.wanted.to(device))
+
+
+def answer_logprobs(network: Qwen2, batch: Branches) -> Tensor:
+    """The sum over each answer's sampled tokens (A,) of log p(token | all before it)."""
+    attend = branched_attend(packed_attend(network.config, batch.positions, batch.lengths), batch)
+    logprobs = token_logprobs(network, network(batch.tokens, attend), batch.rows, batch.targets)  # (n,)
+    return logprobs.new_zeros(len(batch.counts)).index_add(0, batch.owners, logprobs)
+
+
+class Reader:
+    """Log-probabilities that no gradient follows: of the reference, of held-out pairs, of KTO's mismatched answers."""
+
+    def __init__(self, network: Qwen2, dtype: torch.dtype, device: torch.device) -> None:
+        self.network, self.dtype, self.device = network, dtype, device
+
+    def __call__(self, groups: Sequence[Group], bar: Progress | None = None) -> Tensor:
+        """Groups of as many answers each -> (number of groups, answers), in their order."""
+        found, at, training = [], 0, self.network.training
+        self.network.eval()
+        with torch.no_grad(), computing(self.dtype, self.device):
+            while at < len(groups):
+                part = [groups[at]]
+                while at + len(part) < len(groups) and sum(group.tokens for group in part) + groups[at + len(part)].tokens <= READ_TOKENS:
+                    part.append(groups[at + len(part)])
+                sums = answer_logprobs(self.network, branch(part).to(self.device))
+                found.append(sums.view(len(part), -1))
+                at += len(part)
+                if bar is not None:
+                    for group in part:
+                        bar.advance(group.tokens, finished=True)
+        self.network.train(training)
+        return torch.cat(found)
+
+
+class Data:
+    """The items of a run in their order, cut into micro-batches, with what the reference says of them."""
+
+    def __init__(self, items: Items, settings: DpoSettings, sums: Tensor, read: Reader) -> None:
+        self.items, self.settings, self.sums, self.read = items, settings, sums, read
+        self.order = Order(len(items), settings.seed)
+
+    def next_step(self) -> list[PairBatch]:
+        """The micro-batches of the next step."""
+        settings = self.settings
+        drawn = [next(self.order) for _ in range(settings.batch)]
+        return self.batches(drawn)
+
+    def batches(self, drawn: Sequence[int]) -> list[PairBatch]:
+        """These items as micro-batches."""
+        divergence, size = self.divergence(drawn), self.settings.micro_batch
+        return [self.batch(drawn[start : start + size], divergence) for start in range(0, len(drawn), size)]
+
+    def batch(self, drawn: Sequence[int], divergence: float) -> PairBatch:
+        """These items as one."""
+        groups, place = [self.items.groups[index] for index in drawn], torch.tensor(drawn)
+        wanted = torch.tensor([self.items.wanted[index] for index in drawn]) if self.items.wanted else torch.empty(0, dtype=torch.bool)
+        reference = self.sums[place]
+        if self.items.wanted:  # the second answer is another prompt's
+            groups, reference = [Group(group.prompt, group.answers[:1]) for group in groups], reference[:, :1]
+        return PairBatch(branch(groups), reference, wanted, divergence)
+
+    def divergence(self, drawn: Sequence[int]) -> float:
+        """KTO's estimate from the items' second answers, by the weights as they are."""
+        if not self.items.wanted:
+            return 0.0
+        groups = [Group(self.items.groups[index].prompt, self.items.groups[index].answers[1:]) for index in drawn]
+        return float(divergence_of(self.read(groups)[:, 0].cpu() - self.sums[torch.tensor(drawn), 1]))
+
+
+def pair_loss(settings: DpoSettings) -> Callable[[Qwen2, PairBatch], tuple[Tensor, dict[str, Tensor]]]:
+    """The loss of a micro-batch, a sum over its pairs (or answers), and sums to report."""
+    of_pairs, of_answers = pairs_objective(settings), answers_objective(settings)
+
+    def loss(network: Qwen2, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        sums, counts, reference = answer_logprobs(network, batch.branches), batch.branches.counts, batch.reference
+        if settings.loss == "kto":
+            losses, said = of_answers(sums, counts, reference[:, 0], batch.wanted, batch.divergence)
+            return losses.sum(), said
+        if settings.reference == "adapter":
+            with without_lora(network), torch.no_grad():
+                reference = answer_logprobs(network, batch.branches).view(-1, 2)
+        losses, said = of_pairs(sums.view(-1, 2), counts.view(-1, 2), reference)
+        return losses.sum(), said
+
+    return loss
+
+
+def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwen2], dict[str, float]]:
+    """What the loop calls: means over held-out pairs, the same ones every time."""
+    loss, held_out = pair_loss(settings), range(min(len(data.items), settings.eval_pairs))
+
+    def evaluate(network: Qwen2) -> dict[str, float]:
+        total: dict[str, float] = {}
+        for batch in data.batches(held_out):
+            value, sums = loss(network, batch.to(world.device))
+            for name, sum_of in {"loss": value, **sums}.items():
+                total[name] = total.get(name, 0.0) + float(sum_of)
+        shown = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
+        found = {name: total[name] / len(held_out) for name in shown if name in total}
+        if "wanted" in total:
+            counts = {"wanted": total["wanted"], "unwanted": len(held_out) - total["wanted"]}
+            found |= {f"reward_{name}": total[f"reward_{name}"] / count for name, count in counts.items() if count}
+        return found
+
+    return evaluate
+
+
+def flops_per_token(network: Qwen2) -> float:
+    """Forward and backward of the layers: six for each weight, four for a frozen one. Attention and head are left out."""
+    layers = list(network.model.layers.parameters())
+    return float(sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers if parameter.dim() > 1))
+
+
+def make_task(job: Job, network: Qwen2, data: Data, held_out: Data, world: World) -> Task[PairBatch]:
+    """Preference training as the loop takes it."""
+    return Task(
+        next_step=data.next_step,
+        loss=pair_loss(job.settings),
+        targets=lambda batch: len(batch.wanted) or len(batch.branches.counts) // 2,
+        tokens=lambda batch: len(batch.branches.tokens),
+        local=lambda batch: batch.to(world.device),
+        state=data.order.state,
+        resume=data.order.resume,
+        evaluate=evaluation(held_out, job.settings, world) if len(held_out.items) else None,
+        evaluated="",
+        flops=flops_per_token(network),
+    )
+
+
+def dpo(job: Job, world: World | None = None) -> State:
+    """Run the job; the end is RUN/model, or RUN/adapter where adapters were trained. Errors as `Loop.run` and `RunFolder` have them."""
+    world = World() if world is None else world
+    settings, items, held_out = job.settings, job.data.items, job.data.held_out
+    with RunFolder(job.out) as folder:
+        job = replace(job, start=as_chat(job.start))
+        check(job)
+        network, weights = job.start.network, weights_sha256(job.start.network)
+        changed = folder.begin(job.sections(weights), job.resume)
+        keep_texts(job.start, folder.tokenizer)
+        network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
+        torch.manual_seed(settings.seed)  # of what training draws, such as dropout
+        if job.lora is not None:
+            add_lora(network, job.lora, torch.Generator().manual_seed(settings.seed))
+        network.to(world.device)
+        read = Reader(network, chosen(settings.precision, world.device), world.device)
+        sums = reference_sums(job, read, weights, folder.path)
+        data, kept = Data(items, settings, sums[: len(items)], read), Data(held_out, settings, sums[len(items) :], read)
+        loop = Loop(network, make_task(job, network, data, kept, world), settings, folder, world)
+        state = loop.run(job.resume, changed)
+        with loop.averaged():
+            if job.lora is None:
+                export(job.start, network, folder.model, settings.export_dtype, world)
+            else:
+                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype))
+        return state
+
+
+def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor:
+    """What the reference says of each item's answers, learned from and held out (n, 2); NaN where the run does not read it.
+
+    The network is the reference here: no step was done yet, or its adapters are switched off.
+    """
+    settings, groups = job.settings, [*job.data.items.groups, *job.data.held_out.groups]
+    if not settings.has_reference or settings.reference == "adapter":
+        return torch.empty(len(groups), 0)
+    learned, data = len(job.data.items), hashlib.sha256((job.data.items.sha256() + job.data.held_out.sha256()).encode()).hexdigest()
+    found = Reference(folder, {"model": weights, "data": data, "computed in": str(read.dtype)}, (len(groups), 2))
+    say = partial(print, file=sys.stderr, flush=True)
+    found.read(say)
+    order = Order(learned, settings.seed)
+    turns = range(min(settings.steps * settings.batch, learned))  # an epoch reads all
+    wanted = [*(order.at(turn) for turn in turns), *range(learned, learned + min(len(groups) - learned, settings.eval_pairs))]
+    missing = found.missing(wanted)
+    if missing:
+        say(f"the reference's log-probabilities of {len(missing):,} prompts with their answers, once: {found.path}")
+    with without_lora(read.network), Progress(len(missing), None) as bar:
+
+        def compute(indices: Sequence[int]) -> Tensor:
+            return read([groups[index] for index in indices], bar)
+
+        found.fill(wanted, compute)
+    return found.sums
+
+
+def check(job: Job) -> None:
+    """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
+    config, settings, path = job.start.config, job.settings, job.out / "config.json"
+    if job.lora is None and job.start.network.packed:
+        raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
+    if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
+        raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
+    if settings.reference == "adapter" and job.lora is None:
+        raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
+    if settings.length > config.window:
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take at most that")

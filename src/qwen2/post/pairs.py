@@ -1,0 +1,240 @@
+"""Preferences as what a run reads: prompts with two answers each, encoded once; what was left out and why, counted; a share held out.
+
+An item is a prompt with two answers, the chosen one first. For KTO it is a prompt with its one answer and, second, the answer of another
+prompt, by which the divergence from the reference is estimated; and whether its own is wanted. A pair gives KTO two such items.
+
+Ids are the renderer's: of the prompt as the server would have it, and of the whole conversation behind it, up to the last token that
+an assistant samples. Which prompts are held out follows from their tokens alone, so that one prompt is never on both sides.
+
+    found = collect(read(["pairs.jsonl"]), template, DpoSettings(length=512))
+    found.items.groups[0].answers
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qwen2.post.branches import Answer, Group
+from qwen2.post.encode import TooLongError
+from qwen2.post.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
+
+if TYPE_CHECKING:
+    from qwen2.post.dpo_settings import DpoSettings
+    from qwen2.tokenizer import ChatTemplate
+
+TOO_LONG, EQUAL, REFUSED = "longer than --length", "chosen and rejected are the same tokens", "refused by the template"
+NO_PAIR, NO_LABEL, TEXT = "no pair: one answer alone", "no label: one answer, and nobody said whether it is wanted", "a text, no answer"
+SHOWN = 3  # skipped rows of each kind that are named
+
+
+@dataclass
+class Items:
+    """Prompts with two answers each; `wanted` says of KTO's first answers whether they are, and is empty for pairs."""
+
+    groups: list[Group] = field(default_factory=list)
+    wanted: list[bool] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """How many are computed, of all together."""
+        return sum(group.tokens for group in self.groups)
+
+    def sha256(self) -> str:
+        """Of ids, masks, borders and labels: what a resumed run, or a cache, has to find again."""
+        digest = hashlib.sha256(array("b", self.wanted).tobytes())
+        for group in self.groups:
+            for ids in (group.prompt, *(answer.ids for answer in group.answers)):
+                digest.update(len(ids).to_bytes(8, "little") + array("i", ids).tobytes())
+            for answer in group.answers:
+                digest.update(bytes(answer.mask))
+        return digest.hexdigest()
+
+
+@dataclass
+class Collected:
+    """The items of a run, those that are held out, and an account of every row that was read."""
+
+    items: Items = field(default_factory=Items)
+    held_out: Items = field(default_factory=Items)
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)  # the first of each kind that was skipped: where, and more of why
+    cut: int = 0  # pairs whose prompt was cut at the left
+    cut_tokens: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, why: str, where: str, detail: str = "") -> None:
+        """Count a row that is not used."""
+        self.skipped[why] += 1
+        named = self.named.setdefault(why, [])
+        if len(named) < SHOWN:
+            named.append(f"{where}: {detail}" if detail else where)
+
+    def lines(self) -> list[str]:
+        """The account, for people."""
+        what = "answers with a label" if self.items.wanted else "pairs"
+        said = [f"{self.read:,} rows read: {len(self.items):,} {what} to learn from, {len(self.held_out):,} held out"]
+        for why, count in self.skipped.most_common():
+            more = ", ..." if count > len(self.named[why]) else ""
+            said.append(f"{count:,} left out: {why} ({'; '.join(self.named[why])}{more})")
+        if self.cut:
+            said.append(f"{self.cut:,} prompts cut at the left, {self.cut_tokens:,} tokens in all")
+        if self.unused:
+            said.append(f"columns without use: {', '.join(f'{name} ({count:,})' for name, count in sorted(self.unused.items()))}")
+        return said
+
+
+def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] = ()) -> Collected:
+    """All records as items; those of `evaluation` are held out, and of the others the share that the settings say.
+
+    ValueError where there is nothing to learn from.
+    """
+    found = Collected()
+    for records_of, held in ((records, False), (evaluation, True)):
+        for record in records_of:
+            found.read += 1
+            _take(found, record, template, settings, held)
+    if settings.loss == "kto":
+        for items in (found.items, found.held_out):
+            mismatch(items, settings.length)
+    if not len(found.items):
+        raise ValueError(f"there is nothing to learn from: {'; '.join(found.lines())}")
+    return found
+
+
+def _take(found: Collected, record: Record, template: ChatTemplate, settings: DpoSettings, held: bool) -> None:
+    """One record, encoded and put where it belongs."""
+    if isinstance(record, Skipped):
+        found.skip(record.why, record.where, record.detail)
+        return
+    single = settings.loss == "kto"
+    if isinstance(record, PlainText) or (isinstance(record, Example) and (not single or record.label is None)):
+        found.skip(TEXT if isinstance(record, PlainText) else NO_LABEL if single else NO_PAIR, record.where)
+        return
+    try:
+        group, cut = group_of(template, record, settings.length, settings.too_long == "cut")
+    except TooLongError as error:
+        found.skip(TOO_LONG, record.where, str(error))
+        return
+    except ValueError as error:
+        found.skip(REFUSED, record.where, str(error))
+        return
+    if len(group.answers) == 2 and group.answers[0].ids == group.answers[1].ids:
+        found.skip(EQUAL, record.where)
+        return
+    found.cut += cut > 0
+    found.cut_tokens += cut
+    items = found.held_out if held or is_held(group.prompt, settings.eval_share) else found.items
+    labels = [record.label] if isinstance(record, Example) else [True, False]
+    for groups, label in (
+        [(Group(group.prompt, (a,)), b) for a, b in zip(group.answers, labels, strict=True)] if single else [(group, None)]
+    ):
+        items.groups.append(groups)
+        items.where.append(record.where)
+        items.wanted += [] if label is None else [label]
+
+
+def group_of(template: ChatTemplate, record: Preference | Example, length: int | None = None, cut: bool = False) -> tuple[Group, int]:
+    """A pair's prompt and two answers, or an example's last answer and what is before it; and how many tokens were cut off the prompt.
+
+    TooLongError where the longest has more than `length` tokens (`cut`: where it has without the prompt), ValueError where the template
+    refuses it or writes the prompt differently once it is answered.
+    """
+    if isinstance(record, Preference):
+        prompt, sides = record.messages, [record.chosen, record.rejected]
+    else:
+        last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
+        prompt, sides = record.messages[:last], [record.messages[last : last + 1]]
+    before = template.render(prompt, record.tools).ids
+    answers = tuple(answer_of(template, prompt, side, record.tools, before) for side in sides)
+    longest = max(len(answer.ids) for answer in answers)
+    over = 0 if length is None else len(before) + longest - length
+    if over > 0 and not cut:
+        raise TooLongError(f"{len(before) + longest:,} tokens, at most {length:,} are taken")
+    if over > 0 and over >= len(before):
+        raise TooLongError(f"its longer answer alone has {longest:,} tokens, at most {length:,} are taken")
+    return Group(array("i", before[max(over, 0) :]), answers), max(over, 0)
+
+
+def answer_of(template: ChatTemplate, prompt: Messages, side: Messages, tools: Tools | None, before: list[int]) -> Answer:
+    """What follows the prompt's ids `before`, up to the last token that an assistant samples."""
+    whole = template.render([*prompt, *side], tools, add_generation_prompt=False)
+    if whole.ids[: len(before)] != before:
+        raise ValueError("the template writes the prompt differently once it is answered")
+    ids, mask = whole.ids[len(before) :], list(whole.mask[len(before) :])
+    while mask and not mask[-1]:  # what stands between turns
+        mask.pop()
+    if not mask:
+        raise ValueError("an answer without a token that is sampled")
+    return Answer(array("i", ids[: len(mask)]), bytes(mask))
+
+
+def mismatch(items: Items, length: int) -> None:
+    """Give each item of KTO a second answer: that of the next prompt that is another, as much of it as fits into `length` tokens.
+
+    ValueError where all have the same prompt.
+    """
+    groups = list(items.groups)
+    after = following([bytes(array("i", group.prompt)) for group in groups])
+    for i, (group, other) in enumerate(zip(groups, after, strict=True)):
+        if other is None:
+            raise ValueError("kto estimates the divergence from answers to other prompts, and all rows have the same prompt; take dpo")
+        answer, room = groups[other].answers[0], length - len(group.prompt)
+        items.groups[i] = Group(group.prompt, (group.answers[0], Answer(answer.ids[:room], answer.mask[:room])))
+
+
+def following(values: Sequence[Any]) -> list[int | None]:
+    """For each place the nearest one behind it, around the end, where another value stands; None where there is none."""
+    n = len(values)
+    found: list[int | None] = [None] * n
+    for i in reversed(range(2 * n)):
+        here, behind = i % n, (i + 1) % n
+        found[here] = behind if values[here] != values[behind] else found[behind]
+    return found
+
+
+def is_held(prompt: Sequence[int], share: float) -> bool:
+    """Whether pairs of this prompt are held out."""
+    if not share:
+        return False
+    digest = hashlib.blake2b(array("i", prompt).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < share * 2**64
+
+
+class Order:
+    """Which items come when: every one once an epoch, in an order drawn from the seed and the epoch's number."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.drawn = count, seed, 0
+        self.epoch, self.order = -1, list[int]()
+
+    def __next__(self) -> int:
+        index = self.at(self.drawn)
+        self.drawn += 1
+        return index
+
+    def at(self, turn: int) -> int:
+        """The item of a turn, counted from 0."""
+        epoch, place = divmod(turn, self.count)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.count).tolist()
+        return self.order[place]
+
+    def state(self) -> dict[str, Any]:
+        """Where the walk stands, as JSON can hold it."""
+        return {"drawn": self.drawn}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.drawn = int(state["drawn"])
