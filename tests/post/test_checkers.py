@@ -92,6 +92,12 @@ def test_human_eval(coder: TestChecker) -> None:
     assert coder.check("def double(x): return two * x", {**row, "setup": "two = 2"}).right
 
 
+@UNIX
+def test_mbpp(coder: TestChecker) -> None:
+    row = {"test_imports": ["import math", "import re"], "test_setup_code": "", "test_list": ["assert f(4) == 2", "assert f(9) == 3"]}
+    assert coder.check("def f(x): return math.isqrt(x)", row) == Verdict(True, "2 of 2 tests passed")
+
+
 def test_rows_without_tests() -> None:
     for row in ({}, {"tests": []}, {"tests": [1]}, {"tests": "  "}, {"tests": None}, {"entry_point": "f"}):
         with pytest.raises(ValueError, match="no tests"):

@@ -52,12 +52,16 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
         "qwen2 sft qwen2.5-coder:0.5b chats.jsonl --out run --lora-rank 16",
     ),
     "dpo": ("Train a model on pairs of answers, one better than the other.", "qwen2 dpo runs/sft pairs.jsonl --out runs/dpo"),
+    "synth": (
+        "Make training data: sample answers and keep the right ones, problems with answers.",
+        "qwen2 synth arithmetic sums --count 1000",
+    ),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
     "budget": ("Choose a model and its steps by how fast this machine trains.", "qwen2 budget shards --out budget --seconds 600"),
     "report": ("Show what became of a recipe's stages: report.json and one HTML page.", "qwen2 report page runs/out/base"),
     "plan": ("Plan a training run on many GPUs: memory, traffic and time.", "qwen2 plan qwen2:72b --gpus 64 --memory 80GiB"),
 }
-GROUPS = {"data", "report", "tokenizer"}  # verbs that have verbs of their own: an App under the module's name
+GROUPS = {"data", "report", "synth", "tokenizer"}  # verbs that have verbs of their own: an App under the module's name
 
 
 def make_app() -> App:

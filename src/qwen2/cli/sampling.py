@@ -47,11 +47,17 @@ def _flag(name: str, text: str) -> tuple[str, Any, Any]:
     return name, Annotated[Optional[KIND[name]], Parameter(help=text, negative=(), show_default=False)], field(default=None)  # noqa: UP045
 
 
+def make_flags(title: str, texts: Mapping[str, str], module: str) -> Any:
+    """Flags for those parameters that `texts` says something of."""
+    made = make_dataclass(title, [_flag(name, texts[name]) for name in KIND if name in texts], frozen=True)
+    made.__module__ = module
+    return made
+
+
 if TYPE_CHECKING:
     Flags = SamplingParams
 else:  # an optional field per parameter; None where the flag was not given
-    Flags = make_dataclass("Flags", [_flag(name, HELP[name]) for name in KIND], frozen=True)
-    Flags.__module__ = __name__
+    Flags = make_flags("Flags", HELP, __name__)
 
 
 def params_of(flags: Flags) -> SamplingParams:

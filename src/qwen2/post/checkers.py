@@ -29,6 +29,7 @@ from qwen2.post.sandbox import Limits, Sandbox
 
 HERE = Path(__file__).parent
 KINDS = "number, tests, or a function of yours as FILE.py:NAME"
+SETUPS = ("setup", "test_setup_code", "test_imports")  # columns; the latter two are MBPP's
 STARTING = 60.0  # seconds that a user's file may take to be imported
 Row = Mapping[str, Any]
 
@@ -95,13 +96,13 @@ class NumberChecker:
 class TestChecker:
     """Right where the answer's code passes all tests of its row, run in a sandbox.
 
-    `tests` (or `test_list`) is a list of Python sources or one of them, `setup` a source before them; or, as HumanEval has it, `test`
-    defines check() and `entry_point` names what it is called with. The code is the longest fenced block that is Python, or an
-    answer that is nothing else.
+    `tests` (or `test_list`) is a list of Python sources or one of them, `setup` (or MBPP's columns) what goes before the code; or, as
+    HumanEval has it, `test` defines check() and `entry_point` names what it is called with. The code is the longest fenced block that is
+    Python, or an answer that is nothing else.
     """
 
     __test__ = False  # for pytest it is a class like any other
-    name, uses = "tests", frozenset({"tests", "test_list", "setup", "test", "entry_point"})
+    name, uses = "tests", frozenset({"tests", "test_list", "test", "entry_point", *SETUPS})
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.sandbox = Sandbox(limits)
@@ -121,8 +122,7 @@ class TestChecker:
         code, tests, word = code_in(answer), tests_of(row), secrets.token_hex(16)
         if code is None:
             return Verdict(False, "no Python code")
-        setup = row.get("setup") or ""
-        job = json.dumps({"solution": f"{setup}\n{code}", "tests": tests, "word": word})
+        job = json.dumps({"solution": "\n".join([*setup_of(row), code]), "tests": tests, "word": word})
         ran = self.sandbox.run({"main.py": self.harness}, job)
         _, found, report = ran.stdout.partition(word)
         if not found:
@@ -144,6 +144,12 @@ def tests_of(row: Row) -> list[str]:
     if not isinstance(listed, Sequence) or not listed or not all(isinstance(test, str) and test.strip() for test in listed):
         raise ValueError("no tests: the column tests must be a Python source or a list of them")
     return list(listed)
+
+
+def setup_of(row: Row) -> list[str]:
+    """What stands before the code: sources, or lists of them."""
+    found = [row[name] for name in SETUPS if row.get(name)]
+    return [str(line) for part in found for line in (part if isinstance(part, list) else [part])]
 
 
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)

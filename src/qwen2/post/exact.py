@@ -5,17 +5,27 @@ paired interval, which knows how often both were right (Newcombe 1998, "Improved
 binomial proportions based on paired data", method 10). Several runs of the same problems, such as seeds, are averaged by problem and
 bootstrapped over problems (`paired_bootstrap`), since answers to one problem are no independent ones.
 
-    match = wilson([True, True, False])         # 66.7 % (20.8 to 93.9) of 3
+    measure(EngineSampler(llm, SamplingParams(temperature=0, max_tokens=64)), prompts, make_checker("number")).match
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from qwen2.post.synth.judge import judged
+from qwen2.post.synth.progress import Progress
+
+if TYPE_CHECKING:
+    from qwen2.post.checkers import Checker
+    from qwen2.post.synth.prompts import Prompt, Prompts
+    from qwen2.post.synth.sampling import Sampler
 
 Z = 1.959963984540054  # of a 95 % interval
 RESAMPLES = 10_000
@@ -33,6 +43,80 @@ class Estimate:
     def __str__(self) -> str:
         """In percent, as in 66.7 % (20.8 to 93.9) of 3."""
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}) of {self.count:,}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's answers to problems, one each, in the problems' order. Cut off, refused or not judged counts as not right."""
+
+    model: str
+    digest: str
+    sampling: dict[str, Any]
+    checker: str
+    prompts: list[Prompt]
+    records: list[dict[str, Any]]
+
+    @property
+    def right(self) -> list[bool]:
+        """Problem by problem."""
+        return [any(answer["right"] is True for answer in record.get("answers", ())) for record in self.records]
+
+    @property
+    def match(self) -> Estimate:
+        """The share of problems that are answered rightly."""
+        return wilson(self.right)
+
+    def by(self, column: Literal["source", "language"]) -> dict[str, Estimate]:
+        """The same by what the prompts' rows say."""
+        flags: dict[str, list[bool]] = {}
+        for prompt, right in zip(self.prompts, self.right, strict=True):
+            flags.setdefault(getattr(prompt, column), []).append(right)
+        return {name: wilson(listed) for name, listed in sorted(flags.items())}
+
+    def not_judged(self) -> dict[str, int]:
+        """Problems by why there is no verdict: refused, cut off, a checker that failed."""
+        reasons: Counter[str] = Counter()
+        for record in self.records:
+            reasons.update([f"not asked: {record['refused']}"] if "refused" in record else [])
+            reasons.update(one["said"] for one in record.get("answers", ()) if one["right"] is None or one["finish"] != "stop")
+        return dict(reasons.most_common())
+
+    def report(self) -> dict[str, Any]:
+        """As JSON: the figures, and every answer, so that another model's can be set against them."""
+        answers = [{**record, "right": right} for record, right in zip(self.records, self.right, strict=True)]
+        about = {"model": self.model, "digest": self.digest, "sampling": self.sampling, "checker": self.checker}
+        groups = {f"by_{name}": {key: asdict(value) for key, value in self.by(name).items()} for name in COLUMNS}
+        return {**about, "exact_match": asdict(self.match), **groups, "not_judged": self.not_judged(), "problems": answers}
+
+
+COLUMNS: tuple[Literal["source"], Literal["language"]] = ("source", "language")
+
+
+def measure(
+    sampler: Sampler, prompts: Prompts, checker: Checker, workers: int = 2, seed: int = 0, shown: bool | Literal["auto"] = False
+) -> Measured:
+    """One answer to each problem, judged."""
+    found: dict[str, dict[str, Any]] = {}
+    with Progress(len(prompts.found), 0, shown) as progress, closing(sampler.sample(prompts.found, 1, seed)) as answers:
+        for record in judged(answers, checker, workers):
+            found[record["key"]] = record
+            progress.prompt(record)
+    records = [found[prompt.key] for prompt in prompts.found]
+    return Measured(sampler.name, sampler.digest, sampler.params, checker.name, prompts.found, records)
+
+
+def difference(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Estimate:
+    """Reports of the same problems, after minus before: of a model each, or of several runs each, such as seeds.
+
+    Raises ValueError where the problems are not the same.
+    """
+    runs = [[{one["key"]: bool(one["right"]) for one in report["problems"]} for report in side] for side in (before, after)]
+    keys = list(runs[0][0]) if runs[0] else []
+    for run in (*runs[0], *runs[1]):
+        if other := run.keys() ^ set(keys):
+            raise ValueError(f"{len(other):,} problems are in one report only: measure all models on the same file")
+    flags = [[[run[key] for key in keys] for run in side] for side in runs]
+    return paired(flags[0][0], flags[1][0]) if len(flags[0]) == len(flags[1]) == 1 else paired_bootstrap(flags[0], flags[1])
 
 
 def wilson(right: Sequence[bool], z: float = Z) -> Estimate:

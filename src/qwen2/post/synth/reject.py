@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwen2.post.checkers import Verdict
 from qwen2.post.synth.journal import Journal, write_lines
+from qwen2.post.synth.judge import CUT, judged, verdict
 from qwen2.post.synth.progress import Progress
 from qwen2.post.synth.rows import rows_of
 from qwen2.post.synth.settings import RejectSettings
@@ -34,16 +34,11 @@ from qwen2.weights.locks import alone
 if TYPE_CHECKING:
     from qwen2.post.checkers import Checker
     from qwen2.post.synth.prompts import Prompt, Prompts
-    from qwen2.post.synth.sampling import Answers, Sampled, Sampler
+    from qwen2.post.synth.sampling import Sampler
 
 CONFIG, ANSWERS, SFT, PAIRS, SUMMARY = "config.json", "answers.jsonl", "sft.jsonl", "pairs.jsonl", "summary.json"
 KIND = "rejection sampling"
-SOON = 0.05  # seconds that the next prompt waits for verdicts on this one, which most need less than
-AHEAD = 64  # prompts whose answers wait for a verdict while others are sampled
 TRIED = 64  # verdicts after which a checker that failed on every one is not asked again
-CUT = "cut off"  # what is said of an answer that reached max_tokens
-
-Waiting = tuple["Prompt", "Answers | str", list[Future[Verdict]]]  # for verdicts
 
 
 def reject(
@@ -73,12 +68,12 @@ def reject(
             try:
                 with Progress(len(prompts.found), done, shown) as progress, closing(answers):
                     useful, tried = False, Counter[str]()
-                    for record in _judged(answers, checker, settings):
+                    for record in judged(answers, checker, settings.workers):
                         journal.append(record)
                         progress.prompt(record)
-                        judged = [answer for answer in record.get("answers", ()) if answer["said"] != CUT]
-                        useful = useful or any(answer["right"] is not None for answer in judged)
-                        tried.update(answer["said"] for answer in judged)
+                        told = [answer for answer in record.get("answers", ()) if answer["said"] != CUT]
+                        useful = useful or any(answer["right"] is not None for answer in told)
+                        tried.update(answer["said"] for answer in told)
                         if not useful and tried.total() >= TRIED:
                             raise ValueError(_useless(checker, tried, out))
             finally:  # also of a run that is broken off there are rows then
@@ -137,45 +132,12 @@ def _judge_again(journal: Journal, prompts: Prompts, checker: Checker, settings:
     def again(pool: ThreadPoolExecutor, record: dict[str, Any]) -> dict[str, Any]:
         if "refused" in record:
             return record
-        verdicts = pool.map(lambda one: _verdict(checker, rows[record["key"]], one["text"], one["finish"]), record["answers"])
+        verdicts = pool.map(lambda one: verdict(checker, rows[record["key"]], one["text"], one["finish"]), record["answers"])
         answers = [{**one, "right": v.right, "said": v.said} for one, v in zip(record["answers"], verdicts, strict=True)]
         return {**record, "answers": answers}
 
     with ThreadPoolExecutor(settings.workers) as pool:
         journal.rewrite([again(pool, record) for record in journal.records])
-
-
-def _judged(sampled: Iterable[tuple[Prompt, Answers | str]], checker: Checker, settings: RejectSettings) -> Iterator[dict[str, Any]]:
-    """The record of each prompt as soon as its verdicts are there; others are sampled while answers are checked."""
-    waiting: list[Waiting] = []
-    pool = ThreadPoolExecutor(settings.workers)
-    try:
-        for prompt, answers in sampled:
-            listed = [] if isinstance(answers, str) else answers
-            futures = [pool.submit(_verdict, checker, prompt, one.text, one.finish) for one in listed]
-            waiting.append((prompt, answers, futures))
-            wait(futures, SOON)
-            while ready := [one for one in waiting if all(future.done() for future in one[2])] or waiting[:-AHEAD]:
-                waiting = [one for one in waiting if one not in ready]
-                yield from (_record(*one) for one in ready)
-        yield from (_record(*one) for one in waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _verdict(checker: Checker, prompt: Prompt, text: str, finish: str) -> Verdict:
-    return Verdict(False, CUT) if finish != "stop" else checker.check(text, prompt.row)
-
-
-def _record(prompt: Prompt, answers: Answers | str, futures: list[Future[Verdict]]) -> dict[str, Any]:
-    if isinstance(answers, str):
-        return {"key": prompt.key, "where": prompt.where, "refused": answers}
-    return {"key": prompt.key, "where": prompt.where, "answers": [_line(*pair) for pair in zip(answers, futures, strict=True)]}
-
-
-def _line(answer: Sampled, future: Future[Verdict]) -> dict[str, Any]:
-    verdict = future.result()
-    return {**asdict(answer), "right": verdict.right, "said": verdict.said}
 
 
 def _useless(checker: Checker, tried: Counter[str], out: Path) -> str:

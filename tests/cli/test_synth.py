@@ -1,0 +1,156 @@
+"""`qwen2 synth` as people type it: rows, figures, going on, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen2.cli.app import main
+
+SHORT = ("--temperature", "1", "--max-tokens", "8", "--ignore-eos", "--stop", "a")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    arguments = ["--count", "6", "--held-out", "8", "--solutions", "4", "--worked", "--language", "en", "--language", "th"]
+    assert main(["synth", "arithmetic", str(tmp_path / "sums"), *arguments]) == 0
+    return tmp_path / "sums"
+
+
+def test_arithmetic(sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [len(rows(sums / name)) for name in ("train.jsonl", "held-out.jsonl", "sft.jsonl")] == [6, 8, 4]
+    assert main(["synth", "arithmetic", str(tmp_path / "more"), "--count", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path / 'more' / 'train.jsonl'}: 3 problems"
+    first = rows(sums / "train.jsonl")[0]
+    assert (first.keys(), first["language"]) == ({"prompt", "answer", "language", "source"}, "en")
+    answer = rows(sums / "sft.jsonl")[0]["messages"][1]["content"]
+    assert " = " in answer
+    for arguments, message in (
+        (["--count", "-1"], "--count -1: must be at least 0"),
+        (["--count", "2", "--language", "xx"], "language 'xx': unknown; there are en,"),
+        (["--count", "99999", "--largest", "3", "--largest-factor", "3"], "train problems found that differ"),
+    ):
+        assert main(["synth", "arithmetic", str(tmp_path / "none"), *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_reject_and_again(sums: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "even.py").write_text("def check(answer, row):\n    return (len(answer) + row['answer']) % 2 == 0\n")
+    command = ["synth", "reject", str(tiny_folder), str(sums / "train.jsonl"), "--out", str(tmp_path / "out"), "--k", "6", *SHORT]
+    command += ["--check", f"{tmp_path / 'even.py'}:check", "--seed"]
+    assert main([*command, "5"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].startswith("6 of 6 prompts, ")
+    assert "pass@1 " in said.out
+    assert "source add" in said.out or "source sub" in said.out
+    sft, config = rows(tmp_path / "out" / "sft.jsonl"), json.loads((tmp_path / "out" / "config.json").read_text())
+    assert all(row["provenance"]["checker"] == "even.py:check" for row in sft)
+    assert (config["answers"], config["sampling"]["max_tokens"], config["sampling"]["stop"]) == ({"k": 6, "seed": 5}, 8, ["a"])
+    assert main([*command, "5"]) == 0
+    again = capsys.readouterr()
+    assert "6 of 6 prompts are finished" in again.err
+    assert again.out == said.out
+    assert main([*command, "6"]) == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("answers seed was 5, not 6; go on with it as it was started, or name another folder with --out")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--k", "0"], "k 0: must be from 1 to 128"),
+        (["--check", "guess"], "check 'guess': must be number, tests, or a function of yours as FILE.py:NAME"),
+        (["--check", "gone.py:f"], "gone.py: no such file"),
+        (
+            ["--check", "tests"],
+            "train.jsonl:1: no tests: the column tests must be a Python source or a list of them (rows that are broken: 6",
+        ),
+        (["--check-seconds", "0"], "check-seconds 0: must be above 0"),
+        (["--temperature", "0"], "k 16 at temperature 0"),
+        (["--answer-column", "gold"], "train.jsonl:1: the column gold is missing"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], message: str, sums: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert main(["synth", "reject", str(tiny_folder), str(sums / "train.jsonl"), "--out", str(out), *arguments]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("qwen2: ")
+    assert message in last
+    assert not (out / "config.json").exists()
+
+
+def test_more_errors(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "reject", str(tiny_folder), "--out", str(tmp_path / "out")]) == 1
+    assert "name the files with prompts behind the model" in capsys.readouterr().err
+    assert main(["synth", "reject", str(tiny_folder), str(tmp_path / "gone.jsonl"), "--out", str(tmp_path / "out")]) == 1
+    assert "gone.jsonl: No such file or directory" in capsys.readouterr().err
+    assert main(["synth", "reject", str(tiny_folder), "--unheard-of", "--out", "x"]) == 2
+
+
+def test_exact_and_difference(sums: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "all.py").write_text("def check(answer, row):\n    return True\n")
+    command = ["synth", "exact", str(tiny_folder), str(sums / "held-out.jsonl"), "--out"]
+    assert main([*command, str(tmp_path / "before.json"), "--max-tokens", "8"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "exact match 0.0 % (0.0 to 32.4) of 8"
+    assert "language th: 0.0 % (0.0 to 49.0) of 4" in said
+    assert "counted as wrong: 8 x cut off" in said
+    free = [
+        "--temperature",
+        "1",
+        "--stop",
+        "a",
+        "--max-tokens",
+        "400",
+        "--check",
+        f"{tmp_path / 'all.py'}:check",
+        "--against",
+        str(tmp_path / "before.json"),
+    ]
+    assert main([*command, str(tmp_path / "after.json"), *free]) == 0
+    said = capsys.readouterr().out.splitlines()
+    after = json.loads((tmp_path / "after.json").read_text())
+    assert (
+        said[-2]
+        == f"exact match {100 * after['exact_match']['value']:.1f} % ({100 * after['exact_match']['low']:.1f} to {100 * after['exact_match']['high']:.1f}) of 8"
+    )
+    assert after["exact_match"]["value"] > 0.5
+    assert said[-1].startswith(f"difference {100 * after['exact_match']['value']:.1f} % (")
+    assert main(["synth", "difference", "--before", str(tmp_path / "before.json"), "--after", str(tmp_path / "after.json")]) == 0
+    assert capsys.readouterr().out.splitlines() == said[-1:]
+    assert main(["synth", "difference", "--before", str(tmp_path / "before.json"), "--after", *[str(tmp_path / "after.json")] * 2]) == 0
+    assert capsys.readouterr().out.startswith(said[-1].partition("(")[0])
+    one = rows(sums / "held-out.jsonl")[:1]
+    (tmp_path / "one.jsonl").write_text(json.dumps(one[0]) + "\n")
+    assert (
+        main(
+            [
+                "synth",
+                "exact",
+                str(tiny_folder),
+                str(tmp_path / "one.jsonl"),
+                "--max-tokens",
+                "8",
+                "--against",
+                str(tmp_path / "before.json"),
+            ]
+        )
+        == 1
+    )
+    assert "7 problems are in one report only: measure all models on the same file" in capsys.readouterr().err
+    assert main(["synth", "difference", "--before", str(sums / "train.jsonl"), "--after", str(tmp_path / "after.json")]) == 1
+    assert "train.jsonl: no JSON" in capsys.readouterr().err
