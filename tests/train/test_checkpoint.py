@@ -355,6 +355,26 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path: Path):
     assert run(tmp_path / "run", Toy(), resume=True, steps=4, save_every=4).state.step == 4
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process's files are the system's")
+@pytest.mark.parametrize("tensorboard", [False, True])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes on a thread
+def test_a_full_disk_between_checkpoints_is_said_with_its_place(tensorboard: bool, tmp_path: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"its metrics could not be written .*; make room and go on with --resume") as raised:
+            run(tmp_path / "run", steps=20, save_every=0, tensorboard=tensorboard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(tmp_path / "run")
+
+
+def test_a_run_s_folder_is_no_file(tmp_path: Path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match="run: is a file, and a run is a folder; name another with --out"):
+        RunFolder(tmp_path / "run")
+
+
 def test_a_disk_without_room_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = checkpoint.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -32,6 +32,8 @@ class RunFolder:
 
     def __init__(self, path: Path, main: bool = True) -> None:
         self.path, self.main = path, main
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file, and a run is a folder; name another with --out")
         path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / LOCK)
         if not main:

@@ -70,19 +70,27 @@ class Group:
     node: int
 
     @property
+    def nodes(self) -> int:
+        """Nodes that the group is on."""
+        return -(-self.size // self._fill)
+
+    @property
     def local(self) -> int:
-        """Members that share a node."""
-        return min(self.size, max(1, self.node // self.stride))
+        """Members that share a node; where they do not come out even, those of the node with the fewest, which all wait for."""
+        return self.size - (self.nodes - 1) * self._fill
+
+    @property
+    def _fill(self) -> int:
+        return max(1, self.node // self.stride)
 
     def gather(self, nbytes: float, gpu: Gpu) -> Transfer:
         """An all-gather of `nbytes` in all, or a reduce-scatter, as a ring: it enters each node through all members' network cards."""
         if self.size == 1:
             return Transfer()
-        nodes = self.size // self.local
         received = nbytes * (self.size - 1) / self.size
-        network = received / self.local if nodes > 1 else 0.0
-        link = received if self.local > 1 else 0.0
-        hops = (self.size - nodes) * HOP[0] + nodes * HOP[1] * (nodes > 1)
+        network = received / self.local if self.nodes > 1 else 0.0
+        link = received if self._fill > 1 else 0.0
+        hops = (self.size - self.nodes) * HOP[0] + self.nodes * HOP[1] * (self.nodes > 1)
         return Transfer(link, network, LAUNCH + hops + max(link / gpu.link, network / gpu.network) / LINK_SHARE)
 
     def exchange(self, nbytes: float, gpu: Gpu) -> Transfer:

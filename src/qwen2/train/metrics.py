@@ -46,6 +46,7 @@ class Metrics:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(draft, self.path)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
+        self._failed = False
         self._events = _writer(self.path.parent / "tensorboard", at) if self.tensorboard else None
 
     def back_to(self, step: int) -> None:
@@ -54,8 +55,19 @@ class Metrics:
         self._begin([line for line in read_lines(self.path) if line.get("step", 0) <= step or "event" in line], step)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """One line, at once. Numbers that are not finite are written as null, which JSON has no other word for."""
+        """One line, at once. Numbers that are not finite are written as null, which JSON has no other word for. OSError on a full disk."""
         clean = {name: _plain(value) for name, value in line.items()}
+        try:
+            self._write(clean)
+        except OSError as error:
+            self._failed = True
+            raise self._told(error) from None
+
+    def _told(self, error: OSError) -> OSError:
+        said = f"its metrics could not be written ({error.strerror}); make room and go on with --resume"
+        return OSError(error.errno, said, str(self.path.parent))
+
+    def _write(self, clean: dict[str, Any]) -> None:
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()
         if self._events is None:
@@ -71,9 +83,13 @@ class Metrics:
 
     def close(self) -> None:
         """Write out what TensorBoard still holds back."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            if self._events is not None:
+                self._events.close()
+            self._file.close()
+        except OSError as error:
+            if not self._failed:  # else it has been said
+                raise self._told(error) from None
 
 
 def _plain(value: Any) -> Any:
