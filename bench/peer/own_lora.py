@@ -1,6 +1,7 @@
 """LoRA steps of our training loop on random tokens, one process a run: its speed and its memory, as JSON on the last line.
 
-It is `Loop.step` as every job runs it (own_step.py says what that is), with adapters on all linear layers.
+It is `Loop.step` as every job runs it (own_step.py says what that is), with adapters on all linear layers: of new weights of a config,
+or, with `file`, of a GGUF file's weights as they are packed.
 
 Read by bench/lora.py:  python own_lora.py '{"config": {...}, "batch": 4, ...}'
 """
@@ -24,6 +25,7 @@ from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop
 from qwen2.train.stage import PretrainSettings
 from qwen2.train.world import World
+from qwen2.weights.model import load
 
 
 def main() -> None:
@@ -31,7 +33,9 @@ def main() -> None:
     torch.set_num_threads(asked["threads"])
     kernels.select_isa(asked["isa"])
     before = resident()
-    config, world = ModelConfig.from_hf(asked["config"]), World()
+    world = World()
+    packed = load(asked["file"], packed=True) if "file" in asked else None
+    config = ModelConfig.from_hf(asked["config"]) if packed is None else packed.config
     settings = PretrainSettings(
         steps=asked["steps"] + asked["warmup"],
         batch=asked["batch"],
@@ -47,7 +51,7 @@ def main() -> None:
     )
     ends = []
     with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch) / "run") as folder:
-        network = world.new_network(config, 0, torch.float32)
+        network = world.new_network(config, 0, torch.float32) if packed is None else packed.network
         add_lora(network, LoraSettings(rank=asked["rank"], alpha=2 * asked["rank"]))
         loop = Loop(network, fixed_task(config, settings, world), settings, folder, world)
         for _ in range(settings.steps):
@@ -57,7 +61,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     learned = {parameter.data_ptr() for parameter in lora_parameters(network).values()}
     weights = sum(parameter.nbytes for parameter in network.parameters() if parameter.data_ptr() not in learned)
-    print(json.dumps({"seconds": seconds, "peak": peak - before, "weights": weights, "version": f"kernels for {kernels.isa()}"}))
+    found = {"seconds": seconds, "whole": peak, "peak": peak - before, "weights": weights, "version": f"kernels for {kernels.isa()}"}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
