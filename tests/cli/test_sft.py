@@ -102,7 +102,7 @@ def test_adapters_are_trained_resumed_and_merged_by_export(tiny_folder: Path, da
         for file in (run / "checkpoints" / place).iterdir():
             file.unlink()
         (run / "checkpoints" / place).rmdir()
-    assert main([*words, *lora, "--resume"]) == 0  # from step 2, with the dropout's draws that it would have had
+    assert main([*words[:5], "--resume"]) == 0  # from step 2, with the dropout's draws that it would have had
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before[0]
     losses = [
         [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]
@@ -112,6 +112,18 @@ def test_adapters_are_trained_resumed_and_merged_by_export(tiny_folder: Path, da
     assert main(["export", str(run), str(tmp_path / "merged")]) == 0
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == [511, 509]
     assert take(run, print).generation.eos == (511, 509)
+
+
+def test_adapters_over_weights_in_blocks(tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", str(tiny_folder), str(tmp_path / "tiny.gguf"), "--to", "q8_0"]) == 0
+    words = [str(tmp_path / "tiny.gguf"), str(data), *FEW, "--steps", "2", "--lora-rank", "4", "--qlora"]
+    assert main(["sft", *words, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["start"]["weights"] == "packed"
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+    capsys.readouterr()
+    assert "start: weights is 'packed' in the run, 'float32' here" in said(
+        [*words[:-1], "--out", str(tmp_path / "run"), "--resume"], capsys
+    )
 
 
 def test_what_is_refused_in_one_line(

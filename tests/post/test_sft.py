@@ -27,6 +27,7 @@ from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
 from qwen2.train.world import World
+from qwen2.weights.export import to_gguf
 from qwen2.weights.model import Model, load
 from tests.conftest import random_network, tiny_model
 from tests.post.conftest import gathered, run, small, talk, talks
@@ -204,7 +205,8 @@ def test_a_base_model_becomes_one_that_answers_and_stops(tmp_path: Path) -> None
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [511, 509]
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 511
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
-    for source in (folder, tmp_path / "run" / "checkpoints" / "step-000060"):
+    to_gguf(load(folder), tmp_path / "model.gguf", "F32")
+    for source in (folder, tmp_path / "run" / "checkpoints" / "step-000060", tmp_path / "model.gguf"):
         llm = LLM(take(source, print))
         for example in examples:
             output = llm.chat(example.messages[:1], SamplingParams(max_tokens=32))
