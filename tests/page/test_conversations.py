@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.page.conftest import Chat, Served
+from tests.page.conftest import NAME, Chat, Served
 
 
 def menu(chat: Chat, title: str, action: str) -> None:
@@ -242,6 +243,20 @@ def test_settings_belong_to_the_conversation(chat: Chat, system: str) -> None:
     new_chat(chat)
     chat.ask("Plain")
     assert chat.served.llm.asked[-1].request.params.max_tokens != 5
+
+
+def test_settings_show_the_models_own_values(tab: Callable[..., Chat], serve: Callable[..., Served]) -> None:
+    """Also those that Ollama, whose names /api/show has, calls otherwise."""
+    served = serve()
+    own = {"repeat_penalty": 1.1, "presence_penalty": 0.25, "top_p": 0.00005, "num_predict": 40}
+    httpx.post(f"{served.url}/api/create", json={"model": "tiny:own", "from": NAME, "parameters": own, "stream": False}).raise_for_status()
+    chat = tab(served)
+    chat.page.locator("#open-picker").click()
+    chat.dialog("Models").get_by_role("button", name=re.compile("^tiny:own")).click()
+    chat.page.get_by_role("button", name="Settings of this conversation").click()
+    dialog = chat.dialog("This conversation")
+    for label, value in {"Repetition penalty": "1.1", "Presence penalty": "0.25", "Top p": "0.00005", "Most tokens": "40"}.items():
+        expect(dialog.get_by_label(label)).to_have_attribute("placeholder", value)
 
 
 def test_penalties_and_texts_that_end_an_answer(chat: Chat) -> None:

@@ -70,12 +70,13 @@ export function checked(sampling) {
   return found;
 }
 
-/** The model's own values, from the `parameters` of /api/show: lines of a name and a value. */
+/** The model's own values, from the `parameters` of /api/show: lines of Ollama's name and a value; -1 tokens are as many as there is room for. */
 export function modelDefaults(parameters) {
+  const names = { repeat_penalty: "repetition_penalty", num_predict: "max_tokens" };
   const found = {};
   for (const line of (parameters ?? "").split("\n")) {
-    const [, key, value] = /^(\w+)\s+(-?[\d.]+)$/.exec(line.trim()) ?? [];
-    if (key !== undefined) found[key] = Number(value);
+    const [, key, value] = /^(\w+)\s+(-?[\d.]+(?:e-?\d+)?)$/.exec(line.trim()) ?? [];
+    if (key !== undefined && !(key === "num_predict" && Number(value) < 0)) found[names[key] ?? key] = Number(value);
   }
   return found;
 }

@@ -114,7 +114,7 @@ export class Settings {
   #about(found, model) {
     for (const [key, { input }] of this.fields) {
       const own = found?.defaults[key];
-      input.placeholder = own ?? { seed: "drawn", max_tokens: "to the end", stop: "the model's own" }[key] ?? "off";
+      input.placeholder = own ?? { seed: "drawn", max_tokens: "to the end", stop: "model's own" }[key] ?? "off";
       if (own === undefined) delete input.dataset.own;
       else input.dataset.own = own;
     }
