@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_errors_are_one_line(
     assert last.startswith("qwen2: ")
     assert message in last
     assert not (out / "config.json").exists()
+
+
+def test_a_run_is_sampled_from(sums: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"settings": {"steps": 1}}')
+    command = ["synth", "reject", str(run), str(sums / "train.jsonl"), "--k", "2", "--temperature", "1", "--max-tokens", "4"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert "this run has neither a model nor a checkpoint yet" in capsys.readouterr().err
+    shutil.copytree(tiny_folder, run / "model")
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model"]["name"], len(config["model"]["digest"])) == (str(run), 16)
 
 
 def test_more_errors(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

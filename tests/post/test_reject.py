@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from qwen2 import LLM, SamplingParams
-from qwen2.post.checkers import Verdict, make_checker
+from qwen2.post.checkers import make_checker
 from qwen2.post.encode import encode
 from qwen2.post.readers import read
 from qwen2.post.records import Example, Preference
 from qwen2.post.synth.prompts import Prompt, Prompts, read_prompts
 from qwen2.post.synth.reject import reject
-from qwen2.post.synth.sampling import EngineSampler, Sampled, digest_of, seed_of
+from qwen2.post.synth.sampling import Sampled, seed_of
 from qwen2.post.synth.settings import RejectSettings
 from qwen2.post.synth.summary import pass_at, sizes
 from tests.conftest import tiny_model
@@ -170,6 +169,7 @@ def test_more_prompts_are_asked_beside_those_of_before(prompts: Prompts, tmp_pat
             lambda sampler, settings: (FakeSampler(params={"temperature": 0.5, "top_k": 0}), settings),
             "sampling temperature was 1.0, not 0.5",
         ),
+        (lambda sampler, settings: (FakeSampler(params={"temperature": 1.0}), settings), "sampling top_k was 0, not None"),
         (lambda sampler, settings: (sampler, RejectSettings(k=4)), "answers k was 8, not 4"),
         (lambda sampler, settings: (sampler, RejectSettings(k=8, seed=3)), "answers seed was 0, not 3"),
     ],
@@ -187,6 +187,11 @@ def test_the_folder_of_another_run(change: Callable[..., Any], message: str, pro
 def test_folders_that_are_no_such_run(prompts: Prompts, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds other files \(sums.jsonl\); name another folder"):
         reject(FakeSampler(), prompts, NUMBER, K8, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "answers.jsonl").write_text("not ours, without an end of line")
+    with pytest.raises(ValueError, match=r"holds other files \(answers.jsonl\)"):
+        reject(FakeSampler(), prompts, NUMBER, K8, tmp_path / "other")
+    assert (tmp_path / "other" / "answers.jsonl").read_text() == "not ours, without an end of line"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"settings": {}}')
     with pytest.raises(ValueError, match="holds a run of another kind"):
@@ -195,6 +200,19 @@ def test_folders_that_are_no_such_run(prompts: Prompts, tmp_path: Path) -> None:
     reject(FakeSampler(), prompts, NUMBER, K8, out)
     with pytest.raises(ValueError, match="holds answers to 4 prompts that are not in these files"):
         reject(FakeSampler(), Prompts(prompts.found[:6]), NUMBER, K8, out)
+
+
+def test_a_row_that_was_mended_is_judged_again(prompts: Prompts, tmp_path: Path) -> None:
+    out, said, listed = tmp_path / "out", list[str](), sums(10)
+    assert reject(FakeSampler(), prompts, NUMBER, K8, out).solved == 10
+    listed[3]["answer"] = 1000
+    sampler, mended = FakeSampler(), read_prompts([write(tmp_path / "sums.jsonl", listed)], NUMBER)
+    assert reject(sampler, mended, NUMBER, K8, out, said.append).solved == 9
+    assert sampler.asked == []
+    assert said[0] == f"{out}: rows are not the ones of before: the answers to 1 prompts are judged again"
+    said.clear()
+    reject(sampler, mended, NUMBER, K8, out, said.append)
+    assert said == [f"{out}: 10 of 10 prompts are finished"]
 
 
 # --- checkers that fail
@@ -234,6 +252,39 @@ def test_a_checker_that_always_fails_ends_the_run_and_a_mended_one_goes_on(tmp_p
     assert (summary.failed, summary.solved) == ({}, 37)
 
 
+def test_ctrl_c_leaves_rows_of_what_is_finished(prompts: Prompts, tmp_path: Path) -> None:
+    asked = FakeSampler()
+
+    def answer(prompt: Prompt, k: int, seed: int) -> Any:
+        if len(asked.asked) == 5:
+            raise KeyboardInterrupt
+        return FakeSampler().answer(prompt, k, seed)
+
+    asked.answer = answer
+    with pytest.raises(KeyboardInterrupt):
+        reject(asked, prompts, NUMBER, K8, tmp_path / "out")
+    finished = len(rows(tmp_path / "out" / "answers.jsonl"))
+    assert len(rows(tmp_path / "out" / "sft.jsonl")) == 2 * finished
+    assert finished <= 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a sandbox needs Linux or macOS, and says so")
+def test_programs_are_judged_while_others_are_written(tmp_path: Path) -> None:
+    checker = make_checker("tests", seconds=30)
+    listed = [{"prompt": f"f(x) = x + {i}", "tests": [f"assert f(1) == {1 + i}"]} for i in range(4)]
+    prompts = read_prompts([write(tmp_path / "code.jsonl", listed)], checker)
+    codes = ["def f(x): return x + 1", "```python\ndef f(x):\n    return x + 2\n```", "1 / 0", "no code"]
+    sampler = FakeSampler(lambda prompt, k, seed: [Sampled(code, len(code), "stop") for code in codes])
+    summary = reject(sampler, prompts, checker, RejectSettings(k=4), tmp_path / "out")
+    assert (summary.right, summary.wrong, summary.solved, summary.pairs) == (2, 14, 2, 2)
+    verdicts = {answer["said"] for row in rows(tmp_path / "out" / "answers.jsonl") for answer in row["answers"]}
+    assert {
+        "1 of 1 tests passed",
+        "no Python code",
+        "0 of 1 tests passed; the solution raised ZeroDivisionError: division by zero",
+    } < verdicts
+
+
 # --- counting
 
 
@@ -255,108 +306,3 @@ def test_pass_at_k_is_what_drawing_gives() -> None:
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))}: must be"):
         RejectSettings(**wrong)
-
-
-# --- the engine
-
-
-@pytest.fixture(scope="module")
-def llm() -> LLM:
-    return LLM(tiny_model(), max_batch=4)
-
-
-class Even:
-    """Right where an answer has an even number of characters."""
-
-    name, digest, uses = "even", "even 1", frozenset[str]()
-
-    def prepare(self, row: Any) -> None: ...
-
-    def check(self, answer: str, row: Any) -> Verdict:
-        return Verdict(len(answer) % 2 == 0, str(len(answer)))
-
-    def close(self) -> None: ...
-
-
-def asked(tmp_path: Path, count: int) -> Prompts:
-    listed = [{"prompt": f"the quick brown fox {i} " + "and the lazy dog " * (i % 3), "source": "foxes"} for i in range(count)]
-    return read_prompts([write(tmp_path / "foxes.jsonl", listed)], Even())
-
-
-PARAMS = SamplingParams(temperature=1, max_tokens=12, ignore_eos=True, stop=("a",))
-
-
-def test_an_engine_answers_all_and_its_answers_are_those_of_one_prompt_alone(llm: LLM, tmp_path: Path) -> None:
-    prompts = asked(tmp_path, 9)
-    sampler = EngineSampler(llm, PARAMS, digest="tiny")
-    found = {prompt.key: answers for prompt, answers in sampler.sample(prompts.found, 3, 7)}
-    assert found.keys() == {prompt.key for prompt in prompts.found}
-    for prompt in prompts.found:
-        alone = llm.chat(
-            prompt.messages, SamplingParams(temperature=1, max_tokens=12, ignore_eos=True, stop=("a",), n=3, seed=seed_of(7, prompt.key))
-        )
-        assert found[prompt.key] == [Sampled(one.text, len(one.token_ids), one.finish_reason) for one in alone.choices]
-    llm.engine.settle()
-    llm.engine.check()
-
-
-def test_prompts_are_taken_as_the_engine_has_room(llm: LLM, tmp_path: Path) -> None:
-    prompts, taken = asked(tmp_path, 60).found, 0
-
-    def counted() -> Any:
-        nonlocal taken
-        for prompt in prompts:
-            taken += 1
-            yield prompt
-
-    first = EngineSampler(llm, PARAMS, digest="tiny").sample(counted(), 2, 0)
-    next(first)
-    assert 4 <= taken < 30
-    first.close()
-    llm.engine.settle()
-    llm.engine.check()
-
-
-def test_a_prompt_that_does_not_fit_is_refused_and_the_others_are_answered(llm: LLM, tmp_path: Path) -> None:
-    long = [{"prompt": "fox " * 2000}, {"prompt": "a fox"}, {"prompt": "dog " * 2000}]
-    prompts = read_prompts([write(tmp_path / "long.jsonl", long)], Even())
-    summary = reject(EngineSampler(llm, PARAMS, digest="tiny"), prompts, Even(), RejectSettings(k=4), tmp_path / "out")
-    assert (summary.finished, sum(summary.refused.values()), summary.answers) == (3, 2, 4)
-    assert all("the window is 512" in reason for reason in summary.refused)
-
-
-def test_a_whole_run_of_an_engine_twice(llm: LLM, tmp_path: Path) -> None:
-    prompts = asked(tmp_path, 6)
-    for name in ("a", "b"):
-        summary = reject(EngineSampler(llm, PARAMS, digest="tiny"), prompts, Even(), RejectSettings(k=4), tmp_path / name)
-        llm.engine.clear_cache()
-    assert summary.answers == 24
-    assert summary.cut + summary.right + summary.wrong == 24
-    for name in ("sft.jsonl", "pairs.jsonl", "summary.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    config = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert (config["sampling"]["temperature"], config["sampling"]["max_tokens"], config["answers"]) == (1, 12, {"k": 4, "seed": 0})
-
-
-def test_equal_answers_are_refused_at_once(llm: LLM, tmp_path: Path) -> None:
-    sampler = EngineSampler(llm, SamplingParams(temperature=0), digest="tiny")
-    with pytest.raises(ValueError, match="k 2 at temperature 0, this model's own default or what you gave: all answers would be alike"):
-        reject(sampler, asked(tmp_path, 1), Even(), RejectSettings(k=2), tmp_path / "out")
-    assert reject(sampler, asked(tmp_path, 1), Even(), RejectSettings(k=1), tmp_path / "out").answers == 1
-
-
-def test_a_model_is_told_by_its_files(tiny_folder: Path) -> None:
-    from dataclasses import replace
-
-    from qwen2.weights.model import load
-
-    model = load(tiny_folder)
-    digest = digest_of(model)
-    assert (len(digest), digest_of(load(tiny_folder))) == (16, digest)
-    assert digest_of(replace(model, made=replace(model.made, system="Be brief."))) != digest
-    with pytest.raises(ValueError, match="no weights here to tell the model by"):
-        digest_of(tiny_model())
-
-
-def test_prompt_type() -> None:
-    assert Prompt("k", [], {}, "", "", "f:1").where == "f:1"

@@ -287,15 +287,20 @@ def _sampler(model: str, asking: Asking, params: SamplingParams) -> EngineSample
     from qwen2.cli.pull import ensure
     from qwen2.cli.serve import check_device
     from qwen2.engine.llm import LLM
-    from qwen2.post.synth.sampling import EngineSampler
-    from qwen2.train.place import is_run
+    from qwen2.post.synth.sampling import EngineSampler, digest_of_weights
+    from qwen2.train.place import is_adapter, is_run
     from qwen2.train.saved import ended, take
 
     check_device(asking.device)
     path = Path(model)
     source: Any = model
-    if is_run(path):
-        source = path / "model" if ended(path) else take(path, _say)
+    digest = None
+    if is_run(path) and ended(path) and (path / "model" / "config.json").exists():
+        source = path / "model"
+    elif is_run(path) or is_adapter(path):
+        source = take(path, _say)
+        digest = digest_of_weights(source)
+        _say(f"{path}: computed in float32 by torch; qwen2 export makes a model of it that samples several times faster")
     else:
         ensure(model)
-    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params)
+    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params, model, digest)

@@ -2,8 +2,9 @@
 
 Every program gets an empty folder, an environment of six variables, and bounds on wall-clock time, processor time, memory, files and
 output; it may start threads but no other process, and open no socket. On Linux that is enforced by a system call filter, and where
-user namespaces are permitted by namespaces too: no network, no file outside its folder can be changed, nothing is left running. What
-this system cannot do is named in `Sandbox.missing`, for the caller to say once. `sandbox_worker.py` is the process's first half.
+user namespaces are permitted by namespaces too: no network, no file outside its folder can be changed, no other process is seen, nothing
+is left running. What this system cannot do is named in `Sandbox.missing`, for the caller to say once. `sandbox_worker.py` is the
+process's first half.
 
 Left out: hiding files from being read (run it as a user, or in a container, that has nothing to hide), and Windows.
 

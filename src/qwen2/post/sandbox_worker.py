@@ -62,6 +62,7 @@ def main() -> None:
             os.waitpid(child, 0)
             os._exit(0)
         _die_with_parent()
+        _own_processes()
     _write(job)
     program = os.fork()
     if not program:
@@ -102,6 +103,13 @@ def _own_files(job: dict[str, Any], missing: list[str]) -> None:
     failed = libc.mount(None, b"/", None, RECURSIVE | PRIVATE, None) or libc.mount(b"none", folder, b"tmpfs", NO_SUID | NO_DEV, options)
     if failed or change(b"/", ALL_BELOW, READ_ONLY, 0) or change(folder, 0, 0, READ_ONLY):
         missing.append("mounts of its own: files of yours could be changed")
+
+
+def _own_processes() -> None:
+    """A view of the processes in this namespace only, where the system lets it be made, else of none: others' environments are theirs."""
+    libc = _libc()
+    if libc.mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEV, None):
+        libc.mount(b"none", b"/proc", b"tmpfs", NO_SUID | NO_DEV, b"size=0,mode=555")
 
 
 def _write(job: dict[str, Any]) -> None:

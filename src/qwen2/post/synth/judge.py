@@ -44,9 +44,10 @@ def verdict(checker: Checker, prompt: Prompt, text: str, finish: str) -> Verdict
 
 
 def _record(prompt: Prompt, answers: Answers | str, futures: list[Future[Verdict]]) -> dict[str, Any]:
+    about = {"key": prompt.key, "where": prompt.where, "row": prompt.judged_by}
     if isinstance(answers, str):
-        return {"key": prompt.key, "where": prompt.where, "refused": answers}
-    return {"key": prompt.key, "where": prompt.where, "answers": [_line(*pair) for pair in zip(answers, futures, strict=True)]}
+        return {**about, "refused": answers}
+    return {**about, "answers": [_line(*pair) for pair in zip(answers, futures, strict=True)]}
 
 
 def _line(answer: Sampled, future: Future[Verdict]) -> dict[str, Any]:

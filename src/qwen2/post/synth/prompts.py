@@ -38,6 +38,11 @@ class Prompt:
     language: str
     where: str  # file:line
 
+    @property
+    def judged_by(self) -> str:
+        """What tells rows apart that ask the same, such as by another answer."""
+        return hashlib.blake2b(json.dumps(self.row, sort_keys=True).encode(), digest_size=8).hexdigest()
+
 
 @dataclass
 class Prompts:

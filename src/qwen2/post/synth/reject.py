@@ -3,7 +3,7 @@
 The folder of a run holds config.json (which model, how it was sampled, the seed), answers.jsonl (a line per finished prompt with all of
 its answers and their verdicts, on the disk before the next), and, written anew at the end from these, sft.jsonl, pairs.jsonl and
 summary.json, in the order of the prompts. Whatever ends a run, the same call goes on with the prompts that are not finished. How rows
-are chosen may change between two calls; where the checker changed, the answers that are there are judged again, not sampled again.
+are chosen may change between two calls; where the checker or a row changed, answers that are there are judged again, not sampled again.
 
 Left out: several models at once, and stopping early where a prompt has enough right answers (pass@k would be biased).
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, fields
@@ -86,7 +86,7 @@ def _check_folder(out: Path) -> None:
     if (out / CONFIG).exists():
         if read_json(out / CONFIG).get("kind") != KIND:
             raise ValueError(f"{out}: holds a run of another kind; name another folder with --out")
-    elif strange := sorted(path.name for path in out.iterdir() if path.name not in (".lock", ANSWERS)):
+    elif strange := sorted(path.name for path in out.iterdir() if path.name != ".lock" and path.stat().st_size):
         raise ValueError(f"{out}: holds other files ({strange[0]}); name another folder with --out")
 
 
@@ -114,30 +114,34 @@ def _begin(
         written = read_json(path)
         for section, values in wanted.items():
             theirs = written.get(section, {})
-            for name, value in values.items():
-                if theirs.get(name) != value:
-                    was = f"{section} {name} was {theirs.get(name)}, not {value}"
+            for name in sorted((values.keys() | theirs.keys()) - {"name"}):
+                if theirs.get(name) != values.get(name):
+                    was = f"{section} {name} was {theirs.get(name)}, not {values.get(name)}"
                     raise ValueError(f"{out}: {was}; go on with it as it was started, or name another folder with --out")
-        if written.get("checker", {}).get("digest") != checker.digest and journal.records:
-            say(f"{out}: the checker is not the one of before: the answers to {len(journal.records):,} prompts are judged again")
-            _judge_again(journal, prompts, checker, settings)
+        changed = written.get("checker", {}).get("digest") != checker.digest
+        rows = {prompt.key: prompt for prompt in prompts.found}
+        stale = [record for record in journal.records if changed or record.get("row") != rows[record["key"]].judged_by]
+        if stale:
+            what = "the checker is" if changed else "rows are"
+            say(f"{out}: {what} not the one{'' if changed else 's'} of before: the answers to {len(stale):,} prompts are judged again")
+            _judge_again(journal, stale, rows, checker, settings)
     choosing = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in ("k", "seed", "workers")}
     wanted["model"]["name"] = sampler.name
     write_json(path, {"kind": KIND, **wanted, "checker": {"name": checker.name, "digest": checker.digest}, "choosing": choosing})
 
 
-def _judge_again(journal: Journal, prompts: Prompts, checker: Checker, settings: RejectSettings) -> None:
-    rows = {prompt.key: prompt for prompt in prompts.found}
-
-    def again(pool: ThreadPoolExecutor, record: dict[str, Any]) -> dict[str, Any]:
-        if "refused" in record:
-            return record
-        verdicts = pool.map(lambda one: verdict(checker, rows[record["key"]], one["text"], one["finish"]), record["answers"])
-        answers = [{**one, "right": v.right, "said": v.said} for one, v in zip(record["answers"], verdicts, strict=True)]
-        return {**record, "answers": answers}
+def _judge_again(
+    journal: Journal, stale: Sequence[dict[str, Any]], rows: Mapping[str, Prompt], checker: Checker, settings: RejectSettings
+) -> None:
+    def again(record: dict[str, Any]) -> dict[str, Any]:
+        prompt = rows[record["key"]]
+        judged = pool.map(lambda one: verdict(checker, prompt, one["text"], one["finish"]), record.get("answers", ()))
+        answers = [{**one, "right": new.right, "said": new.said} for one, new in zip(record.get("answers", ()), judged, strict=True)]
+        return {**record, "row": prompt.judged_by, **({} if "refused" in record else {"answers": answers})}
 
     with ThreadPoolExecutor(settings.workers) as pool:
-        journal.rewrite([again(pool, record) for record in journal.records])
+        new = {record["key"]: again(record) for record in stale}
+    journal.rewrite([new.get(record["key"], record) for record in journal.records])
 
 
 def _useless(checker: Checker, tried: Counter[str], out: Path) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from qwen2.engine.request import SamplingParams
 from qwen2.post.synth.prompts import Prompt
 from qwen2.weights.partial import file_digest
@@ -60,7 +62,8 @@ class EngineSampler:
         self.llm, self.asked = llm, params
         resolved = replace(params, seed=0).resolve(llm.generation)
         self.greedy = resolved.temperature == 0
-        self.params = {f.name: _plain(getattr(resolved, f.name)) for f in fields(resolved) if f.name not in PER_ANSWER}
+        known = {f.name: _plain(getattr(resolved, f.name)) for f in fields(resolved) if f.name not in PER_ANSWER}
+        self.params = {name: value for name, value in known.items() if value not in (None, False, [], {}) or isinstance(value, int | float)}
         self.name = llm.model.name if name is None else name
         self.digest = digest_of(llm.model) if digest is None else digest
 
@@ -134,4 +137,13 @@ def digest_of(model: Model) -> str:
         digest.update(f"{'' if path.is_file() else file.name} {file_digest(file).hexdigest()}\n".encode())
     if model.made:
         digest.update(repr(model.made).encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_weights(model: Model) -> str:
+    """The same of a model that exists in memory only, such as a run's checkpoint with an adapter merged into it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.network.named_parameters()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""The engine as a sampler: full batches across prompts, answers that depend on nothing but prompt and seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen2 import LLM, SamplingParams
+from qwen2.post.checkers import Verdict, make_checker
+from qwen2.post.synth.prompts import Prompts, read_prompts
+from qwen2.post.synth.reject import reject
+from qwen2.post.synth.sampling import EngineSampler, Sampled, digest_of, digest_of_weights, seed_of
+from qwen2.post.synth.settings import RejectSettings
+from qwen2.weights.model import load
+from tests.conftest import tiny_model
+from tests.post.test_reject import rows, sums, write
+
+NUMBER = make_checker("number")
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(tiny_model(), max_batch=4)
+
+
+class Even:
+    """Right where an answer has an even number of characters."""
+
+    name, digest, uses = "even", "even 1", frozenset[str]()
+
+    def prepare(self, row: Any) -> None: ...
+
+    def check(self, answer: str, row: Any) -> Verdict:
+        return Verdict(len(answer) % 2 == 0, str(len(answer)))
+
+    def close(self) -> None: ...
+
+
+def asked(tmp_path: Path, count: int) -> Prompts:
+    listed = [{"prompt": f"the quick brown fox {i} " + "and the lazy dog " * (i % 3), "source": "foxes"} for i in range(count)]
+    return read_prompts([write(tmp_path / "foxes.jsonl", listed)], Even())
+
+
+PARAMS = SamplingParams(temperature=1, max_tokens=12, ignore_eos=True, stop=("a",))
+
+
+def test_an_engine_answers_all_and_its_answers_are_those_of_one_prompt_alone(llm: LLM, tmp_path: Path) -> None:
+    prompts = asked(tmp_path, 9)
+    sampler = EngineSampler(llm, PARAMS, digest="tiny")
+    found = {prompt.key: answers for prompt, answers in sampler.sample(prompts.found, 3, 7)}
+    assert found.keys() == {prompt.key for prompt in prompts.found}
+    for prompt in prompts.found:
+        alone = llm.chat(
+            prompt.messages, SamplingParams(temperature=1, max_tokens=12, ignore_eos=True, stop=("a",), n=3, seed=seed_of(7, prompt.key))
+        )
+        assert found[prompt.key] == [Sampled(one.text, len(one.token_ids), one.finish_reason) for one in alone.choices]
+    llm.engine.settle()
+    llm.engine.check()
+
+
+def test_prompts_are_taken_as_the_engine_has_room(llm: LLM, tmp_path: Path) -> None:
+    prompts, taken = asked(tmp_path, 60).found, 0
+
+    def counted() -> Any:
+        nonlocal taken
+        for prompt in prompts:
+            taken += 1
+            yield prompt
+
+    first = EngineSampler(llm, PARAMS, digest="tiny").sample(counted(), 2, 0)
+    next(first)
+    assert 4 <= taken < 30
+    first.close()
+    llm.engine.settle()
+    llm.engine.check()
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_the_others_are_answered(llm: LLM, tmp_path: Path) -> None:
+    long = [{"prompt": "fox " * 2000}, {"prompt": "a fox"}, {"prompt": "dog " * 2000}]
+    prompts = read_prompts([write(tmp_path / "long.jsonl", long)], Even())
+    summary = reject(EngineSampler(llm, PARAMS, digest="tiny"), prompts, Even(), RejectSettings(k=4), tmp_path / "out")
+    assert (summary.finished, sum(summary.refused.values()), summary.answers) == (3, 2, 4)
+    assert all("the window is 512" in reason for reason in summary.refused)
+
+
+def test_a_whole_run_of_an_engine_twice(llm: LLM, tmp_path: Path) -> None:
+    prompts = asked(tmp_path, 6)
+    for name in ("a", "b"):
+        summary = reject(EngineSampler(llm, PARAMS, digest="tiny"), prompts, Even(), RejectSettings(k=4), tmp_path / name)
+        llm.engine.clear_cache()
+    assert summary.answers == 24
+    assert summary.cut + summary.right + summary.wrong == 24
+    for name in ("sft.jsonl", "pairs.jsonl", "summary.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (config["sampling"]["temperature"], config["sampling"]["max_tokens"], config["answers"]) == (1, 12, {"k": 4, "seed": 0})
+
+
+def test_equal_answers_are_refused_at_once(llm: LLM, tmp_path: Path) -> None:
+    sampler = EngineSampler(llm, SamplingParams(temperature=0), digest="tiny")
+    with pytest.raises(ValueError, match="k 2 at temperature 0, this model's own default or what you gave: all answers would be alike"):
+        reject(sampler, asked(tmp_path, 1), Even(), RejectSettings(k=2), tmp_path / "out")
+    assert reject(sampler, asked(tmp_path, 1), Even(), RejectSettings(k=1), tmp_path / "out").answers == 1
+
+
+def test_a_model_is_told_by_its_files(tiny_folder: Path) -> None:
+    model = load(tiny_folder)
+    digest = digest_of(model)
+    assert (len(digest), digest_of(load(tiny_folder))) == (16, digest)
+    assert digest_of(replace(model, made=replace(model.made, system="Be brief."))) != digest
+    with pytest.raises(ValueError, match="no weights here to tell the model by"):
+        digest_of(tiny_model())
+    assert digest_of_weights(tiny_model()) == digest_of_weights(tiny_model()) != digest_of_weights(tiny_model(seed=1))
+
+
+def test_the_real_model_gives_the_same_rows_in_any_batch(smollm: Path, tmp_path: Path) -> None:
+    prompts = read_prompts([write(tmp_path / "sums.jsonl", sums(2))], NUMBER)
+    for batch in (2, 8):
+        sampler = EngineSampler(LLM(smollm, max_batch=batch), SamplingParams(temperature=1, max_tokens=8), digest="smollm")
+        summary = reject(sampler, prompts, NUMBER, RejectSettings(k=3), tmp_path / str(batch))
+        assert (summary.finished, summary.answers) == (2, 6)
+    assert (tmp_path / "2" / "summary.json").read_bytes() == (tmp_path / "8" / "summary.json").read_bytes()
+    told = [sorted(rows(tmp_path / name / "answers.jsonl"), key=lambda row: row["key"]) for name in ("2", "8")]
+    assert told[0] == told[1]
