@@ -23,6 +23,7 @@ from torch import nn
 from qwen2.model import training
 from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, packed, run_layers
 from qwen2.model.linear import Linear, as_int8, linear
+from qwen2.model.lora import AdaptedLinear, Adapter
 from qwen2.model.moe import Experts, gated, route
 from qwen2.model.packed import PackedEmbedding, PackedExperts, TiedEmbedding
 from qwen2.model.training_moe import mixed, mixture_computed
@@ -219,11 +220,15 @@ class Qwen2(nn.Module):
         return self.model.norm.weight.device
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, what is kept packed unpacked to float32 when its turn comes."""
+        """Every parameter by name; what is kept packed is unpacked to float32, an adapter merged, when its turn comes."""
         for path, module in self.named_modules():
-            if isinstance(module, (PackedEmbedding, PackedLinear, PackedExperts)):
+            if isinstance(module, Adapter):
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if name != "weight" or not isinstance(module, AdaptedLinear):
+                    yield f"{path}.{name}", parameter
+            if isinstance(module, (PackedEmbedding, PackedLinear, PackedExperts, AdaptedLinear)):
                 yield from ((f"{path}.{name}", tensor) for name, tensor in module.unpack())
-            yield from ((f"{path}.{name}", parameter) for name, parameter in module.named_parameters(recurse=False))
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Qwen2:
