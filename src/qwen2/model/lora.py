@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qwen2.config.lora import GROUPS, LoraSettings
 from qwen2.model.linear import Linear, linear
 from qwen2.quant.linear import PackedLinear, bands
 
@@ -38,41 +39,8 @@ if TYPE_CHECKING:
     from qwen2.model.qwen2 import Qwen2
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-GROUPS = ("all-linear", "attention")
 ROUTER = "mlp.gate"  # a mixture's: which expert answers is no product to be bent; PEFT does not take it for a linear layer either
 TIED = "the embedding and the output head are one matrix in this model: adapted in one place, it would change in the other when merged"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """How a network is adapted. `targets`: all-linear, attention, or names of layers. Raises ValueError naming the field and its value."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    rslora: bool = False
-    dora: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank {self.rank!r}: must be a whole number of at least 1")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha {self.alpha!r}: must be a number above 0; with {self.alpha!r} the adapter would change nothing")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout!r}: must be a number from 0 to below 1")
-        if not self.targets or (isinstance(self.targets, tuple) and not all(self.targets)):
-            raise ValueError(f"targets {self.targets!r}: must be {', '.join(GROUPS)} or names of layers, such as q_proj,v_proj")
-
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / math.sqrt(self.rank) if self.rslora else self.alpha / self.rank
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The targets, one by one; a text may hold several, with commas between."""
-        return tuple(name.strip() for name in self.targets.split(",")) if isinstance(self.targets, str) else tuple(self.targets)
 
 
 @dataclass

@@ -39,9 +39,11 @@ DRAFT, ASIDE = ".part", ".old"
 
 
 def tensors_of(network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
-    """All tensors of a run's state by name; filling them in place restores it."""
+    """All tensors of a run's state by name; filling them in place restores it. Weights that are not trained are no part of it."""
     found: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         found[f"model/{name}"] = parameter
         if parameter in optimizer.state:
             found |= {f"{key}/{name}": value for key, value in optimizer.state[parameter].items()}

@@ -30,6 +30,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from qwen2.data.batches import IGNORE, Batch
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.linear import Linear
+from qwen2.model.lora import lora_parameters
 from qwen2.model.qwen2 import MoE, RMSNorm
 from qwen2.train.layout import Layout
 from qwen2.train.optim import own_part
@@ -120,6 +121,8 @@ class DistributedWorld(World):
         if isinstance(network, FSDPModule):  # a new network is divided before it has weights
             return
         self.layout.check(network.config)
+        if self.layout.tensor > 1 and lora_parameters(network):
+            raise ValueError("adapters are not divided over tensor ranks: leave --tensor out")
         gathered = dtype if self.device.type == "cuda" and dtype != torch.float32 else None  # on CPUs autocast does it (model/training.py)
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
         for layer in network.model.layers:

@@ -71,7 +71,7 @@ class Loop(Generic[B]):
         self.network, self.task, self.settings, self.folder, self.world = network, task, settings, folder, world
         self.dtype = chosen(settings.precision, world.device)
         world.prepare(network, self.dtype)
-        network.requires_grad_(True).train()
+        train_all_or_chosen(network.train())
         if world.device.type == "cpu":
             keep_freed()
         if settings.recompute == "layers":
@@ -320,6 +320,12 @@ class Loop(Generic[B]):
         finally:
             if self.metrics is not None:
                 self.metrics.close()
+
+
+def train_all_or_chosen(network: Qwen2) -> None:
+    """What wants a gradient is trained, such as adapters (model/lora.py); where nothing does, as in a model that was loaded, all is."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        network.requires_grad_(True)
 
 
 def recompute_layers(network: Qwen2) -> None:

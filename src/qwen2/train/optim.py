@@ -29,9 +29,14 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.dim() >= 2 and "embed_tokens" not in name
 
 
+def trained(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that want gradients, by name."""
+    return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
 def make_adamw(network: nn.Module, beta1: float, beta2: float, eps: float, decay: float) -> torch.optim.AdamW:
     """The optimizer of all parameters that want gradients, in two groups; its rate is set before every step."""
-    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    named = trained(network)
     groups = [
         {"params": [parameter for name, parameter in named if decays(name, parameter)], "weight_decay": decay},
         {"params": [parameter for name, parameter in named if not decays(name, parameter)], "weight_decay": 0.0},
@@ -100,27 +105,27 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 class Average:
-    """A second set of weights in float32: the exponential average of the trained ones, or their mean from some step on.
+    """A second set of the trained weights in float32: their exponential average, or their mean from some step on.
 
     `decay` is the exponential average's share that stays at each step; None takes the mean. `count` steps are in it.
     """
 
     def __init__(self, network: nn.Module, decay: float | None) -> None:
         self.decay, self.count = decay, 0
-        self.weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in trained(network)}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take one more step's weights in; the first are taken as they are."""
         share = 1 / (self.count + 1) if self.decay is None or self.count == 0 else 1 - self.decay
-        current = [parameter.detach() for _, parameter in network.named_parameters()]
+        current = [parameter.detach() for _, parameter in trained(network)]
         torch._foreach_lerp_(list(self.weights.values()), current, share)
         self.count += 1
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
         """Exchange the network's weights and the average; twice is as before. Nothing is copied but the parts of divided ones."""
-        for name, parameter in network.named_parameters():
+        for name, parameter in trained(network):
             if not hasattr(parameter, "to_local"):
                 parameter.data, self.weights[name] = self.weights[name], parameter.data
             else:  # what is gathered of it is kept in the memory that it has now
