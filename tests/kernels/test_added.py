@@ -26,7 +26,10 @@ class Low:
                 self.dense.append(None)
                 continue
             rows, columns = shape
-            a, b = random_blocks(kind, rank, columns, seed + 2 * i, 1 / columns**0.5), random_blocks(kind, rows, rank, seed + 2 * i + 1, 0.5)
+            a, b = (
+                random_blocks(kind, rank, columns, seed + 2 * i, 1 / columns**0.5),
+                random_blocks(kind, rows, rank, seed + 2 * i + 1, 0.5),
+            )
             matrices = pack(kind, a, rank, columns), pack(kind, b, rows, rank)
             share = rng.uniform(0.5, 1.5, rows).astype(np.float32) if dora else None
             self._keep += [*matrices, share]
@@ -49,7 +52,9 @@ def additions(which: Sequence[int], adapters: Sequence[Low]) -> AdditionsStruct:
     return struct
 
 
-def adapted(matrices: list[Matrix], x: np.ndarray, which: Sequence[int], adapters: Sequence[Low], add_to: np.ndarray | None = None) -> np.ndarray:
+def adapted(
+    matrices: list[Matrix], x: np.ndarray, which: Sequence[int], adapters: Sequence[Low], add_to: np.ndarray | None = None
+) -> np.ndarray:
     bound = BoundProduct([matrix.struct for matrix in matrices], add=add_to is not None)
     out = np.full((len(x), bound.width), np.nan, np.float32) if add_to is None else add_to.copy()
     rows = np.ascontiguousarray(x, np.float32)

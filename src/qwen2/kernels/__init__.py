@@ -193,6 +193,20 @@ def kept_on_failure() -> Iterator[None]:
             raise
 
 
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """This set meanwhile, for what is packed beside matrices that were packed for it. Raises ValueError as `select_isa` does."""
+    with _choosing:
+        chosen = isa() or "none"
+        if name != chosen:
+            select_isa(name)
+        try:
+            yield
+        finally:
+            if name != chosen:
+                select_isa(chosen)
+
+
 def set_threads(count: int | None = None) -> None:
     """Threads of the library's own pool, the calling one among them; by default as many as there are physical cores.
 

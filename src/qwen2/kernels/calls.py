@@ -257,6 +257,7 @@ class BoundLayers:
         """
         wanted = None if rows is None else (i64 * len(rows))(*rows)
         place = None if wanted is None else ctypes.addressof(wanted)
-        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n, place, 0 if rows is None else len(rows), additions)
+        count = 0 if rows is None else len(rows)
+        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n, place, count, additions)
         if code:
             check(code)

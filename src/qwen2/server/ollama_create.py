@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from qwen2.weights.modelfile import LARGEST, Modelfile, parse
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
+    from qwen2.weights.manifest import StoredModel
     from qwen2.weights.pull import Progress
 
 router = APIRouter(prefix="/api")
@@ -68,8 +69,6 @@ class Create(Body):
 
     def parsed(self) -> tuple[Modelfile, dict[str, str]]:
         """What the model shall be, and the files, digests by name, that it is made of where it is made of files."""
-        if self.adapters:
-            raise ApiError(400, "adapters are not supported yet: merge the adapter into the weights", field="adapters")
         parts = {
             "template": self.template,
             "system": self.system,
@@ -93,6 +92,8 @@ def _from_text(text: str) -> tuple[Modelfile, dict[str, str]]:
     """A Modelfile as text; FROM @sha256:... is a file that was uploaded."""
     try:
         modelfile = parse(text)
+        if modelfile.adapter is not None:
+            raise ApiError(400, "modelfile: no server reads the folder of an ADAPTER: upload its files and say adapters", field="modelfile")
         if modelfile.source.startswith("@"):
             return modelfile, {"model.gguf": parse_digest(modelfile.source[1:])}
     except ValueError as error:
@@ -111,10 +112,13 @@ async def create(body: Create, request: Request) -> Response:
     stops = modelfile.parameters.get("stop", ())
     server.check_stops([str(stop) for stop in stops] if isinstance(stops, tuple) else [str(stops)])  # each request will look for them
     mix = None if body.quantize is None else mix_named(body.quantize)
-    return await respond(request, creating(server, target, modelfile, files, mix), body.stream)
+    adapter = {name: parse_digest(digest) for name, digest in (body.adapters or {}).items()}
+    return await respond(request, creating(server, target, modelfile, files, mix, adapter), body.stream)
 
 
-async def creating(server: Server, target: str, modelfile: Modelfile, files: dict[str, str], mix: str | None) -> AsyncGenerator[Json, None]:
+async def creating(
+    server: Server, target: str, modelfile: Modelfile, files: dict[str, str], mix: str | None, adapter: dict[str, str]
+) -> AsyncGenerator[Json, None]:
     """Its progress; paths of this machine are none of the client's business."""
     store = server.models.store
 
@@ -123,7 +127,10 @@ async def creating(server: Server, target: str, modelfile: Modelfile, files: dic
             return {"status": progress.note}
         return {"status": "writing weights", "total": progress.total, "completed": progress.done}
 
-    async with aclosing(server.works.told("made", target, lambda watch: store.create(target, modelfile, files, mix, watch), line)) as lines:
+    def make(watch: Callable[[Progress], None]) -> StoredModel:
+        return store.create(target, modelfile, files, mix, watch, adapter=adapter)
+
+    async with aclosing(server.works.told("made", target, make, line)) as lines:
         async for one in lines:
             yield {key: without(value, str(store.home)) if isinstance(value, str) else value for key, value in one.items()}
 
