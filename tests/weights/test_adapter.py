@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from qwen2.config import ModelConfig, MoEConfig, tiny
 from qwen2.model import Qwen2
 from qwen2.model.lora import LoraSettings, adapted_layers, add_lora, lora_parameters, merge
-from qwen2.weights.adapter import is_adapter, load_adapter, read_adapter, save_adapter
+from qwen2.train.place import is_adapter
+from qwen2.weights.adapter import load_adapter, read_adapter, save_adapter
 from tests.conftest import random_network
 from tests.model.test_lora import adapted
 from tests.model.test_parity import our_import, our_logits, theirs_like
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers by an old name
 
 MOE = tiny(moe=MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=96))
 KINDS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
@@ -95,6 +98,7 @@ def test_ours_in_peft(settings: LoraSettings, tokens: torch.Tensor, tmp_path: Pa
     network = adapted(settings, our_import(tmp_path / "base"))
     save_adapter(network, settings, tmp_path / "adapter", "somewhere")
     assert is_adapter(tmp_path / "adapter")
+    assert not is_adapter(tmp_path / "base")
     assert not list(tmp_path.glob(".*"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # missing or unexpected keys are warnings in PEFT

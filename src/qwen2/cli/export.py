@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from qwen2.cli.answer import working
 from qwen2.cli.pull import ensure
 from qwen2.quant.layout import LAYOUTS
-from qwen2.train.place import is_run
+from qwen2.train.place import is_adapter, is_run
 from qwen2.weights.pull import human_size
 from qwen2.weights.store import Store
 
@@ -22,35 +22,42 @@ SPELLED = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "Q8_0
 Form = Literal["f32", "f16", "bf16", "q8_0"]
 
 
-def export(model: str, destination: Path, /, *, to: Form | None = None) -> None:
+def export(model: str, destination: Path, /, *, to: Form | None = None, adapter: Path | None = None) -> None:
     """Write a model out: as a GGUF file where the destination ends in .gguf, else as a Hugging Face folder.
 
     Parameters
     ----------
     model
-        A name, a folder or a file; also a training run or one of its checkpoints, RUN/checkpoints/step-N.
+        A name, a folder or a file; also a training run or one of its checkpoints, RUN/checkpoints/step-N, or an adapter's folder,
+        which is merged into the model that it names.
     destination
         What to write; it must not exist yet.
     to
         How matrices are stored: f32, f16, bf16, and q8_0 in GGUF files. Left out: what the model computes in.
+    adapter
+        An adapter's folder, as PEFT writes it, that is merged into the model first.
     """
     gguf = destination.suffix == ".gguf"
     if destination.exists():
         raise FileExistsError(f"{destination}: exists already; export to a new {'file' if gguf else 'folder'}")
     if to == "q8_0" and not gguf:
         raise ValueError(f"{destination}: q8_0 blocks go into GGUF files only; end the destination in .gguf, or choose f32, f16 or bf16")
-    if not is_run(model):
+    if adapter is not None and not is_adapter(adapter):
+        raise FileNotFoundError(f"{adapter}: no adapter's folder: adapter_config.json is not there")
+    if not is_run(model) and not is_adapter(model):
         ensure(model)
         Store().resolve(model)
 
     import torch
 
-    from qwen2.train.saved import take
+    from qwen2.train.saved import take, with_adapter
     from qwen2.weights.export import to_gguf, to_hf_folder
 
     said: list[str] = []
     with working(f"loading {model}"):
         loaded = take(model, said.append)
+        if adapter is not None:
+            loaded = with_adapter(loaded, adapter)
     for line in said:
         print(f"qwen2: {line}", file=sys.stderr)
     types: dict[Form, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

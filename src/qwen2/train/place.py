@@ -1,4 +1,4 @@
-"""Which folders are runs and checkpoints, and where the model that a run started from lies. Knows no torch."""
+"""Which folders are runs, checkpoints and adapters, and where the model that a run started from lies. Knows no torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def is_run(path: str | Path) -> bool:
     if (path / "state.json").exists():
         return True
     return (path / CONFIG).exists() and ((path / "checkpoints").is_dir() or "settings" in read_json(path / CONFIG))
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder is an adapter's (weights/adapter.py)."""
+    return (Path(path) / "adapter_config.json").is_file()
 
 
 def absolute(source: str) -> str:

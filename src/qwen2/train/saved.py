@@ -1,8 +1,10 @@
 """A model out of a run: the one of its end, or that of any checkpoint, also of a run that was stopped, killed or still goes on.
 
 A checkpoint has the weights (the averaged ones where the run keeps such) and the config; the tokenizer is the run's own copy,
-RUN/tokenizer, with the ids that end a text. Checkpoints of several ranks are read by one process. What is left out: other sources of
-models, which are `weights.model.load`'s.
+RUN/tokenizer, with the ids that end a text. Checkpoints of several ranks are read by one process. A run that trained adapters has
+RUN/adapter at its end, and in its checkpoints their numbers alone: its model is the base, found where the run's config says that it
+started, with the adapters merged into it. So is the model of any adapter's folder. What is left out: other sources of models, which
+are `weights.model.load`'s.
 
     take("runs/short", print)                        # its end, else its newest whole checkpoint
     take("runs/short/checkpoints/step-000200", print)
@@ -11,6 +13,7 @@ models, which are `weights.model.load`'s.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +21,29 @@ import torch
 
 from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.model import Qwen2
+from qwen2.model.lora import LoraSettings, add_lora, lora_parameters, merge
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.checkpoint import STATE, checked, whole
-from qwen2.train.folder import steps_done
-from qwen2.train.place import is_run
+from qwen2.train.folder import CONFIG, steps_done
+from qwen2.train.place import found_again, is_adapter, is_run
 from qwen2.train.world import World
+from qwen2.weights.adapter import load_adapter, read_adapter
 from qwen2.weights.json_object import read_json
 from qwen2.weights.model import Model, load
 
 GENERATION = "generation_config.json"
+ADAPTER = "adapter"  # what a run of adapters leaves at its end
 
 
 def take(source: str | Path, say: Callable[[str], None], dtype: str = "auto") -> Model:
-    """The model of a run's folder or a checkpoint's, in float32; anything else is loaded by `load`, in `dtype`.
+    """The model of a run's folder or a checkpoint's, in float32; anything else is loaded by `load`, in `dtype`, adapters merged.
 
     A damaged checkpoint of a run is passed over with a line. FileNotFoundError where there is none, or no tokenizer; ValueError where
     the checkpoint that is named is damaged.
     """
     path = Path(source)
+    if is_adapter(path):
+        return with_adapter(take_base(path, say, dtype), path)
     if not is_run(path):
         return load(source, dtype=dtype)
     if (path / STATE).exists():
@@ -43,33 +51,81 @@ def take(source: str | Path, say: Callable[[str], None], dtype: str = "auto") ->
             state = checked(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: {error}") from None
-        return of_checkpoint(path, state)
+        return of_checkpoint(path, state, say, dtype)
     if ended(path):
-        return load(path / "model", dtype=dtype)
+        if (path / "model").is_dir():
+            return load(path / "model", dtype=dtype)
+        return texts_of_run(with_adapter(take_base(path / ADAPTER, say, dtype), path / ADAPTER), path)
     found = whole(path / "checkpoints", say)
     if found is None:
         raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
     say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
-    return of_checkpoint(*found)
+    return of_checkpoint(*found, say, dtype)
 
 
 def ended(run: Path) -> bool:
-    """Whether the model that lies there is the run's last word, and no checkpoint of a later step."""
-    model = run / "model" / "config.json"
-    return model.exists() and (not (done := steps_done(run / "checkpoints")) or done >= read_json(run / "config.json")["settings"]["steps"])
+    """Whether the model or the adapter that lies there is the run's last word, and no checkpoint of a later step."""
+    there = (run / "model" / "config.json").exists() or is_adapter(run / ADAPTER)
+    return there and (not (done := steps_done(run / "checkpoints")) or done >= read_json(run / "config.json")["settings"]["steps"])
 
 
-def of_checkpoint(path: Path, state: dict[str, Any]) -> Model:
-    """The model that a whole checkpoint holds."""
+def of_checkpoint(path: Path, state: dict[str, Any], say: Callable[[str], None], dtype: str) -> Model:
+    """The model that a whole checkpoint holds, or that its adapters make of their base."""
     run = path.absolute().parent.parent
+    kind, record = "average" if state["averaged"] else "model", read_json(run / CONFIG) if (run / CONFIG).exists() else {}
+    if record.get("lora") is not None:
+        model = take_base(run / ADAPTER, say, dtype)
+        add_lora(model.network, LoraSettings(**{**record["lora"], "targets": _targets(record["lora"]["targets"])}))
+        World().read(path, {f"{kind}/{name}": parameter for name, parameter in lora_parameters(model.network).items()})
+        merge(model.network)
+        return texts_of_run(replace(model, name=f"{run.name}-{path.name}", path=path), run)
     if not (run / "tokenizer").is_dir():
         raise FileNotFoundError(
             f"{run / 'tokenizer'}: not there, and a checkpoint has no tokenizer of its own; --resume of the run writes it"
         )
     tokenizer, config = Tokenizer.from_folder(run / "tokenizer"), ModelConfig.from_hf(state["model"])
     network = Qwen2(config, dtype=torch.float32, device="meta").to_empty(device="cpu").requires_grad_(False)
-    kind = "average" if state["averaged"] else "model"
     World().read(path, {f"{kind}/{name}": parameter for name, parameter in network.named_parameters()})
     defaults = GenerationDefaults.from_hf(read_json(run / "tokenizer" / GENERATION))
     name = f"{run.name}-{path.name}"
     return Model(config, tokenizer, ChatTemplate.of(tokenizer), defaults, network.eval(), name, path, "float32")
+
+
+def take_base(folder: Path, say: Callable[[str], None], dtype: str) -> Model:
+    """The model that an adapter's folder belongs to: as its run's config says, which knows where the base lies now, else as it says itself.
+
+    ValueError or FileNotFoundError where none is named, or what is named cannot be loaded.
+    """
+    run = folder.absolute().parent
+    record = read_json(run / CONFIG).get("from") if is_run(run) else None
+    base = found_again(record, run) if record is not None else read_adapter(folder).base
+    way = f"name it: qwen2 export BASE DESTINATION --adapter {folder}"
+    if base is None:
+        raise ValueError(f"{folder}: does not say which model it belongs to; {way}")
+    if Path(base).resolve() in (folder.resolve(), run):
+        raise ValueError(f"{folder}: names itself as the model that it belongs to; {way}")
+    try:
+        return take(base, say, dtype)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{folder}: the model that it belongs to: {error}; if it is elsewhere, {way}") from None
+
+
+def with_adapter(model: Model, folder: Path) -> Model:
+    """The same model with an adapter merged into its weights; its old weights are gone."""
+    load_adapter(model.network, folder)
+    merge(model.network)
+    return replace(model, name=f"{model.name}-{folder.name}", path=folder)
+
+
+def texts_of_run(model: Model, run: Path) -> Model:
+    """The model with what its run keeps of its own: tokenizer, template, and the ids that end a text."""
+    if not (run / "tokenizer").is_dir():
+        return model
+    tokenizer = Tokenizer.from_folder(run / "tokenizer")
+    defaults = GenerationDefaults.from_hf(read_json(run / "tokenizer" / GENERATION))
+    return replace(model, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer), generation=defaults, name=run.name)
+
+
+def _targets(written: Any) -> str | tuple[str, ...]:
+    """As JSON has them, back."""
+    return written if isinstance(written, str) else tuple(written)

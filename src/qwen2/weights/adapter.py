@@ -75,11 +75,6 @@ class AdapterFile:
     copies: Mapping[str, Tensor]  # of the base's own weights, which PEFT writes beside the adapter of a head
 
 
-def is_adapter(path: str | Path) -> bool:
-    """Whether a folder is an adapter's."""
-    return (Path(path) / CONFIG).is_file()
-
-
 def read_adapter(folder: Path) -> AdapterFile:
     """Read and check all but whether it fits a network. FileNotFoundError or ValueError in one line that says what is wrong and where."""
     keys = _config_keys(folder)
@@ -265,7 +260,7 @@ def save_adapter(network: Qwen2, settings: LoraSettings, folder: Path, base: str
         (draft / CONFIG).write_text(text, encoding="utf-8")
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(draft / CONFIG, draft / WEIGHTS)  # the library writes files that only their owner can read
-        if is_adapter(folder):
+        if (folder / CONFIG).exists():
             shutil.rmtree(folder)
         draft.rename(folder)
     finally:
