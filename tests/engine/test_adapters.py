@@ -16,12 +16,15 @@ from safetensors.torch import load_file, save_file
 from qwen2 import LLM, SamplingParams, kernels
 from qwen2.config import ModelConfig, MoEConfig, tiny
 from qwen2.engine.draft import MOST_DRAFTED
+from qwen2.kernels.matrix import Arena, Matrix
 from qwen2.model import packed_attend
+from qwen2.model.adapted import _packed
 from qwen2.model.lora import merge
 from qwen2.weights.adapter import load_adapter
 from qwen2.weights.export import to_gguf, to_hf_folder
 from qwen2.weights.model import load
 from tests.conftest import random_adapter, tiny_model
+from tests.kernels.conftest import NEEDS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, repetition_penalty=1.2)
 MOE = tiny(moe=MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=96))
@@ -98,12 +101,17 @@ def test_logits_are_those_of_the_merged_weights(kind: str, tmp_path: Path):
     path, adapter = saved(config, tmp_path, "float32"), random_adapter(config, tmp_path / "adapter", **changes)
     ids = prompts()[2]
     expected = merged_logits(path, adapter, ids)
-    scale = expected.abs().max()
+    scale = float(expected.abs().max())
+    trained = load(path, dtype="float32").network
+    load_adapter(trained, adapter)
+    trained.requires_grad_(True)  # recording gradients, as in training
+    in_training = trained.logits(trained(torch.tensor(ids), packed_attend(config, torch.arange(len(ids)), [len(ids)]))).detach()
     assert (LLM(path, adapter=adapter).logits(ids) - expected).abs().max() < 2e-3 * scale  # the cache's 16 bits
     assert (LLM(path).logits(ids) - expected).abs().max() > 0.05 * scale
     torch_alone = LLM(load(path, dtype="float32"), adapter=adapter)
     assert not torch_alone.engine.runner.native
     assert torch.allclose(torch_alone.logits(ids), expected, rtol=1e-5, atol=1e-5 * scale)
+    assert torch.allclose(torch_alone.logits(ids), in_training, rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_several_in_one_batch_in_torch(tmp_path: Path, make_llm: Callable[..., LLM]):
@@ -203,6 +211,31 @@ def test_numbers_of_sixteen_bits_are_kept_as_such(tmp_path: Path):
     assert llm.adapter.nbytes == config.layers * 128 * 16 * 2
     expected = merged_logits(tmp_path / "model", adapter, prompts()[3])
     assert torch.allclose(llm.logits(prompts()[3]), expected, atol=2e-3 * float(expected.abs().max()))
+
+
+@natively
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon"])
+def test_matrices_are_laid_out_as_the_kernels_pack_them(isa: str):
+    """For every set of kernels here, whichever is chosen meanwhile."""
+    if not NEEDS[isa] <= kernels.features():
+        pytest.skip("this processor has no such set")
+    numbers = torch.randn(37, 20)
+    with kernels.using(isa):
+        ours, theirs = _packed(numbers, Arena(1 << 16)), Matrix.empty(0, 37, 20, Arena(1 << 16))
+        theirs.pack(numbers.numpy().view("uint8").reshape(-1))
+    assert ours.struct.lanes == theirs.struct.lanes == kernels.LANES[isa]
+    assert (ours.packed == theirs.packed).all()
+
+
+@natively
+def test_weights_of_another_set_than_the_chosen_one_get_adapters_of_theirs(tmp_path: Path):
+    config = tiny(tied=True)
+    path, adapter = saved(config, tmp_path, "float32"), random_adapter(config, tmp_path / "a")
+    expected = merged_logits(path, adapter, prompts()[3])
+    for isa in (name for name in kernels.SETS if NEEDS[name] <= kernels.features()):
+        llm = LLM(path, isa=isa)
+        kernels.select_isa(None)
+        assert torch.allclose(llm.beside(adapter=adapter).logits(prompts()[3]), expected, atol=2e-3 * float(expected.abs().max()))
 
 
 def test_an_adapter_that_cannot_be_had_is_one_line(tmp_path: Path, make_llm: Callable[..., LLM]):

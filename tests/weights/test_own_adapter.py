@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFWriter
+from safetensors.torch import load_file
 
 from qwen2 import LLM, SamplingParams
 from qwen2.cli.quantize import quantize
 from qwen2.cli.show import show
 from qwen2.config import tiny
 from qwen2.weights.create import again
-from qwen2.weights.export import to_hf_folder
+from qwen2.weights.export import to_gguf, to_hf_folder
+from qwen2.weights.gguf_names import gguf_names
 from qwen2.weights.model import load
 from qwen2.weights.modelfile import Modelfile, parse
 from qwen2.weights.store import Store
@@ -40,6 +43,42 @@ def folder(tmp_path: Path) -> Path:
 
 def said(llm: LLM) -> str:
     return llm.generate("Hello", GREEDY)[0].text
+
+
+def as_gguf(folder: Path, path: Path, alpha: float = 8.0, arch: str = "qwen2") -> None:
+    """What llama.cpp's convert_lora_to_gguf.py makes of an adapter's folder."""
+    config = tiny(layers=3)
+    writer = GGUFWriter(path, arch)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        layer, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+        (theirs,) = gguf_names(f"{layer}.weight", config)
+        if arch == "llama" and part[0] == "B" and layer.endswith(("q_proj", "k_proj")):
+            heads = config.heads if layer.endswith("q_proj") else config.kv_heads
+            tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(f"{theirs}.lora_{part[0].lower()}", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+@pytest.mark.parametrize("alpha", [8.0, 0.0])
+def test_an_adapter_in_gguf_is_the_one_it_was_made_from(store: Store, tmp_path: Path, arch: str, alpha: float) -> None:
+    """An alpha of 0 is a scale of 1, which alpha 4 is for rank 4."""
+    folder = random_adapter(tiny(), tmp_path / "mine", rank=4, alpha=alpha or 4.0)
+    as_gguf(folder, tmp_path / "mine.gguf", alpha, arch)
+    one = store.create("one", parse("FROM base:one\nADAPTER mine"), folder=tmp_path)
+    two = store.create("two", parse("FROM base:one\nADAPTER mine.gguf"), folder=tmp_path)
+    assert one.adapter_path is not None
+    assert two.adapter_path is not None
+    ours, theirs = (load_file(path / "adapter_model.safetensors") for path in (one.adapter_path, two.adapter_path))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    ids = list(range(5, 30))
+    assert torch.equal(LLM("one", home=store.home).logits(ids), LLM("two", home=store.home).logits(ids))
 
 
 def test_the_adapter_is_copied_and_the_weights_are_not(store: Store, folder: Path, tiny_folder: Path) -> None:
@@ -131,7 +170,9 @@ def test_killed_at_any_step_the_store_is_whole(store: Store, folder: Path, tmp_p
 
 @pytest.mark.parametrize(("text", "message"), [
     ("FROM base:one\nADAPTER ./nothing", "ADAPTER ./nothing: no such folder, seen from"),
-    ("FROM base:one\nADAPTER ./lora.gguf", "ADAPTER ./lora.gguf: an adapter in GGUF is not read here"),
+    ("FROM base:one\nADAPTER ./lora.gguf", "ADAPTER ./lora.gguf: no such file, seen from"),
+    ("FROM base:one\nADAPTER ./model.gguf", "not a LoRA adapter but a model; ADAPTER needs one, models stand in FROM"),
+    ("FROM base:one\nADAPTER ./deep.gguf", "is not part of this model of 2 layers; the adapter was made for another model"),
     ("FROM base:one\nADAPTER .", "adapter_config.json: missing; an adapter's folder has it beside adapter_model.safetensors"),
     ("FROM base:one\nADAPTER ./wide", "this model needs"),
     ("FROM base:one\nADAPTER ./deep", "this model has no such layer; the adapter \\(of tiny\\) was made for another model"),
@@ -140,7 +181,8 @@ def test_killed_at_any_step_the_store_is_whole(store: Store, folder: Path, tmp_p
 ])  # fmt: skip
 def test_what_is_refused(store: Store, folder: Path, tmp_path: Path, text: str, message: str) -> None:
     random_adapter(tiny(hidden=128), tmp_path / "wide")
-    random_adapter(tiny(layers=3), tmp_path / "deep")
+    as_gguf(random_adapter(tiny(layers=3), tmp_path / "deep"), tmp_path / "deep.gguf")
+    to_gguf(tiny_model(), tmp_path / "model.gguf", "F32")
     store.create("adapted", parse("FROM base:one\nADAPTER ./mine"), folder=tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         store.create("new", parse(text), folder=tmp_path)

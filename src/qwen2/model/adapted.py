@@ -23,7 +23,7 @@ from torch import nn
 
 from qwen2 import kernels
 from qwen2.kernels.calls import AdditionsStruct, AdditionStruct, address, i32
-from qwen2.kernels.matrix import ALIGNMENT, Arena, Matrix
+from qwen2.kernels.matrix import ALIGNMENT, Arena, Matrix, lanes
 from qwen2.model.linear import linear
 from qwen2.model.lora import AdaptedLinear, AdaptedPacked, Switch, adapted_layers
 from qwen2.quant.linear import PackedLinear, run
@@ -84,7 +84,7 @@ class ServedAdapter:
             self._pack(native, kernels.isa_of(network.lanes))
         for layer, addition in found:
             if not isinstance(layer, PackedLinear):
-                self.plain[layer] = addition
+                self.plain[layer] = addition = addition._replace(a=addition.a.to(network.dtype), b=addition.b.to(network.dtype))
                 self.nbytes += sum(part.nbytes for part in addition if isinstance(part, torch.Tensor))
 
     def _pack(self, native: Sequence[tuple[nn.Module, Addition]], isa: str | None) -> None:
@@ -122,9 +122,12 @@ def _addition(layer: Any, adapter: Adapter) -> Addition:
 def _packed(numbers: Tensor, arena: Arena) -> Matrix:
     """A matrix of floats for the chosen set, of 16 bits where they say the same."""
     exact = (kind for kind in (torch.bfloat16, torch.float16) if torch.equal(numbers.to(kind).float(), numbers))
-    stored = numbers.to(next(exact, torch.float32)).contiguous()
+    stored = numbers.to(next(exact, torch.float32))
     matrix = Matrix.empty(TYPES[stored.dtype], len(stored), stored.shape[1], arena)
-    matrix.pack(stored.view(torch.uint8).numpy().reshape(-1))
+    # Tiles of floats are [column][row]. Made here and not by `Matrix.pack`, since the pool belongs to a step while one runs: each of an
+    # adapter's hundreds of matrices would wait for one.
+    whole = torch.nn.functional.pad(stored, (0, 0, 0, -len(stored) % lanes())).unflatten(0, (-1, lanes()))
+    torch.from_numpy(matrix.packed).view(stored.dtype).view(len(whole), -1, lanes()).copy_(whole.transpose(1, 2))
     return matrix
 
 

@@ -9,6 +9,7 @@ import asyncio
 import errno
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -22,6 +23,7 @@ from qwen2.server.progress import respond, without
 from qwen2.weights.blobs import Blobs, parse_digest
 from qwen2.weights.mixes import mix_named
 from qwen2.weights.modelfile import LARGEST, Modelfile, parse
+from qwen2.weights.own_adapter import GGUF
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
@@ -67,8 +69,8 @@ class Create(Body):
             raise ApiError(400, "create: say the new model's name as model", field="model")
         return given[0]
 
-    def parsed(self) -> tuple[Modelfile, dict[str, str]]:
-        """What the model shall be, and the files, digests by name, that it is made of where it is made of files."""
+    def parsed(self) -> tuple[Modelfile, dict[str, str], dict[str, str]]:
+        """What the model shall be, and the files, digests by name, that it and its adapter are made of where they are made of files."""
         parts = {
             "template": self.template,
             "system": self.system,
@@ -78,41 +80,45 @@ class Create(Body):
             "requires": self.requires,
         }
         given = {key: value for key, value in parts.items() if value is not None}
-        files = {name: parse_digest(digest) for name, digest in (self.files or {}).items()}
+        files, adapters = ({name: parse_digest(digest) for name, digest in (given or {}).items()} for given in (self.files, self.adapters))
         if self.modelfile is not None:
             if given or files or self.from_ is not None:
                 raise ApiError(400, "modelfile says it all: leave from, files and the like out, or modelfile", field="modelfile")
-            return _from_text(self.modelfile)
+            modelfile, model, adapter = _from_text(self.modelfile)
+            return modelfile, model, adapter or adapters
         if (self.from_ is None) == (not files):
             raise ApiError(400, "create: say from, a model's name, or files, one of them", field="from")
-        return Modelfile.from_json({**given, "source": self.from_ or ""}), files
+        return Modelfile.from_json({**given, "source": self.from_ or ""}), files, adapters
 
 
-def _from_text(text: str) -> tuple[Modelfile, dict[str, str]]:
-    """A Modelfile as text; FROM @sha256:... is a file that was uploaded."""
+def _from_text(text: str) -> tuple[Modelfile, dict[str, str], dict[str, str]]:
+    """A Modelfile as text; @sha256:... in FROM and ADAPTER is a GGUF file that was uploaded."""
     try:
         modelfile = parse(text)
+        adapter = {}
         if modelfile.adapter is not None:
-            raise ApiError(400, "modelfile: no server reads the folder of an ADAPTER: upload its files and say adapters", field="modelfile")
+            if not modelfile.adapter.startswith("@"):
+                raise ValueError("ADAPTER: no server reads what a client names: upload files and say adapters, or @sha256:... of a .gguf")
+            adapter = {GGUF: parse_digest(modelfile.adapter[1:])}
+            modelfile = replace(modelfile, adapter=None)
         if modelfile.source.startswith("@"):
-            return modelfile, {"model.gguf": parse_digest(modelfile.source[1:])}
+            return modelfile, {"model.gguf": parse_digest(modelfile.source[1:])}, adapter
     except ValueError as error:
         raise ApiError(400, f"modelfile: {error}", field="modelfile") from None
-    return modelfile, {}
+    return modelfile, {}, adapter
 
 
 @router.post("/create")
 async def create(body: Create, request: Request) -> Response:
     """Make a model, in place of one of that name that may be there."""
     server = server_of(request)
-    modelfile, files = body.parsed()
+    modelfile, files, adapter = body.parsed()
     target = str(server.models.store.own_name(body.target))
     if not files and server.models.store.is_path(modelfile.source):
         raise ApiError(400, f"from {modelfile.source!r} is no model's name; files of yours are uploaded, POST /api/blobs", field="from")
     stops = modelfile.parameters.get("stop", ())
     server.check_stops([str(stop) for stop in stops] if isinstance(stops, tuple) else [str(stops)])  # each request will look for them
     mix = None if body.quantize is None else mix_named(body.quantize)
-    adapter = {name: parse_digest(digest) for name, digest in (body.adapters or {}).items()}
     return await respond(request, creating(server, target, modelfile, files, mix, adapter), body.stream)
 
 

@@ -2,7 +2,7 @@
 
     adapter-0123456789abcdef/adapter_config.json, adapter_model.safetensors      in the model's folder, named by the files' digest
 
-Left out: what the files say (adapter.py), and adapters of llama.cpp, in GGUF.
+An adapter of llama.cpp, one GGUF file, becomes such a folder (adapter_gguf.py). Left out: what the files say (adapter.py).
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from qwen2.weights.store import Store
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-GGUF = "an adapter in GGUF is not read here: give the folder that it was made from, with adapter_config.json in it"
+OR_ONE = f"an adapter's files are {FILES[0]} and {FILES[1]}, or one .gguf"
+
+
+GGUF = "adapter.gguf"  # an uploaded one
 
 
 def given_adapter(store: Store, named: str | None, folder: Path | None, files: Mapping[str, str], work: Path) -> Path | None:
-    """The folder that ADAPTER names, seen from `folder`, or `work` with the uploaded `files`, digests by name; None for neither.
+    """What ADAPTER names, a folder or a GGUF file seen from `folder`, or the uploaded `files`, digests by name; None for neither.
 
-    Raises ValueError or FileNotFoundError in one line.
+    Uploaded files get second names in `work`. Raises ValueError or FileNotFoundError in one line.
     """
     if named is not None and files:
         raise ValueError("adapters: the Modelfile has an ADAPTER already; leave one of them out")
@@ -40,33 +43,35 @@ def given_adapter(store: Store, named: str | None, folder: Path | None, files: M
     if named is None:
         return None
     path = (Path.cwd() if folder is None else folder) / Path(named).expanduser()
-    if named.lower().endswith(".gguf"):
-        raise ValueError(f"ADAPTER {named}: {GGUF}")
     if path.name in FILES:
         path = path.parent
-    if not path.is_dir():
+    if not (path.is_file() if _is_gguf(named) else path.is_dir()):
         seen = "" if folder is None else f", seen from {folder}"
-        raise FileNotFoundError(f"ADAPTER {named}: no such folder{seen}; it has the files {' and '.join(FILES)}")
+        raise FileNotFoundError(f"ADAPTER {named}: no such {'file' if _is_gguf(named) else 'folder'}{seen}; {OR_ONE}")
     return path
 
 
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
+
+
 def _uploaded(store: Store, files: Mapping[str, str], work: Path) -> Path:
-    odd = next((name for name in files if name not in FILES), None)
+    alone = len(files) == 1 and _is_gguf(next(iter(files)))
+    odd = None if alone else next((name for name in files if name not in FILES), None)
     if odd is not None:
-        why = GGUF if odd.lower().endswith(".gguf") else f"an adapter's files are {' and '.join(FILES)}"
-        raise ValueError(f"adapters: {odd[:80]!r}: {why}")
-    for name in FILES:
+        raise ValueError(f"adapters: {odd[:80]!r}: {OR_ONE}")
+    for name in files if alone else FILES:
         if name not in files:
-            raise ValueError(f"adapters: {name} is missing; an adapter's files are {' and '.join(FILES)}")
+            raise ValueError(f"adapters: {name} is missing; {OR_ONE}")
         place = store.blob(files[name])
         if place is None:
-            raise ValueError(f"adapters: {name} is not uploaded yet: POST /api/blobs/sha256:{files[name]} first")
-        link(place, work / name)
-    return work
+            raise ValueError(f"adapters: {name[:80]} is not uploaded yet: POST /api/blobs/sha256:{files[name]} first")
+        link(place, work / (GGUF if alone else name))
+    return work / GGUF if alone else work
 
 
 def put(model: StoredModel, base: StoredModel, adapter: Path | None, config: ModelConfig, work: Path) -> StoredModel:
-    """The model with the files of its adapter in `work`: a folder's, copied, or those of what it is made from, which get second names.
+    """The model with the files of its adapter in `work`: copies, or those of what it is made from, which get second names.
 
     ValueError where both have one, and for an adapter of another model.
     """
@@ -75,13 +80,18 @@ def put(model: StoredModel, base: StoredModel, adapter: Path | None, config: Mod
         return replace(model, adapter=base.adapter)
     if base.adapter:
         raise ValueError(f"ADAPTER: {base.name} has an adapter already, and a model has one: write FROM {base.source}, or merge it first")
-    check_fits(adapter, config)
     make(work / "adapter")
+    if adapter.is_file():
+        from qwen2.weights.adapter_gguf import to_folder
+
+        to_folder(adapter, config, work / "adapter")
+    check_fits(work / "adapter" if adapter.is_file() else adapter, config)
     found = []
     for name in FILES:
-        shutil.copyfile(adapter / name, work / "adapter" / name)
-        size = (work / "adapter" / name).stat().st_size
-        found.append(StoredFile(name, size, file_digest(work / "adapter" / name).hexdigest(), str(adapter)))
+        place = work / "adapter" / name
+        if not adapter.is_file():
+            shutil.copyfile(adapter / name, place)
+        found.append(StoredFile(name, place.stat().st_size, file_digest(place).hexdigest(), str(adapter)))
     model = replace(model, adapter=tuple(found))
     assert model.adapter_path is not None, "it has one now"
     (work / "adapter").rename(model.adapter_path)
