@@ -3,7 +3,8 @@
 normed_products: several products of the normed input; added_product: a product added to the residual stream; added_feed_forward:
 norm, gate, up, SiLU and down added to it; added_mixture: the same of a mixture of experts; run_layers: all layers, where
 attention is the kernels' own too. Where a gradient is recorded a step of plain parameters is one function with a backward pass
-(training.py). Anything else, as a layer that was replaced by another kind, goes on in torch step by step.
+(training.py), and so is one of frozen weights, packed or not (training_frozen.py). Anything else, as a layer that was replaced by
+another kind, goes on in torch step by step.
 Calls are bound once and kept by the layer's first product. The native ones change the residual stream in place. Where rows of a step
 have adapters (adapted.py) the native calls add these too, and in torch each product does.
 """
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen2.kernels.calls import BoundFeedForward, BoundLayer, BoundLayers, BoundMixture, BoundProduct
-from qwen2.model import training
+from qwen2.model import training, training_frozen
 from qwen2.model.packed import PackedExperts, TiedEmbedding
+from qwen2.model.training_frozen import frozen
 from qwen2.quant.linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def packed(*layers: nn.Module) -> bool:
 
 def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module], adapted: AdaptedRows | None = None) -> tuple[Tensor, ...]:
     """norm(x) (N, D) through each of the layers: (N, O) each, side by side in memory where it was one call."""
+    if frozen(x, norm, *layers):
+        return training_frozen.normed_products(x, norm, layers)
     if training.computed(x, norm, *layers):
         parameters: list[Any] = [layer.weight for layer in layers] + [layer.bias for layer in layers]
         outs: tuple[Tensor, ...] = training.NormedProducts.apply(x, norm.weight, norm.eps, len(layers), *parameters)
@@ -58,6 +62,8 @@ def product_of(layer: nn.Module, x: Tensor, adapted: AdaptedRows | None) -> Tens
 
 def added_product(x: Tensor, values: Tensor, layer: nn.Module, adapted: AdaptedRows | None = None) -> Tensor:
     """x (N, D) + layer(values)."""
+    if frozen(x, None, layer):
+        return training_frozen.added_product(x, values, layer)
     if training.computed(x, None, layer):
         out: Tensor = training.AddedProduct.apply(x, values, layer.weight)
         return out
@@ -69,6 +75,8 @@ def added_product(x: Tensor, values: Tensor, layer: nn.Module, adapted: AdaptedR
 
 def added_feed_forward(x: Tensor, norm: nn.Module, mlp: MLP, adapted: AdaptedRows | None = None) -> Tensor:
     """x (N, D) + mlp(norm(x))."""
+    if frozen(x, norm, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        return training_frozen.added_feed_forward(x, norm, mlp)
     if training.computed(x, norm, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
         weights = (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
         out: Tensor = training.AddedFeedForward.apply(x, norm.weight, norm.eps, *weights)

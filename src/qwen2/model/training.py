@@ -37,9 +37,9 @@ def computed(x: Tensor, norm: nn.Module | None, *layers: nn.Module) -> bool:
     """Whether this step of a layer is computed here: x and all weights plain float32 on the CPU, and nobody listening in between."""
     if not torch.is_grad_enabled() or x.dtype != torch.float32 or compute_dtype() not in KINDS or not computes(x):
         return False
-    if norm is not None and not (_unheard(norm) and _plain(norm.weight)):  # type: ignore[arg-type]
+    if norm is not None and not (unheard(norm) and _plain(norm.weight)):  # type: ignore[arg-type]
         return False
-    return all(type(layer) is Linear and _unheard(layer) and _plain(layer.weight) for layer in layers)
+    return all(type(layer) is Linear and unheard(layer) and _plain(layer.weight) for layer in layers)
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -52,7 +52,8 @@ def computes(first: Tensor, *others: Tensor) -> bool:
     return all(type(x) is Tensor and x.is_cpu for x in (first, *others)) and first.dtype in KINDS and kernels.isa() is not None
 
 
-def _unheard(module: nn.Module) -> bool:
+def unheard(module: nn.Module) -> bool:
+    """Whether no hook waits for what goes through the module."""
     return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 

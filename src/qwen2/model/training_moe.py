@@ -117,8 +117,8 @@ class RoutedExperts(Function):
         dy = dout.to(dtype)[order.rows]  # (M, D)
         values = grouped(dy, down.to(dtype), order.counts)  # SwiGLU's gradient (M, F), then SwiGLU again
         into, dscales = swiglu_gradients(middle, scales, values)
-        ddown = grouped_to_weight(dy, values, order.counts)
-        dgate_up = grouped_to_weight(into, x[order.rows], order.counts)
+        ddown = grouped_to_weight(dy, values, order.counts) if ctx.needs_input_grad[3] else None
+        dgate_up = grouped_to_weight(into, x[order.rows], order.counts) if ctx.needs_input_grad[2] else None
         dx = added_rows(grouped(into, gate_up.to(dtype), order.counts), order.places)
         return dx, dscales[order.places], dgate_up, ddown, None
 
@@ -141,9 +141,12 @@ class SharedExpert(Function):
         dy = dout.to(x.dtype)
         values = gradient_to_input(dy, down.to(x.dtype))
         into, dscales = swiglu_gradients(middle, scales, values)
+        dx = gradient_to_input(into, stacked((gate, up), x.dtype)).float()
+        if not any(ctx.needs_input_grad[2:]):  # frozen
+            return dx, dscales, None, None, None
         ddown = gradient_to_weight(dy, values).float()
         dgate, dup = gradient_to_weight(into, x).float().split([len(gate), len(up)])
-        return gradient_to_input(into, stacked((gate, up), x.dtype)).float(), dscales, dgate, dup, ddown
+        return dx, dscales, dgate, dup, ddown
 
 
 def mixture_computed(x: Tensor, moe: MoE) -> bool:
