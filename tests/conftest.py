@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from hypothesis import settings
 from qwen2 import kernels
 from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, RopeScaling, tiny
 from qwen2.model import Qwen2
+from qwen2.model.lora import LoraSettings, add_lora, lora_parameters
 from qwen2.tokenizer import ChatTemplate, Parts, Tokenizer
+from qwen2.weights.adapter import save_adapter
 from qwen2.weights.export import to_hf_folder
 from qwen2.weights.gguf import GGUFFile
 from qwen2.weights.model import Model
@@ -115,6 +118,19 @@ def tiny_model(config: ModelConfig | None = None, seed: int = 0) -> Model:
     generation = GenerationDefaults(eos=(511, 509))
     network = random_network(config, seed)
     return Model(config, tokenizer, ChatTemplate.of(tokenizer), generation, network, "tiny", Path("tiny"), "float32")
+
+
+def random_adapter(config: ModelConfig, folder: Path, seed: int = 1, size: float = 0.2, **changes: Any) -> Path:
+    """A folder with a random adapter of a model of this shape, as PEFT writes it; all of its numbers matter."""
+    network, settings = random_network(config), LoraSettings(**{"rank": 4, "alpha": 8, **changes})
+    add_lora(network, settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in lora_parameters(network).items():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in name else size * noise)
+    save_adapter(network, settings, folder, "tiny")
+    return folder
 
 
 @pytest.fixture(scope="session")

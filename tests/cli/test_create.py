@@ -130,7 +130,7 @@ def test_quantized_and_by_a_path_seen_from_the_file(
     ("text", "message"),
     [
         ("FROM tiny:one\nPARAMETER temprature 1", "Modelfile: line 2: unknown parameter 'temprature': did you mean temperature?"),
-        ("FROM tiny:one\nADAPTER x", "Modelfile: line 2: ADAPTER: adapters are not supported yet"),
+        ("FROM tiny:one\nADAPTER x", "ADAPTER x: no such folder, seen from "),
         ("FROM nothing:here", "no model is named 'nothing:here'"),
         ("FROM ./x.gguf", "FROM ./x.gguf: no such file or folder, seen from "),
         ("FROM tiny:one\nTEMPLATE {{ .Prompt }}", "Modelfile: line 2: TEMPLATE: this is a template in Go's language"),

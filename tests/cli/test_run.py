@@ -17,10 +17,12 @@ import pytest
 from qwen2 import kernels
 from qwen2.cli import run as verb
 from qwen2.cli.run import join_prompt, split_words
+from qwen2.config import tiny
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.kernels.cores import physical_cores
 from qwen2.weights.registry import DEFAULT_MODEL
+from tests.conftest import random_adapter
 
 ROOT = Path(__file__).parents[2]
 SAMPLING = ("--temperature", "1", "--seed", "4", "--max-tokens", "24", "--ignore-eos")
@@ -133,6 +135,7 @@ ERRORS = [
     (("./no/such.gguf", "hi"), "./no/such.gguf: no such file or folder", 1),
     (("../../x", "hi"), "../../x: no such file or folder", 1),
     (("--draft", "./no/such.gguf", "h i"), "./no/such.gguf: no such file or folder", 1),
+    (("--adapter", "./nowhere", "h i"), "--adapter ./nowhere: no adapter's folder: adapter_config.json is not there", 1),
     ((DEFAULT_MODEL, ""), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
     ((), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
     (("--temperature=-1", "h i"), "temperature -1.0: must be between 0 (greedy) and 100", 1),
@@ -176,6 +179,13 @@ def test_answer_is_the_engines_and_the_cut_is_said_on_stderr(tmp_path, tiny_fold
     assert done.stdout.replace("\r\n", "\n").rstrip("\n") == expected.rstrip("\n")
     assert done.stdout.endswith("\n")
     assert done.stderr == "(cut: max_tokens 24 reached)\n"
+
+
+def test_an_adapter_beside_the_weights(tmp_path, tiny_folder):
+    adapter = random_adapter(tiny(), tmp_path / "adapter")
+    done = qwen2_run(tmp_path, tiny_folder, "the fox", *SAMPLING, "--adapter", adapter)
+    assert done.stdout != qwen2_run(tmp_path, tiny_folder, "the fox", *SAMPLING).stdout
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(kernels.isa() is None, reason="this installation has no kernels for this processor")

@@ -73,14 +73,14 @@ int main(int count, char** arguments) {
             char name[64] = {0};
             if (first >= sizeof(name)) return 1;
             get(name, first);
-            int64_t whole[8];
+            int64_t whole[9];
             get(whole, sizeof(whole));
             const float real = get<float>();
-            // Integers and addresses go in x0 to x7, a float in s0, whatever their order in the signature: one type calls them all.
-            typedef int64_t (*Function)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float);
+            // Integers and addresses go in x0 to x7 and on the stack, a float in s0, whatever their order in the signature: one type calls them all.
+            typedef int64_t (*Function)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float);
             const Function function = reinterpret_cast<Function>(dlsym(library, name));
             if (function == nullptr) return 1;
-            const int64_t result = function(whole[0], whole[1], whole[2], whole[3], whole[4], whole[5], whole[6], whole[7], real);
+            const int64_t result = function(whole[0], whole[1], whole[2], whole[3], whole[4], whole[5], whole[6], whole[7], whole[8], real);
             put(&result, sizeof(result));
         } else {
             return 1;

@@ -77,7 +77,9 @@ def test_parameters_are_defaults() -> None:
     ("FROM a\nFROM b", "line 2: FROM again: line 1 has one already"),
     ("FROM a\n\nSYSTEM x\nsystem y", "line 4: SYSTEM again: line 3 has one already"),
     ("FROM a\nPARAMETER top_k 1\nPARAMETER top_k 2", "line 3: PARAMETER top_k again: line 2 has one already"),
-    ("FROM a\nADAPTER ./lora", "line 2: ADAPTER: adapters are not supported yet: merge it into the weights and name the result in FROM"),
+    ("FROM a\nADAPTER ./x\nADAPTER ./y", "line 3: ADAPTER again: line 2 has one already"),
+    ('FROM a\nADAPTER ""', "line 2: ADAPTER needs the folder of a LoRA adapter, the one with adapter_config.json"),
+    ("FROM a\nADAPTER", "line 2: ADAPTER needs a value behind it"),
     ("FROM a\nRENDERER qwen3", "line 2: RENDERER: how a conversation is written down is the template's to say"),
     ("FROM a\nSYTEM x", "line 2: unknown keyword 'SYTEM': did you mean SYSTEM?"),
     ("FROM a\n\nYou are Mario.", "line 3: unknown keyword 'You': there are FROM, SYSTEM, PARAMETER"),
@@ -217,12 +219,13 @@ def test_any_text_is_a_modelfile_or_an_error_with_a_line(text: str) -> None:
         ),
         messages=st.lists(st.tuples(st.sampled_from(ROLES), TEXTS), max_size=3).map(tuple),
         licence=st.lists(TEXTS, max_size=2).map(tuple),
+        adapter=st.none() | st.just("./mine"),
     )
 )
 @example(Modelfile("base", '"', parameters={"stop": ('"', '""', 'a"', '"""')}))
 @example(Modelfile("base", '"""Quoted.""" x\n', messages=(("user", 'a"""'), ("user", ""))))
 def test_what_is_written_is_read_again(made: Modelfile) -> None:
-    text = made.text("base")
+    text = made.text("base", adapter=made.adapter)
     if "ends with three quotes" not in text.split("\n")[1]:
         assert parse(text) == made
     assert Modelfile.from_json(made.to_json()) == made

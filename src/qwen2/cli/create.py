@@ -32,8 +32,8 @@ def create(
     name
         The new model's name, family:tag.
     file
-        The Modelfile, or - for what comes through a pipe. FROM is a model's name, a .gguf file or a Hugging Face folder, seen from
-        the Modelfile.
+        The Modelfile, or - for what comes through a pipe. FROM is a model's name, a .gguf file or a Hugging Face folder, ADAPTER
+        the folder of a LoRA adapter; paths are seen from the Modelfile.
     quantize
         Make the weights smaller, as qwen2 quantize does: q4_k_m, q8_0 and so on.
     quiet
@@ -46,7 +46,8 @@ def create(
     ensure(modelfile.source)
     with PullWatcher(name, quiet) as watch:
         model = store.create(name, modelfile, mix=quantize, watch=watch, folder=folder)
-    disk = "no disk used" if quantize is None else f"{human_size(model.size)} written"
+    own = sum(file.size for file in model.adapter) if modelfile.adapter is not None else 0
+    disk = f"{human_size(model.size if quantize is not None else own)} written" if quantize is not None or own else "no disk used"
     print(f"{model.name} is here: made from {model.source}, {human_size(model.size)}, sha256 {model.digest[:12]}, {disk}")
 
 

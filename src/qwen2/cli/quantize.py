@@ -100,6 +100,9 @@ def quantize(
 
 def _say_what_stays(model: str) -> None:
     store = Store()
+    if not store.is_path(model) and store.get(model).adapter:
+        merged = f"qwen2 export {model} FOLDER merges it, then quantize FOLDER; or keep it beside smaller weights: qwen2 create --quantize"
+        raise ValueError(f"{model} has an adapter, which no file of smaller weights would have: {merged}")
     if not store.is_path(model) and store.get(model).made:
         print(f"qwen2: the Modelfile of {model} is no part of the file; qwen2 create --quantize keeps it", file=sys.stderr)
 

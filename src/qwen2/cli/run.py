@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from qwen2.cli.client import Address
 from qwen2.cli.pull import ensure, make_store
 from qwen2.cli.sampling import Flags, params_of, read_form
+from qwen2.train.place import is_adapter
 from qwen2.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class How:
     draft: Annotated[
         str | None, Parameter(help="A smaller model of the same tokens that guesses what comes: no text changes, most come sooner.")
     ] = None
+    adapter: Annotated[str | None, Parameter(help="The folder of a LoRA adapter, used beside the model's weights without merging.")] = None
 
 
 NO_HOW = How()
@@ -112,8 +114,7 @@ def run(
     partner = None if server is None else opened(server, model, words)
     if partner is None:
         check_model(model, words)
-        if how.draft is not None:
-            check_model(how.draft, ())
+        check_beside(how)
     prompt = join_prompt(given)
     if partner is None:
         for name in (how.draft, model):
@@ -158,6 +159,14 @@ def read_stdin() -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8 text: byte {raw[error.start]:#04x} at position {error.start:,}") from None
+
+
+def check_beside(how: How) -> None:
+    """That what is to be loaded beside a model is there. Errors as `check_model`'s."""
+    if how.draft is not None:
+        check_model(how.draft, ())
+    if how.adapter is not None and not is_adapter(how.adapter):
+        raise FileNotFoundError(f"--adapter {how.adapter}: no adapter's folder: adapter_config.json is not there")
 
 
 def check_model(model: str, words: Sequence[str]) -> None:

@@ -17,6 +17,8 @@ from qwen2.weights.registry import ENTRIES, Entry, by_repository, canonical
 from qwen2.weights.store import Store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qwen2.config import ModelConfig
     from qwen2.config.family import Release
     from qwen2.weights.describe import Description
@@ -173,9 +175,22 @@ def _summary(described: Description, name: str, stored: StoredModel | None) -> F
         "size": described.size,
         "path": str(described.path),
     }
+    if stored is not None and stored.adapter_path is not None:
+        facts["adapter"] = _adapter(stored.adapter_path, stored)
     if stored is not None:
         facts |= {"sha256": stored.digest, "source": stored.source, "pulled": stored.pulled}
     return facts
+
+
+def _adapter(folder: Path, stored: StoredModel) -> Facts:
+    """What is said of a model's adapter; of the weights in it only the header is read."""
+    from qwen2.weights.json_object import read_json
+    from qwen2.weights.own_adapter import FILES
+    from qwen2.weights.safetensors_header import read_safetensors_header
+
+    layers = sum(name.endswith("lora_A.weight") for name in read_safetensors_header(folder / FILES[1]))
+    facts: Facts = {"rank": read_json(folder / FILES[0]).get("r"), "layers": layers, "size": sum(file.size for file in stored.adapter)}
+    return facts | {"from": stored.made.adapter or stored.adapter[0].source, "sha256": stored.adapter_digest}
 
 
 def _licence(described: Description, stored: StoredModel | None) -> str:

@@ -52,7 +52,7 @@ def about(llm: LLM) -> About:
         name=model.name,
         where=str(model.path),
         shape=f"{config.parameters() / 1e9:.2f} billion parameters, {config.layers} layers, {kind}",
-        weight_format=model.weight_format,
+        weight_format=model.weight_format if llm.adapter is None else f"{model.weight_format} with an adapter of rank {llm.adapter.rank}",
         dtype=str(model.dtype).removeprefix("torch."),
         place=_place(llm),
         computing=_computing(llm),

@@ -12,10 +12,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import count, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qwen2.engine.adapters import Adapters
 from qwen2.engine.answer import Answer
 from qwen2.engine.blocks import BLOCK
 from qwen2.engine.constraint import ConstraintError
@@ -27,7 +28,7 @@ from qwen2.engine.memory import cache_blocks, free_memory
 from qwen2.engine.request import Chunk, Request, SamplingParams, shown
 from qwen2.engine.runner import Runner
 from qwen2.engine.sampler import Sampled, make_sampler
-from qwen2.engine.scheduler import Batch, Due, Scheduler
+from qwen2.engine.scheduler import Batch, Due, Scheduler, due_rows
 from qwen2.engine.speculative import MOST, TOGETHER
 from qwen2.engine.stops import AnswerText
 from qwen2.engine.worker import Worker
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from qwen2.config import GenerationDefaults
     from qwen2.engine.sampler import Sampler
+    from qwen2.model.adapted import ServedAdapter
     from qwen2.weights.model import Model
 
 READ_ONLY = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=1)
@@ -73,7 +75,7 @@ class Engine:
         self.eos = frozenset(model.generation.eos) | frozenset(model.config.eos)
         self.hidden_ids = frozenset(tokenizer.control[token] for token in tokenizer.special)
         self.widest = model.config.window
-        self.runner = Runner(model.network, cache_bits)
+        self.runner, self.adapters = Runner(model.network, cache_bits), Adapters(model.network)
         draft_runner = None if draft is None else self._draft_runner(draft, model, guesses)
         if cache_bytes is None and free_bytes is None:
             free_bytes = free_memory(str(self.runner.device))
@@ -146,7 +148,7 @@ class Engine:
             self._hand_to_readers(batch, x)
             due = self.scheduler.due(batch)  # those whose last token was read
             if due:
-                self._commit(due, self.runner.logits(x, [row for one in due for row in one.rows]))  # (R, V)
+                self._commit(due, self.runner.logits(x, *due_rows(due)))  # (R, V)
             self._sweep()  # free what has ended
 
     def _commit(self, due: Sequence[Due], logits: Tensor) -> None:
@@ -214,11 +216,16 @@ class Engine:
         return sampler, AnswerText(self.tokenizer, self.hidden_ids, request.params.stop)
 
     def request(
-        self, prompt: Sequence[int], params: SamplingParams, generation: GenerationDefaults | None = None, asker: int = 0
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        generation: GenerationDefaults | None = None,
+        asker: int = 0,
+        adapter: ServedAdapter | None = None,
     ) -> Request:
         """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated.
 
-        `generation`: the defaults of the `asker`, where it is not the model that the engine was made with.
+        `generation`: the defaults of the `asker`, where it is not the model that the engine was made with; `adapter` is one of its own.
         """
         self.check_ids("prompt", prompt)
         generation = self.generation if generation is None else generation
@@ -234,23 +241,32 @@ class Engine:
         resolved = params.resolve(generation, room if context is None else min(room, context - len(prompt)))
         ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
         form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
-        request = Request(next(self.ids), list(prompt), resolved, ends, form, only_read=resolved.max_tokens == 0, asker=asker)
+        only_read = resolved.max_tokens == 0
+        request = Request(next(self.ids), list(prompt), resolved, ends, form, only_read=only_read, asker=asker, adapter=adapter)
         if resolved.prompt_logprobs is not None:
-            request.reader = request.scored = self.text_logprobs(request.prompt, resolved.prompt_logprobs)
+            request.reader = request.scored = self.text_logprobs(request.prompt, resolved.prompt_logprobs, adapter=adapter)
         return request
 
-    def text_logprobs(self, tokens: Sequence[int], top: int = 0, first: int = 0) -> TextLogprobs:
+    def text_logprobs(self, tokens: Sequence[int], top: int = 0, first: int = 0, adapter: ServedAdapter | None = None) -> TextLogprobs:
         """A reader that finds the log-probabilities of the tokens that follow row `first` and those behind it."""
-        return TextLogprobs(self.runner.network, tokens, self.vocab, top, first)
+        return TextLogprobs(self.runner.network, tokens, self.vocab, top, first, adapter)
 
-    def reading(self, tokens: Sequence[int], reader: Callable[[Tensor], None], read_from: int = 0, asker: int = 0) -> Request:
+    def reading(
+        self,
+        tokens: Sequence[int],
+        reader: Callable[[Tensor], None],
+        read_from: int = 0,
+        asker: int = 0,
+        adapter: ServedAdapter | None = None,
+    ) -> Request:
         """A request that only reads: `reader` gets the final hidden states (n, D) from row `read_from` on, chunk by chunk."""
         self.check_ids("prompt", tokens)
         if len(tokens) > self.window:
             cure = f"shorten the text by at least {len(tokens) - self.window:,} or read it in parts"
             raise ValueError(f"prompt has {len(tokens):,} tokens, the window is {self.window:,}: {cure}{self._wider()}")
         params = READ_ONLY.resolve(self.generation, 1)
-        return Request(next(self.ids), list(tokens), params, reader=reader, read_from=read_from, only_read=True, asker=asker)
+        own: dict[str, Any] = {"reader": reader, "read_from": read_from, "only_read": True, "asker": asker, "adapter": adapter}
+        return Request(next(self.ids), list(tokens), params, **own)
 
     def _wider(self) -> str:
         return f"; or raise context, this model allows {self.widest:,}" if self.window < self.widest else ""
@@ -347,8 +363,9 @@ class Engine:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights, the draft's too."""
-        return self.runner.network.weight_bytes() + (0 if self.draft is None else self.draft.runner.network.weight_bytes())
+        """Memory of the weights, the draft's and the adapters' too."""
+        drafts = 0 if self.draft is None else self.draft.runner.network.weight_bytes()
+        return self.runner.network.weight_bytes() + self.adapters.nbytes + drafts
 
     def _sweep(self) -> None:
         """Take in who came; free what has ended or was aborted. Each of a request's n samples ends with an output, begun or not."""

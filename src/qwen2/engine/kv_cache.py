@@ -63,7 +63,7 @@ class BlockSequence:
 
 
 class KVCache:
-    """All blocks of one engine. `seed` is what a cached text depends on besides its tokens: weights, adapter, scaling."""
+    """All blocks of one engine. `seed` is what all cached texts depend on besides their tokens: weights, scaling."""
 
     def __init__(self, memory: KernelMemory | TensorMemory, limit: int, keep: int, seed: Hashable = ()) -> None:
         self.pool, self.keep, self.seed = BlockPool(memory, limit), keep, seed
@@ -77,12 +77,13 @@ class KVCache:
 
     # --- sequences
 
-    def open(self, prompt: Sequence[int], reuse: bool = True) -> BlockSequence:
+    def open(self, prompt: Sequence[int], reuse: bool = True, adapter: str | None = None) -> BlockSequence:
         """A sequence for a prompt, which holds the longest beginning of it that is there. Without `reuse` nothing is shared.
 
-        The prompt's last token is always read anew, because its logits are wanted.
+        The prompt's last token is always read anew, because its logits are wanted. `adapter`: the digest of the one that bends what is
+        stored; only texts of the same one are found.
         """
-        sequence = BlockSequence(self, self.root, shared=reuse)
+        sequence = BlockSequence(self, self.root if adapter is None else hash((self.root, adapter)), shared=reuse)
         if reuse:
             self.extend(sequence, prompt)
         self.live.append(sequence)

@@ -29,12 +29,14 @@ from qwen2.engine.logprobs import TextLogprobs, not_finite
 from qwen2.engine.progress import Progress
 from qwen2.engine.request import Chunk, Continuation, Output, Request, SamplingParams, shown
 from qwen2.engine.speculative import MOST
+from qwen2.model.adapted import AdaptedRows
 from qwen2.tokenizer import PlainCalls
 from qwen2.weights.model import Model, load
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.model.adapted import ServedAdapter
     from qwen2.tokenizer.template import Rendered
 
 Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI shapes them: role, content, tool_calls, tool_call_id, name
@@ -53,6 +55,7 @@ class LLM:
     `llm.engine.cache_limit_bytes` tells. What a text is does not depend on it. `home` is the folder of the store in which a name is
     looked for.
     `draft` is a smaller model of the same tokens that guesses what comes, so that no text changes and most come sooner (draft.py).
+    `adapter` is the folder of a LoRA adapter as PEFT writes it, which the weights stay free of (docs/adapters.md).
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class LLM:
         home: Path | None = None,
         draft: str | Path | Model | None = None,
         free_bytes: int | None = None,
+        adapter: str | Path | None = None,
     ) -> None:
         if isa is not None and device.partition(":")[0] != "cpu":
             raise ValueError(f"isa {isa!r} with device {device!r}: only a CPU has kernels; leave one of them out")
@@ -87,6 +91,8 @@ class LLM:
                 kernels.select_isa(isa)
             self.model = model if isinstance(model, Model) else loaded(model)
             self.draft = draft if draft is None or isinstance(draft, Model) else loaded(draft)
+            if self.draft is not None and self.draft.adapter is not None:
+                raise ValueError(f"draft {self.draft.name} has an adapter: take the model that it was made from")
             own = self.model.config.window
             if context is not None and context > own:
                 raise ValueError(f"context {context:,}: the model's window is {own:,}; leave context out or take at most that")
@@ -102,19 +108,31 @@ class LLM:
                 draft=self.draft,
                 free_bytes=free_bytes,
             )
+            self.adapter = self._adapter_of(self.model, adapter)
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
         self.asker = 0  # which of the models on this engine it is
 
-    def beside(self, model: Model) -> LLM:
-        """Another model of the same weights (`Model.made_as`) on the same engine: one batch, one cache, settings of its own."""
+    def beside(self, model: Model | None = None, adapter: str | Path | None = None) -> LLM:
+        """Another model of the same weights on the same engine: one batch, one cache, settings and an adapter of its own.
+
+        `model` is what `Model.made_as` gave, or left out, this one's without its adapter. Raises ValueError for one of other weights.
+        """
+        model = replace(self.model, adapter=None) if model is None else model
         if model.network is not self.model.network:
             raise ValueError(f"{model.name} has weights of its own: only a model of the same ones can be beside {self.model.name}")
         other = copy(self)
+        other.adapter = self._adapter_of(model, adapter)
         other.model, other.template, other.generation = model, model.template, model.generation
         other.asker = next(self.engine.askers)
         return other
+
+    def _adapter_of(self, model: Model, folder: str | Path | None) -> ServedAdapter | None:
+        if folder is not None and model.adapter is not None:
+            raise ValueError(f"adapter {folder}: {model.name} has one already, {model.adapter}: take the model that it was made from")
+        folder = model.adapter if folder is None else folder
+        return None if folder is None else self.engine.adapters.load(folder)
 
     # --- text
 
@@ -230,7 +248,7 @@ class LLM:
         `llm.tokenizer.encode(text)` names the tokens; models that begin every text with a token of their own have one more.
         """
         listed = [self._ids(prompt) for prompt in self._listed(texts)]
-        readers = [self.engine.text_logprobs(ids) for ids in listed]
+        readers = [self.engine.text_logprobs(ids, adapter=self.adapter) for ids in listed]
         self._read(listed, readers)
         return [[None, *(each.logprob for each in reader.found)] for reader in readers]
 
@@ -244,7 +262,7 @@ class LLM:
         for pair in pairs:
             ids, count = self._parted(*pair)
             self.engine.check_ids("continuation", ids[count:])
-            readers.append(self.engine.text_logprobs(ids, first=count - 1))
+            readers.append(self.engine.text_logprobs(ids, first=count - 1, adapter=self.adapter))
             requests.append(self._reading(ids[:-1], readers[-1], count - 1))  # nothing is to follow the last one
         self._run(requests)
         return [Continuation(tuple(reader.found)) for reader in readers]
@@ -291,7 +309,7 @@ class LLM:
 
         def read(hidden: Tensor) -> None:
             nonlocal filled
-            logits[filled : filled + len(hidden)] = self.model.network.logits(hidden)
+            logits[filled : filled + len(hidden)] = self.model.network.logits(hidden, AdaptedRows.of_head([(self.adapter, len(hidden))]))
             filled += len(hidden)
 
         self._read([ids], [read])
@@ -301,7 +319,7 @@ class LLM:
         self._run([self._reading(ids, reader) for ids, reader in zip(listed, readers, strict=True)])
 
     def _reading(self, ids: Sequence[int], reader: Callable[[Tensor], None], read_from: int = 0) -> Request:
-        return self.engine.reading(ids, reader, read_from, self.asker)
+        return self.engine.reading(ids, reader, read_from, self.asker, self.adapter)
 
     def _run(self, requests: Sequence[Request]) -> None:
         for request, chunk in self.engine.run(requests):
@@ -311,7 +329,7 @@ class LLM:
     # --- prompts
 
     def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
-        return self.engine.request(ids, _checked(params), self.generation, self.asker)
+        return self.engine.request(ids, _checked(params), self.generation, self.asker, self.adapter)
 
     def _ids(self, prompt: Prompt) -> Sequence[int]:
         """Ids of a text, with the token that this model begins every text with, if it has one; ids as they are."""

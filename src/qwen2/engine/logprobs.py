@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwen2.engine.request import TokenLogprob
+from qwen2.model.adapted import AdaptedRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.model import Qwen2
+    from qwen2.model.adapted import ServedAdapter
 
 LOGIT_ELEMENTS = 2**24  # of one block of rows: 64 MiB of float32, and as much again of their logarithms
 
@@ -39,8 +41,11 @@ class TextLogprobs:
     Logits are made for some rows at a time, and are gone when it returns.
     """
 
-    def __init__(self, network: Qwen2, tokens: Sequence[int], vocab: int, top: int = 0, first: int = 0) -> None:
+    def __init__(
+        self, network: Qwen2, tokens: Sequence[int], vocab: int, top: int = 0, first: int = 0, adapter: ServedAdapter | None = None
+    ) -> None:
         self.network, self.tokens, self.vocab, self.top, self.first = network, tokens, vocab, top, first
+        self.adapter = adapter
         self.found: list[TokenLogprob] = []
 
     def __call__(self, hidden: Tensor) -> None:
@@ -49,7 +54,8 @@ class TextLogprobs:
             start = self.first + len(self.found) + 1
             targets = self.tokens[start : start + len(rows)]
             if targets:
-                found = token_logprobs(self.network.logits(rows[: len(targets)]), targets, self.top, self.vocab)
+                logits = self.network.logits(rows[: len(targets)], AdaptedRows.of_head([(self.adapter, len(targets))]))
+                found = token_logprobs(logits, targets, self.top, self.vocab)
                 if not all(abs(each.logprob) < float("inf") for each in found):  # false of a NaN too
                     raise FloatingPointError(f"the model's log-probabilities are not finite: {not_finite(self.network.dtype)}")
                 self.found += found

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qwen2.config.generation import GenerationDefaults
     from qwen2.engine.grammar import Compiled
     from qwen2.engine.logprobs import TextLogprobs
+    from qwen2.model.adapted import ServedAdapter
     from qwen2.tokenizer import Delta, ToolCall
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
@@ -308,6 +309,7 @@ class Request:
     finished: bool = False  # has ended
     cached_tokens: int = 0
     error: Exception | None = None  # raised where the request is waited for
+    adapter: ServedAdapter | None = None  # whose additions its tokens get
     asker: int = 0  # which of the models that share the engine it is for
     priority: int = 0  # the smaller, the sooner
     turn: int = 0  # of equal ones the smaller is served first: numbered as they are handed in, which may be long after they are made

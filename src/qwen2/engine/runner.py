@@ -8,6 +8,7 @@ Rows of logits are computed only where they are asked for, and handed on in floa
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from qwen2.engine.attention import cached_attend
 from qwen2.engine.blocks import BLOCK, CACHE_BITS, KernelMemory, TensorMemory
 from qwen2.engine.kernel_attention import KernelAttend, key_factors
+from qwen2.model.adapted import AdaptedRows
 from qwen2.model.rope import Rope
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from qwen2.engine.scheduler import Batch
     from qwen2.model import Qwen2
+    from qwen2.model.adapted import ServedAdapter
     from qwen2.model.attention import Attend
 
 
@@ -54,16 +57,18 @@ class Runner:
         Rows that are neither a span's last nor for a reader may be unfinished.
         """
         tokens = [token for span in batch for token in span.tokens]
-        return self.read(tokens, [(span.answer.cache, span.count) for span in batch], wanted_rows(batch) if self.native else None)
+        adapted = AdaptedRows.of([(span.answer.request.adapter, span.count) for span in batch])
+        spans = [(span.answer.cache, span.count) for span in batch]
+        return self.read(tokens, spans, wanted_rows(batch) if self.native else None, adapted)
 
-    def read(self, ids: list[int], spans: list[Any], wanted: list[int] | None = None) -> Tensor:
+    def read(self, ids: list[int], spans: list[Any], wanted: list[int] | None = None, adapted: AdaptedRows | None = None) -> Tensor:
         """The same for ids laid end to end and the sequences that they go on, each with its number of them; `wanted` rows or all."""
         tokens = torch.frombuffer(array("q", ids), dtype=torch.int64).to(self.device)  # (N,); torch.tensor looks at every number
         if self.native:
             attend: Attend = KernelAttend(self.network.config, self.rope, spans, self.factors, wanted, self.lanes)
         else:
             attend = cached_attend(self.rope, spans, self.dtype, self.device)
-        x: Tensor = self.network(tokens, attend, normed=False)
+        x: Tensor = self.network(tokens, attend, normed=False, adapted=adapted)
         return x
 
     def hidden(self, x: Tensor) -> Tensor:
@@ -71,10 +76,10 @@ class Runner:
         normed: Tensor = self.network.model.norm(x)
         return normed
 
-    def logits(self, x: Tensor, rows: list[int]) -> Tensor:
-        """Logits of some rows of x (N, D) -> (R, V) float32."""
+    def logits(self, x: Tensor, rows: list[int], adapters: Sequence[ServedAdapter | None] = ()) -> Tensor:
+        """Logits of some rows of x (N, D) -> (R, V) float32; an adapter or None for each row where any has one."""
         wanted = x if len(rows) == len(x) and rows == list(range(len(x))) else x[rows]
-        return self.network.next_logits(wanted).float()
+        return self.network.next_logits(wanted, AdaptedRows.of_head([(adapter, 1) for adapter in adapters])).float()
 
 
 def wanted_rows(batch: Batch) -> list[int] | None:

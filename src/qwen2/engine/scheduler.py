@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from qwen2.engine.draft import Draft
     from qwen2.engine.kv_cache import KVCache
     from qwen2.engine.request import Request
+    from qwen2.model.adapted import ServedAdapter
 
 BESIDE_ANSWERS = 4  # a chunk is so many times shorter while answers are written, so that none pauses long
 OLDEST_SHARE = 4  # one part in so many of a chunk is the oldest prompt's
@@ -155,7 +157,8 @@ class Scheduler:
             answer = self.waiting[0]
             request, before = answer.request, answer.request.admitted
             request.admitted = time.perf_counter() if before is None else before  # it is this one's fault if it finds no memory
-            cache = self.cache.open(answer.reusable, reuse=request.shares)
+            digest = None if request.adapter is None else request.adapter.digest
+            cache = self.cache.open(answer.reusable, reuse=request.shares, adapter=digest)
             spare = len(self.running)  # a block for each, or whoever comes would soon give way again
             if self.running and self.cache.available < cache.missing(len(answer.tokens) + 1) + spare:
                 self.cache.close(cache)
@@ -240,6 +243,11 @@ class Scheduler:
         if self.draft is not None:
             self.draft.reset()
         return struck
+
+
+def due_rows(due: Sequence[Due]) -> tuple[list[int], list[ServedAdapter | None]]:
+    """The rows of the step that tokens come from, and the adapter of each."""
+    return [row for one in due for row in one.rows], [one.answer.request.adapter for one in due for _ in one.rows]
 
 
 def _distinct(reading: list[Answer]) -> list[Answer]:

@@ -109,7 +109,7 @@ def greedy(tokens: int) -> SamplingParams:
 
 def measure_prefill(llm: LLM, length: int, random: Random) -> Prefill:
     """Read a new prompt of `length` tokens, up to its first answer token."""
-    request = llm.engine.request(prompt(llm, length, random), greedy(1))
+    request = llm.engine.request(prompt(llm, length, random), greedy(1), adapter=llm.adapter)
     seconds = _seconds(lambda: list(llm.engine.run([request])))
     llm.engine.clear_cache()
     return Prefill(length, seconds, operations(llm, length))
@@ -126,7 +126,7 @@ def measure_decode(llm: LLM, depth: int, streams: int, tokens: int, random: Rand
     assert llm.engine.scheduler.guesses == 0, "a guess that is right is a token without its step"
     start = max(SHORTEST, depth)
     most = room(llm, depth, streams, tokens) - start
-    requests = [llm.engine.request(prompt(llm, start, random), greedy(most)) for _ in range(streams)]
+    requests = [llm.engine.request(prompt(llm, start, random), greedy(most), adapter=llm.adapter) for _ in range(streams)]
     waiting, written, begin, busy = {request.id for request in requests}, 0, 0.0, 0.0
     for request, _ in llm.engine.run(requests):
         if waiting:

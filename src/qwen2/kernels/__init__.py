@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qwen2.kernels.cores import physical_cores
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 MAX_THREADS = 256  # of pool.h
 LANES = {"avx512": 16, "avx2": 8, "neon": 4}  # kernels by instruction set, the best first: rows that lie interleaved in their matrices
 SETS = tuple(LANES)
@@ -97,7 +97,7 @@ def declare(native: ctypes.CDLL) -> None:
         ("multiply_floats", i64, [i64]),
         ("busy", ctypes.c_uint64, []),
         ("run_layer", code, [address, address, address, i64, address]),
-        ("run_layers", code, [address, i32, address, i64, address, i64, address, i64]),
+        ("run_layers", code, [address, i32, address, i64, address, i64, address, i64, address]),
         ("lend_team", None, [address, ctypes.c_int]),
         ("norm_forward", code, [address]),
         ("norm_backward", code, [address]),
@@ -191,6 +191,20 @@ def kept_on_failure() -> Iterator[None]:
             if native is not None and threads() != count:
                 native.qwen2_set_threads(count)
             raise
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """This set meanwhile, for what is packed beside matrices that were packed for it. Raises ValueError as `select_isa` does."""
+    with _choosing:
+        chosen = isa() or "none"
+        if name != chosen:
+            select_isa(name)
+        try:
+            yield
+        finally:
+            if name != chosen:
+                select_isa(chosen)
 
 
 def set_threads(count: int | None = None) -> None:

@@ -168,21 +168,24 @@ int64_t qwen2_multiply_floats(int64_t rounds) {
 }
 
 int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* attention, float* x, int64_t n, float* router_logits) {
-    return run_on(layer->qkv->matrices[0]->lanes, &KernelSet::run_layer, layer, attention, x, n, router_logits, nullptr, 0);
+    return run_on(layer->qkv->matrices[0]->lanes, &KernelSet::run_layer, layer, attention, x, n, router_logits, nullptr, 0, nullptr);
 }
 
 int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
-                     const int64_t* rows, int64_t wanted) {
+                     const int64_t* rows, int64_t wanted, const qwen2_additions* additions) {
     if (count == 0) return 0;
     qwen2::Turn turn;
     const KernelSet* set = set_of(layers[0]->qkv->matrices[0]->lanes);
     if (set == nullptr) return qwen2::NOT_SUPPORTED;
     qwen2_attention step = *attention;
+    qwen2_additions added = {nullptr, nullptr, 0, 0};
+    if (additions != nullptr) added = *additions;
     for (int32_t i = 0; i < count; i++) {
         const bool last = i + 1 == count;
-        const int code = set->run_layer(layers[i], &step, x, n, nullptr, last ? rows : nullptr, wanted);
+        const int code = set->run_layer(layers[i], &step, x, n, nullptr, last ? rows : nullptr, wanted, additions == nullptr ? nullptr : &added);
         if (code) return code;
         step.offset += layer_bytes;
+        added.first += QWEN2_ADDITIONS;
         if (step.key_factors != nullptr) step.key_factors += static_cast<int64_t>(step.kv_heads) * (step.head_dim / 2);
     }
     return 0;

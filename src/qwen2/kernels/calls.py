@@ -23,13 +23,25 @@ class MatrixStruct(ctypes.Structure):
     _fields_ = [("packed", address), ("bias", address), ("rows", i64), ("columns", i64), ("type", i32), ("lanes", i32)]
 
 
+class AdditionStruct(ctypes.Structure):
+    """qwen2_addition"""
+
+    _fields_ = [("a", address), ("b", address), ("share", address), ("scale", ctypes.c_float)]
+
+
+class AdditionsStruct(ctypes.Structure):
+    """qwen2_additions"""
+
+    _fields_ = [("which", address), ("adapters", address), ("count", i32), ("first", i32)]
+
+
 class ProductStruct(ctypes.Structure):
     """qwen2_product"""
 
     _fields_ = [
         ("x", address), ("norm", address), ("matrices", address), ("outs", address), ("out_strides", address),
         ("n", i64), ("x_stride", i64),
-        ("eps", ctypes.c_float), ("count", i32), ("add", i32),
+        ("eps", ctypes.c_float), ("count", i32), ("add", i32), ("additions", address),
     ]  # fmt: skip
 
 
@@ -38,7 +50,7 @@ class FeedForwardStruct(ctypes.Structure):
 
     _fields_ = [
         ("x", address), ("norm", address), ("gate", address), ("up", address), ("down", address), ("n", i64), ("x_stride", i64),
-        ("eps", ctypes.c_float),
+        ("eps", ctypes.c_float), ("additions", address),
     ]  # fmt: skip
 
 
@@ -50,6 +62,7 @@ class MixtureStruct(ctypes.Structure):
         ("shared_up", address), ("shared_down", address), ("gates", address), ("ups", address), ("downs", address),
         ("router_logits", address),
         ("n", i64), ("x_stride", i64), ("eps", ctypes.c_float), ("experts", i32), ("active", i32), ("renormalise", i32),
+        ("additions", address),
     ]  # fmt: skip
 
 
@@ -136,15 +149,18 @@ class BoundProduct:
         self._offsets = [4 * sum(matrix.rows for matrix in matrices[:i]) for i in range(len(matrices))]
         self._struct = ProductStruct(
             None, norm, ctypes.addressof(self._matrices), ctypes.addressof(self._outs), ctypes.addressof(self._strides), 0, self.columns,
-            eps, len(matrices), add,
+            eps, len(matrices), add, None,
         )  # fmt: skip
         self.place = ctypes.addressof(self._struct)
 
-    def __call__(self, x: int, n: int, out: int) -> None:
-        """x (n, columns) at one address -> out (n, width) at another, or added to it; both fp32 without gaps."""
+    def __call__(self, x: int, n: int, out: int, additions: int | None = None) -> None:
+        """x (n, columns) at one address -> out (n, width) at another, or added to it; both fp32 without gaps.
+
+        `additions` are those of the rows' adapters (AdditionsStruct), the first of them the first matrix's.
+        """
         struct = self._struct
         with self._lock:  # threads may share a network
-            struct.x, struct.n = x, n
+            struct.x, struct.n, struct.additions = x, n, additions
             for i, offset in enumerate(self._offsets):
                 self._outs[i] = out + offset
             code = self._function(self.place)
@@ -164,10 +180,10 @@ class BoundFeedForward:
         )
         self.place = ctypes.addressof(self._struct)
 
-    def __call__(self, x: int, n: int) -> None:
+    def __call__(self, x: int, n: int, additions: int | None = None) -> None:
         """x (n, columns) fp32 without gaps, changed in place."""
         with self._lock:
-            self._struct.x, self._struct.n = x, n
+            self._struct.x, self._struct.n, self._struct.additions = x, n, additions
             code = self._function(self.place)
         if code:
             check(code)
@@ -193,14 +209,14 @@ class BoundMixture:
         self._keep = (router, shared_router, shared, experts, stacks)
         self._struct = MixtureStruct(
             None, norm, ctypes.addressof(router), ctypes.addressof(shared_router), *(ctypes.addressof(matrix) for matrix in shared),
-            *(ctypes.addressof(stack) for stack in stacks), None, 0, router.columns, eps, len(experts), active, renormalise,
+            *(ctypes.addressof(stack) for stack in stacks), None, 0, router.columns, eps, len(experts), active, renormalise, None,
         )  # fmt: skip
         self.place = ctypes.addressof(self._struct)
 
-    def __call__(self, x: int, n: int, router_logits: int | None) -> None:
+    def __call__(self, x: int, n: int, router_logits: int | None, additions: int | None = None) -> None:
         """x (n, columns) fp32 without gaps, changed in place; the router's logits (n, experts) to an address where one is given."""
         with self._lock:
-            self._struct.x, self._struct.n, self._struct.router_logits = x, n, router_logits
+            self._struct.x, self._struct.n, self._struct.router_logits, self._struct.additions = x, n, router_logits, additions
             code = self._function(self.place)
         if code:
             check(code)
@@ -232,10 +248,16 @@ class BoundLayers:
         self._layers = (address * len(layers))(*(layer.place for layer in layers))
         self._place = ctypes.addressof(self._layers)
 
-    def __call__(self, x: int, n: int, attention: int, layer_bytes: int, rows: Sequence[int] | None = None) -> None:
-        """x (n, D) fp32 without gaps, changed in place; `attention` is the step of the first layer. `rows`: those that are wanted."""
+    def __call__(
+        self, x: int, n: int, attention: int, layer_bytes: int, rows: Sequence[int] | None = None, additions: int | None = None
+    ) -> None:
+        """x (n, D) fp32 without gaps, changed in place; `attention` is the step of the first layer. `rows`: those that are wanted.
+
+        `additions` are those of the rows' adapters (AdditionsStruct), the first of them the first layer's.
+        """
         wanted = None if rows is None else (i64 * len(rows))(*rows)
         place = None if wanted is None else ctypes.addressof(wanted)
-        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n, place, 0 if rows is None else len(rows))
+        count = 0 if rows is None else len(rows)
+        code = self._function(self._place, len(self._keep), attention, layer_bytes, x, n, place, count, additions)
         if code:
             check(code)

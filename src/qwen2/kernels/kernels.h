@@ -11,7 +11,7 @@
 #define QWEN2_API __attribute__((visibility("default")))
 #endif
 
-#define QWEN2_ABI_VERSION 8
+#define QWEN2_ABI_VERSION 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -78,6 +78,25 @@ QWEN2_API int qwen2_unpack_rows(const qwen2_matrix* matrix, const int64_t* rows,
 // Named rows of a matrix as it lies in a file, (rows, columns) in blocks: (count, columns) in fp32.
 QWEN2_API int qwen2_unpack_blocks(int32_t type, int64_t columns, const void* blocks, const int64_t* rows, int64_t count, float* out);
 
+// ---- adapters
+
+// What a low-rank adapter (LoRA) adds to one matrix's product: share * (W x + scale * B (A x)) + bias. A null `a` adds nothing.
+typedef struct {
+    const qwen2_matrix *a, *b;  // (rank, columns) and (rows, rank), of F32, F16 or BF16, packed as the matrix beside them
+    const float* share;         // (rows) or NULL: DoRA's
+    float scale;
+} qwen2_addition;
+
+// Those of a step's tokens: `which` (n) is the place of a token's adapter among `count`, or -1. An adapter is an array of additions,
+// the one of number `first` beside an operation's first matrix, the next beside its second. A layer has QWEN2_ADDITIONS of them: q, k,
+// v, output, gate, up, down, router, shared router; those of a mixture's layer are the shared expert's, and its router's is not looked at.
+enum { QWEN2_ADDITIONS = 9, QWEN2_OUTPUT_ADDITION = 3, QWEN2_FEED_ADDITION = 4, QWEN2_ROUTER_ADDITION = 7 };
+typedef struct {
+    const int32_t* which;
+    const qwen2_addition* const* adapters;
+    int32_t count, first;
+} qwen2_additions;
+
 // ---- products
 
 // Several matrices times the same tokens: outs[i] (n, rows of i) = x W' + bias, or += where `add` is not 0. x is normed first (RMSNorm)
@@ -91,6 +110,7 @@ typedef struct {
     int64_t n, x_stride;
     float eps;
     int32_t count, add;
+    const qwen2_additions* additions;  // or NULL
 } qwen2_product;
 QWEN2_API int qwen2_multiply(const qwen2_product* product);
 
@@ -101,6 +121,7 @@ typedef struct {
     const qwen2_matrix *gate, *up, *down;
     int64_t n, x_stride;
     float eps;
+    const qwen2_additions* additions;  // or NULL: `first` is the gate's
 } qwen2_feed_forward;
 QWEN2_API int qwen2_feed(const qwen2_feed_forward* part);
 
@@ -117,6 +138,7 @@ typedef struct {
     int64_t n, x_stride;
     float eps;
     int32_t experts, active, renormalise;
+    const qwen2_additions* additions;  // or NULL: `first` is the shared gate's
 } qwen2_mixture;
 QWEN2_API int qwen2_mix(const qwen2_mixture* part);
 
@@ -167,9 +189,10 @@ QWEN2_API int qwen2_run_layer(const qwen2_layer* layer, const qwen2_attention* a
 
 // Several layers one after the other; the attention's offset is the first one's, and grows by `layer_bytes`; its
 // key factors are those of all layers, one after the other. Where `rows` is not NULL only these `wanted` rows of x, in order, are
-// finished: for the others the last layer stops when their keys and values are in the cache.
+// finished: for the others the last layer stops when their keys and values are in the cache. `additions` may be NULL; its `first` is the
+// first layer's.
 QWEN2_API int qwen2_run_layers(const qwen2_layer* const* layers, int32_t count, const qwen2_attention* attention, int64_t layer_bytes, float* x, int64_t n,
-                               const int64_t* rows, int64_t wanted);
+                               const int64_t* rows, int64_t wanted, const qwen2_additions* additions);
 
 // ---- the search for the scales of a format's groups
 

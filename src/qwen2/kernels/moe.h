@@ -113,28 +113,35 @@ static int mix(const qwen2_mixture* p) {
     const qwen2_matrix* const routers[] = {p->router, p->shared_router};
     float* const outs[] = {routes.logits, routes.gates};
     const int64_t strides[] = {experts, 1};
-    const qwen2_product routing = {nullptr, nullptr, routers, outs, strides, n, 0, 0.0f, 2, 0};
-    const int failed = multiply_prepared(x, n, &routing);
-    if (failed) return failed;
+    const qwen2_product routing = {nullptr, nullptr, routers, outs, strides, n, 0, 0.0f, 2, 0, nullptr};
+    Added added;
+    int code = added.prepare(p->additions, QWEN2_ROUTER_ADDITION - QWEN2_FEED_ADDITION, x, n, routers, 2);
+    if (!code) code = multiply_prepared(x, n, &routing, added);
+    if (code) return code;
     for (int64_t t = 0; t < n; t++)
         choose(routes.logits + t * experts, experts, active, p->renormalise != 0, routes.weights + t * active, routes.experts + t * active);
     if (p->router_logits != nullptr) __builtin_memcpy(p->router_logits, routes.logits, static_cast<size_t>(n * experts) * sizeof(float));
     sort_by_expert(routes, n, experts, active);
 
     Hidden hidden = {ActivationMemory(nullptr, 0, 0), nullptr, 0, false}, shared = hidden;
-    if (!make_hidden(chosen, p->downs[0], SECOND_QUANTIZED, &hidden) || !make_hidden(n, p->shared_down, HIDDEN, &shared)) return NO_MEMORY;
+    if (!make_hidden(chosen, p->downs[0], SECOND_QUANTIZED, false, &hidden)) return NO_MEMORY;
+    if (!make_hidden(n, p->shared_down, HIDDEN, p->additions != nullptr, &shared)) return NO_MEMORY;
+    const qwen2_matrix* const both[] = {p->shared_gate, p->shared_up};
+    if ((code = added.prepare(p->additions, 0, x, n, both, 2))) return code;
+    const Added none;
     const Grouped wide = {routes.starts, experts, panels_of(width), panels_of(shared_width)};
     Failure failure;
     for_tiles(static_cast<int>(wide.tiles()), [&](int tile, int thread) {
         int64_t e, panel;
         wide.find(tile, &e, &panel);
         if (e == experts) {
-            if (!gated_panel(*p->shared_gate, *p->shared_up, panel, x, n, 0, shared, thread)) failure.note();
+            if (!gated_panel(*p->shared_gate, *p->shared_up, panel, x, n, 0, shared, added, thread)) failure.note();
             return;
         }
         Activations mine = x;
         mine.rows = routes.tokens + routes.starts[e];
-        if (!gated_panel(*p->gates[e], *p->ups[e], panel, mine, routes.starts[e + 1] - routes.starts[e], routes.starts[e], hidden, thread)) failure.note();
+        if (!gated_panel(*p->gates[e], *p->ups[e], panel, mine, routes.starts[e + 1] - routes.starts[e], routes.starts[e], hidden, none, thread))
+            failure.note();
     });
     if (failure.happened()) return NO_MEMORY;
 
@@ -143,6 +150,7 @@ static int mix(const qwen2_mixture* p) {
     if (results == nullptr || all == nullptr) return NO_MEMORY;
     for (int64_t i = 0; i < chosen; i++) all[i] = static_cast<int32_t>(i);
     const Activations hidden_x = hidden.quantized.view(hidden.floats, width), shared_x = shared.quantized.view(shared.floats, shared_width);
+    if ((code = added.prepare(p->additions, 2, shared_x, n, &p->shared_down, 1))) return code;
     const Grouped narrow = {routes.starts, experts, panels_of(columns), panels_of(columns)};
     for_tiles(static_cast<int>(narrow.tiles()), [&](int tile, int thread) {
         int64_t e, panel;
@@ -153,11 +161,13 @@ static int mix(const qwen2_mixture* p) {
         const int64_t first = is_shared ? chosen : routes.starts[e], count = is_shared ? n : routes.starts[e + 1] - first, row = panel * PANEL;
         if (!is_shared) mine.rows = all + first;
         float* y = static_cast<float*>(scratch(thread, PRODUCT, static_cast<size_t>(count) * PANEL * sizeof(float)));
-        if (y == nullptr || !kernels_of(m.type)->panel(static_cast<const uint8_t*>(m.packed), m.rows, row, mine, count, y, thread)) {
+        const int64_t rows = columns - row < PANEL ? columns - row : PANEL;
+        if (y == nullptr || !kernels_of(m.type)->panel(static_cast<const uint8_t*>(m.packed), m.rows, row, mine, count, y, thread) ||
+            (is_shared && !added.to_panel(0, row, rows, y, thread))) {
             failure.note();
             return;
         }
-        finish(y, count, nullptr, columns - row < PANEL ? columns - row : PANEL, results + first * columns + row, columns, false);
+        finish(y, count, nullptr, rows, results + first * columns + row, columns, false);
     });
     if (failure.happened()) return NO_MEMORY;
 

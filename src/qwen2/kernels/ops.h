@@ -3,8 +3,8 @@
 #ifndef QWEN2_OPS_H
 #define QWEN2_OPS_H
 
+#include "added.h"
 #include "exp.h"
-#include "unpack.h"
 
 namespace qwen2 {
 namespace QWEN2_ISA {
@@ -210,7 +210,7 @@ static inline int find_panel(const qwen2_matrix* const* matrices, int count, int
     return count;
 }
 
-static int multiply_prepared(const Activations& x, int64_t n, const qwen2_product* p) {
+static int multiply_prepared(const Activations& x, int64_t n, const qwen2_product* p, const Added& added) {
     int64_t panels = 0;
     for (int i = 0; i < p->count; i++) panels += panels_of(p->matrices[i]->rows);
     Failure failure;
@@ -218,13 +218,14 @@ static int multiply_prepared(const Activations& x, int64_t n, const qwen2_produc
         int64_t panel = tile;
         const int i = find_panel(p->matrices, p->count, &panel);
         const qwen2_matrix& m = *p->matrices[i];
-        const int64_t row = panel * PANEL;
+        const int64_t row = panel * PANEL, rows = m.rows - row < PANEL ? m.rows - row : PANEL;
         float* y = static_cast<float*>(scratch(thread, PRODUCT, static_cast<size_t>(n) * PANEL * sizeof(float)));
-        if (y == nullptr || !kernels_of(m.type)->panel(static_cast<const uint8_t*>(m.packed), m.rows, row, x, n, y, thread)) {
+        if (y == nullptr || !kernels_of(m.type)->panel(static_cast<const uint8_t*>(m.packed), m.rows, row, x, n, y, thread) ||
+            !added.to_panel(i, row, rows, y, thread)) {
             failure.note();
             return;
         }
-        finish(y, n, m.bias == nullptr ? nullptr : m.bias + row, m.rows - row < PANEL ? m.rows - row : PANEL, p->outs[i] + row, p->out_strides[i], p->add != 0);
+        finish(y, n, m.bias == nullptr ? nullptr : m.bias + row, rows, p->outs[i] + row, p->out_strides[i], p->add != 0);
     });
     return failure.happened() ? NO_MEMORY : 0;
 }
@@ -242,7 +243,9 @@ static int multiply(const qwen2_product* p) {
     }
     Activations x;
     if (!prepare(p->x, p->n, columns, p->x_stride, p->norm, p->eps, quantized, &x)) return NO_MEMORY;
-    return multiply_prepared(x, p->n, p);
+    Added added;
+    const int code = added.prepare(p->additions, 0, x, p->n, p->matrices, p->count);
+    return code ? code : multiply_prepared(x, p->n, p, added);
 }
 
 // ---- the feed-forward part
@@ -259,24 +262,25 @@ struct Hidden {  // silu(gate) * up of every token, as `down` takes it
         alignas(64) float h[PANEL];
         for (int i = 0; i < PANEL; i += L) f_store(h + i, f_mul(silu(f_load(gate + i)), f_load(up + i)));
         if (as_int8) quantize_group(h, quantized, t, row / 32);
-        else __builtin_memcpy(floats + t * width + row, h, static_cast<size_t>(rows) * sizeof(float));
+        if (floats != nullptr) __builtin_memcpy(floats + t * width + row, h, static_cast<size_t>(rows) * sizeof(float));
     }
 };
 
-// Memory for the hidden numbers of `n` rows. False where there is none.
-static bool make_hidden(int64_t n, const qwen2_matrix* down, Shared use, Hidden* hidden) {
+// Memory for the hidden numbers of `n` rows; `adapted`: as floats too. False where there is none.
+static bool make_hidden(int64_t n, const qwen2_matrix* down, Shared use, bool adapted, Hidden* hidden) {
     const int64_t width = down->columns;
     const bool as_int8 = takes_int8(down);
-    const int64_t bytes = as_int8 ? ActivationMemory::bytes(n, width) : n * width * static_cast<int64_t>(sizeof(float));
-    void* memory = shared_scratch(use, static_cast<size_t>(bytes));
-    if (memory == nullptr) return false;
-    *hidden = {ActivationMemory(as_int8 ? memory : nullptr, n, width), as_int8 ? nullptr : static_cast<float*>(memory), width, as_int8};
+    const size_t floats = static_cast<size_t>(n * width) * sizeof(float);
+    void* memory = shared_scratch(use, as_int8 ? static_cast<size_t>(ActivationMemory::bytes(n, width)) : floats);
+    void* beside = as_int8 && adapted ? shared_scratch(HIDDEN_FLOATS, floats) : memory;
+    if (memory == nullptr || beside == nullptr) return false;
+    *hidden = {ActivationMemory(as_int8 ? memory : nullptr, n, width), as_int8 && !adapted ? nullptr : static_cast<float*>(beside), width, as_int8};
     return true;
 }
 
 // One panel of gate and up for n tokens into rows `first` .. of the hidden numbers.
 static bool gated_panel(const qwen2_matrix& gate, const qwen2_matrix& up, int64_t panel, const Activations& x, int64_t n, int64_t first,
-                        const Hidden& hidden, int thread) {
+                        const Hidden& hidden, const Added& added, int thread) {
     const size_t bytes = static_cast<size_t>(n) * PANEL * sizeof(float);
     const int64_t row = panel * PANEL, rows = gate.rows - row < PANEL ? gate.rows - row : PANEL;
     float* g = static_cast<float*>(scratch(thread, PRODUCT, bytes));
@@ -285,6 +289,7 @@ static bool gated_panel(const qwen2_matrix& gate, const qwen2_matrix& up, int64_
     if (rows < PANEL) __builtin_memset(g, 0, bytes), __builtin_memset(u, 0, bytes);
     if (!kernels_of(gate.type)->panel(static_cast<const uint8_t*>(gate.packed), gate.rows, row, x, n, g, thread)) return false;
     if (!kernels_of(up.type)->panel(static_cast<const uint8_t*>(up.packed), up.rows, row, x, n, u, thread)) return false;
+    if (!added.to_panel(0, row, rows, g, thread) || !added.to_panel(1, row, rows, u, thread)) return false;
     for (int64_t t = 0; t < n; t++) hidden.put(first + t, row, rows, g + t * PANEL, u + t * PANEL);
     return true;
 }
@@ -297,15 +302,21 @@ static int feed(const qwen2_feed_forward* p) {
     Activations x;
     if (!prepare(p->x, p->n, columns, p->x_stride, p->norm, p->eps, takes_int8(p->gate) || takes_int8(p->up), &x)) return NO_MEMORY;
     Hidden hidden = {ActivationMemory(nullptr, 0, 0), nullptr, 0, false};
-    if (!make_hidden(p->n, p->down, SECOND_QUANTIZED, &hidden)) return NO_MEMORY;
+    if (!make_hidden(p->n, p->down, SECOND_QUANTIZED, p->additions != nullptr, &hidden)) return NO_MEMORY;
+    Added added;
+    const qwen2_matrix* const both[] = {p->gate, p->up};
+    int code = added.prepare(p->additions, 0, x, p->n, both, 2);
+    if (code) return code;
     Failure failure;
     for_tiles(static_cast<int>(panels_of(p->gate->rows)), [&](int panel, int thread) {
-        if (!gated_panel(*p->gate, *p->up, panel, x, p->n, 0, hidden, thread)) failure.note();
+        if (!gated_panel(*p->gate, *p->up, panel, x, p->n, 0, hidden, added, thread)) failure.note();
     });
     if (failure.happened()) return NO_MEMORY;
     const int64_t stride = p->x_stride;
-    const qwen2_product down = {nullptr, nullptr, &p->down, &p->x, &stride, p->n, 0, 0.0f, 1, 1};
-    return multiply_prepared(hidden.quantized.view(hidden.floats, hidden.width), p->n, &down);
+    const qwen2_product down = {nullptr, nullptr, &p->down, &p->x, &stride, p->n, 0, 0.0f, 1, 1, nullptr};
+    const Activations hidden_x = hidden.quantized.view(hidden.floats, hidden.width);
+    code = added.prepare(p->additions, 2, hidden_x, p->n, &p->down, 1);
+    return code ? code : multiply_prepared(hidden_x, p->n, &down, added);
 }
 
 }  // namespace QWEN2_ISA

@@ -75,7 +75,7 @@ enum Use { PANEL_MEMORY, PRODUCT, SECOND_PRODUCT, SMALL, QUERY, USES };
 void* scratch(int thread, Use use, size_t bytes);
 
 // The same, shared by all threads of an operation.
-enum Shared { NORMED, QUANTIZED, SECOND_QUANTIZED, HIDDEN, ROUTES, PARTIALS, QUERIES, CHOSEN, SHARED_USES };
+enum Shared { NORMED, QUANTIZED, SECOND_QUANTIZED, HIDDEN, ROUTES, PARTIALS, QUERIES, CHOSEN, ADAPTED, ADAPTED_ROWS, HIDDEN_FLOATS, SHARED_USES };
 void* shared_scratch(Shared use, size_t bytes);
 
 }  // namespace qwen2

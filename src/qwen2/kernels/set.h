@@ -38,7 +38,8 @@ struct KernelSet {
     int (*read)(const void* memory, int64_t bytes);
     int64_t (*multiply_bytes)(int64_t rounds);
     int64_t (*multiply_floats)(int64_t rounds);
-    int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits, const int64_t* rows, int64_t count);
+    int (*run_layer)(const qwen2_layer*, const qwen2_attention*, float* x, int64_t n, float* router_logits, const int64_t* rows, int64_t count,
+                     const qwen2_additions* additions);
     const TrainSet* train;
 };
 

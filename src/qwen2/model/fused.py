@@ -5,7 +5,8 @@ norm, gate, up, SiLU and down added to it; added_mixture: the same of a mixture 
 attention is the kernels' own too. Where a gradient is recorded a step of plain parameters is one function with a backward pass
 (training.py), and so is one of frozen weights, packed or not (training_frozen.py). Anything else, as a layer that was replaced by
 another kind, goes on in torch step by step.
-Calls are bound once and kept by the layer's first product. The native ones change the residual stream in place.
+Calls are bound once and kept by the layer's first product. The native ones change the residual stream in place. Where rows of a step
+have adapters (adapted.py) the native calls add these too, and in torch each product does.
 """
 
 # N tokens of a ragged batch, D hidden
@@ -26,6 +27,7 @@ from qwen2.quant.linear import PackedLinear
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from qwen2.model.adapted import AdaptedRows
     from qwen2.model.qwen2 import MLP, Decoder, MoE
 
 
@@ -34,7 +36,7 @@ def packed(*layers: nn.Module) -> bool:
     return all(type(layer) in (PackedLinear, TiedEmbedding) for layer in layers) and not torch.is_grad_enabled()
 
 
-def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module], adapted: AdaptedRows | None = None) -> tuple[Tensor, ...]:
     """norm(x) (N, D) through each of the layers: (N, O) each, side by side in memory where it was one call."""
     if frozen(x, norm, *layers):
         return training_frozen.normed_products(x, norm, layers)
@@ -44,15 +46,21 @@ def normed_products(x: Tensor, norm: nn.Module, layers: Sequence[nn.Module]) -> 
         return outs
     if not packed(*layers):
         normed = norm(x)
-        return tuple(layer(normed) for layer in layers)
+        return tuple(product_of(layer, normed, adapted) for layer in layers)
     bound = bound_products(norm, layers)
     out = torch.empty(len(x), bound.width)
-    bound(x.data_ptr(), len(x), out.data_ptr())
+    bound(x.data_ptr(), len(x), out.data_ptr(), None if adapted is None else adapted.place(layers[0]))
     widths: list[Any] = [layer.out_features for layer in layers]
     return (out,) if len(layers) == 1 else out.split(widths, dim=1)  # a step's logits: a view would cost a hundredth of it
 
 
-def added_product(x: Tensor, values: Tensor, layer: nn.Module) -> Tensor:
+def product_of(layer: nn.Module, x: Tensor, adapted: AdaptedRows | None) -> Tensor:
+    """x (N, I) through a layer, with what the rows' adapters add."""
+    out: Tensor = layer(x) if adapted is None else adapted(layer, x)
+    return out
+
+
+def added_product(x: Tensor, values: Tensor, layer: nn.Module, adapted: AdaptedRows | None = None) -> Tensor:
     """x (N, D) + layer(values)."""
     if frozen(x, None, layer):
         return training_frozen.added_product(x, values, layer)
@@ -60,12 +68,12 @@ def added_product(x: Tensor, values: Tensor, layer: nn.Module) -> Tensor:
         out: Tensor = training.AddedProduct.apply(x, values, layer.weight)
         return out
     if not packed(layer):
-        return x + layer(values)
-    bound_sum(layer)(values.data_ptr(), len(x), x.data_ptr())
+        return x + product_of(layer, values, adapted)
+    bound_sum(layer)(values.data_ptr(), len(x), x.data_ptr(), None if adapted is None else adapted.place(layer))
     return x
 
 
-def added_feed_forward(x: Tensor, norm: nn.Module, mlp: MLP) -> Tensor:
+def added_feed_forward(x: Tensor, norm: nn.Module, mlp: MLP, adapted: AdaptedRows | None = None) -> Tensor:
     """x (N, D) + mlp(norm(x))."""
     if frozen(x, norm, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
         return training_frozen.added_feed_forward(x, norm, mlp)
@@ -74,21 +82,22 @@ def added_feed_forward(x: Tensor, norm: nn.Module, mlp: MLP) -> Tensor:
         out: Tensor = training.AddedFeedForward.apply(x, norm.weight, norm.eps, *weights)
         return out
     if not packed(mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-        return x + mlp.plain(norm(x))
-    bound_feed_forward(norm, mlp)(x.data_ptr(), len(x))
+        return x + mlp.plain(norm(x), adapted)
+    bound_feed_forward(norm, mlp)(x.data_ptr(), len(x), None if adapted is None else adapted.place(mlp.gate_proj))
     return x
 
 
-def added_mixture(x: Tensor, norm: nn.Module, moe: MoE, router_logits: list[Tensor] | None) -> Tensor:
+def added_mixture(x: Tensor, norm: nn.Module, moe: MoE, router_logits: list[Tensor] | None, adapted: AdaptedRows | None = None) -> Tensor:
     """x (N, D) + moe(norm(x)); `router_logits` receives (N, E) where it is given."""
     if not packed(*_dense_layers(moe)):
-        return x + moe.plain(norm(x), router_logits)
+        return x + moe.plain(norm(x), router_logits, adapted)
     logits = _room(router_logits, len(x), moe)
-    bound_mixture(norm, moe)(x.data_ptr(), len(x), None if logits is None else logits.data_ptr())
+    places = None if logits is None else logits.data_ptr(), None if adapted is None else adapted.place(moe.shared_expert.gate_proj)
+    bound_mixture(norm, moe)(x.data_ptr(), len(x), *places)
     return x
 
 
-def run_layers(decoder: Decoder, x: Tensor, attend: Any, router_logits: list[Tensor] | None) -> bool:
+def run_layers(decoder: Decoder, x: Tensor, attend: Any, router_logits: list[Tensor] | None, adapted: AdaptedRows | None = None) -> bool:
     """All layers in one native call, x (N, D) changed in place; False where they have to be run one by one.
 
     Of the rows that `attend.wanted` leaves out the last layer writes keys and values and no more.
@@ -104,7 +113,7 @@ def run_layers(decoder: Decoder, x: Tensor, attend: Any, router_logits: list[Ten
         decoder.bound = BoundLayers(every) if len(every) == len(layers) else False
     if decoder.bound is False:
         return False
-    decoder.bound(x.data_ptr(), len(x), step(0), attend.layer_bytes, attend.wanted)
+    decoder.bound(x.data_ptr(), len(x), step(0), attend.layer_bytes, attend.wanted, None if adapted is None else adapted.place())
     return True
 
 

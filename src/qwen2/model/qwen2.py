@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from qwen2.model import training
-from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, packed, run_layers
+from qwen2.model.fused import added_feed_forward, added_mixture, added_product, normed_products, packed, product_of, run_layers
 from qwen2.model.linear import Linear, as_int8, linear
 from qwen2.model.lora import AdaptedLinear, Adapter
 from qwen2.model.moe import Experts, gated, route
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwen2.config import ModelConfig
+    from qwen2.model.adapted import AdaptedRows
     from qwen2.model.attention import Attend
 
 Factory = dict[str, Any]
@@ -68,9 +69,10 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden, kv_width, **factory)
         self.o_proj = Linear(config.hidden, config.hidden, bias=False, **factory)
 
-    def forward(self, x: Tensor, norm: RMSNorm, attend: Attend) -> Tensor:
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in normed_products(x, norm, (self.q_proj, self.k_proj, self.v_proj)))
-        return added_product(x, attend(self.layer, q, k, v), self.o_proj)  # (N, H*d) -> (N, D)
+    def forward(self, x: Tensor, norm: RMSNorm, attend: Attend, adapted: AdaptedRows | None = None) -> Tensor:
+        products = normed_products(x, norm, (self.q_proj, self.k_proj, self.v_proj), adapted)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in products)
+        return added_product(x, attend(self.layer, q, k, v), self.o_proj, adapted)  # (N, H*d) -> (N, D)
 
 
 class MLP(nn.Module):
@@ -82,11 +84,12 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, ffn, bias=False, **factory)
         self.down_proj = Linear(ffn, hidden, bias=False, **factory)
 
-    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None) -> Tensor:
-        return added_feed_forward(x, norm, self)
+    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None, adapted: AdaptedRows | None = None) -> Tensor:
+        return added_feed_forward(x, norm, self, adapted)
 
-    def plain(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+    def plain(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
+        hidden = gated(product_of(self.gate_proj, x, adapted), product_of(self.up_proj, x, adapted))
+        return product_of(self.down_proj, hidden, adapted)
 
 
 class MoE(nn.Module):
@@ -101,17 +104,17 @@ class MoE(nn.Module):
         self.shared_expert = MLP(config.hidden, config.moe.shared_ffn, factory)
         self.shared_expert_gate = Linear(config.hidden, 1, bias=False, **factory)
 
-    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None) -> Tensor:
-        return added_mixture(x, norm, self, router_logits)
+    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None, adapted: AdaptedRows | None = None) -> Tensor:
+        return added_mixture(x, norm, self, router_logits, adapted)
 
-    def plain(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
+    def plain(self, x: Tensor, router_logits: list[Tensor] | None = None, adapted: AdaptedRows | None = None) -> Tensor:
         logits = self.gate(x)  # (N, E)
         if router_logits is not None:
             router_logits.append(logits)
         weights, chosen = route(logits, self.moe)
         if mixture_computed(x, self):
             return mixed(x, self, weights, chosen)
-        shared = self.shared_expert_gate(x).sigmoid() * self.shared_expert.plain(x)
+        shared = product_of(self.shared_expert_gate, x, adapted).sigmoid() * self.shared_expert.plain(x, adapted)
         return self.experts(x, chosen, weights.to(x.dtype)) + shared
 
 
@@ -125,9 +128,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps, factory)
         self.mlp = MoE(config, factory) if config.is_moe(layer) else MLP(config.hidden, config.ffn, factory)
 
-    def forward(self, x: Tensor, attend: Attend, router_logits: list[Tensor] | None) -> Tensor:
-        x = self.self_attn(x, self.input_layernorm, attend)
-        return self.mlp(x, self.post_attention_layernorm, router_logits)
+    def forward(self, x: Tensor, attend: Attend, router_logits: list[Tensor] | None, adapted: AdaptedRows | None = None) -> Tensor:
+        x = self.self_attn(x, self.input_layernorm, attend, adapted)
+        return self.mlp(x, self.post_attention_layernorm, router_logits, adapted)
 
 
 class Embedding(nn.Embedding):
@@ -152,12 +155,14 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps, factory)
         self.bound: Any = None  # the native call that layers of packed weights are
 
-    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None, normed: bool) -> Tensor:
+    def forward(
+        self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None, normed: bool, adapted: AdaptedRows | None = None
+    ) -> Tensor:
         embed = self.embed_tokens
         x = embed.rows(tokens) if isinstance(embed, TiedEmbedding) else embed(tokens)  # (N, D)
-        if not run_layers(self, x, attend, router_logits):  # the loop below in one native call
+        if not run_layers(self, x, attend, router_logits, adapted):  # the loop below in one native call
             for layer in self.layers:
-                x = layer(x, attend, router_logits)
+                x = layer(x, attend, router_logits, adapted)
         return self.norm(x) if normed else x
 
 
@@ -171,16 +176,28 @@ class Qwen2(nn.Module):
         self.model = Decoder(config, factory)
         self.lm_head = None if config.tied else Linear(config.hidden, config.vocab, bias=False, **factory)
 
-    def forward(self, tokens: Tensor, attend: Attend, router_logits: list[Tensor] | None = None, normed: bool = True) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        attend: Attend,
+        router_logits: list[Tensor] | None = None,
+        normed: bool = True,
+        adapted: AdaptedRows | None = None,
+    ) -> Tensor:
         """tokens (N,) of a ragged batch -> normed hidden states (N, D), or as the last layer left them.
 
-        `router_logits`, when given, receives each mixture layer's (N, E), for the balance loss.
+        `router_logits`, when given, receives each mixture layer's (N, E), for the balance loss. `adapted`: which adapters rows have.
         """
-        return self.model(tokens, attend, router_logits, normed)
+        return self.model(tokens, attend, router_logits, normed, adapted)
 
-    def next_logits(self, x: Tensor) -> Tensor:
-        """Rows as the last layer left them (R, D) -> (R, V): the final norm and the head, one native call where that is packed."""
-        (logits,) = normed_products(x, self.model.norm, (self.head,)) if packed(self.head) else (self.logits(self.model.norm(x)),)
+    def next_logits(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
+        """Rows as the last layer left them (R, D) -> (R, V): the final norm and the head, one native call where that is packed.
+
+        `adapted` matters where the head is a matrix of its own.
+        """
+        if not packed(self.head):
+            return self.logits(self.model.norm(x), adapted)
+        (logits,) = normed_products(x, self.model.norm, (self.head,), None if self.lm_head is None else adapted)
         return logits
 
     @property
@@ -188,12 +205,12 @@ class Qwen2(nn.Module):
         """What makes logits of hidden states: a matrix of its own, or the embedding."""
         return self.model.embed_tokens if self.lm_head is None else self.lm_head
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
         """Rows of hidden states (..., D) -> (..., V). Apart from `forward`, so that prefill computes one row a sequence."""
         head = self.head
         if isinstance(head, Embedding):
             return linear(as_int8(hidden) if head.int8_input and not torch.is_grad_enabled() else hidden, head.weight)
-        return head(hidden)
+        return product_of(head, hidden, None if self.lm_head is None else adapted)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -60,11 +60,11 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, ggml type {self.matrix.type}, bias={self.bias is not None}"
 
 
-def run(product: BoundProduct, x: Tensor) -> Tensor:
-    """The kernels' product of x (..., I): (..., O)."""
+def run(product: BoundProduct, x: Tensor, additions: int | None = None) -> Tensor:
+    """The kernels' product of x (..., I), with what the rows' adapters add: (..., O)."""
     rows = x.float().reshape(-1, product.columns).contiguous()
     out = torch.empty(len(rows), product.width)
-    product(rows.data_ptr(), len(rows), out.data_ptr())
+    product(rows.data_ptr(), len(rows), out.data_ptr(), additions)
     return out.view(*x.shape[:-1], product.width)
 
 

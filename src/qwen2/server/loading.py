@@ -72,14 +72,16 @@ class Loader:
         there = self._there(stored)
         if there is None:
             return load(stored.name, device=self.settings.device, home=self.store.home, packed=True)
-        return there.made_as(stored.name, stored.path, stored.made, self.store.hold(stored.name))
+        return there.made_as(stored.name, stored.path, stored.made, self.store.hold(stored.name), stored.adapter_path)
 
     def _draft(self, small: StoredModel, large: StoredModel, model: Model) -> Model | None:
         """The draft where it can guess for the model."""
         if small.digest == large.digest:
             return None
         there, free, why = self._there(small), free_memory(self.settings.device), ""
-        if small.size >= large.size:
+        if small.adapter:
+            why = "has an adapter, which is none for"
+        elif small.size >= large.size:
             why = "is not smaller than"
         elif there is not None:
             why = "" if model.tokenizer.same_tokens(there.tokenizer) else "has other tokens than"

@@ -2,7 +2,8 @@
 
 One whose weights are larger than what is free and what all others have is refused, and no other is given up for it.
 
-Those of the same weights, by their digest, share them and one engine, each with settings of its own; together they take one place.
+Those of the same weights, by their digest, share them and one engine, each with settings and an adapter of its own; together they take
+one place.
 One that was made again under its name (`qwen2 create`) is loaded again when nobody uses it.
 
 async with models.use("qwen2.5-coder:0.5b") as llm: ...
@@ -163,7 +164,7 @@ class Models:
 
     def _beside(self, alike: Loaded, stored: StoredModel) -> tuple[LLM, object]:
         hold = self.store.hold(stored.name)
-        return alike.llm.beside(alike.llm.model.made_as(stored.name, stored.path, stored.made, hold)), hold
+        return alike.llm.beside(alike.llm.model.made_as(stored.name, stored.path, stored.made, hold, stored.adapter_path)), hold
 
     async def _load_now(self, stored: StoredModel, alike: Loaded | None) -> Loaded:
         """The model, for the one who asked first; on the weights of one that is `alike`."""

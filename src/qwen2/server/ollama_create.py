@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -22,9 +23,11 @@ from qwen2.server.progress import respond, without
 from qwen2.weights.blobs import Blobs, parse_digest
 from qwen2.weights.mixes import mix_named
 from qwen2.weights.modelfile import LARGEST, Modelfile, parse
+from qwen2.weights.own_adapter import GGUF
 
 if TYPE_CHECKING:
     from qwen2.server.app import Server
+    from qwen2.weights.manifest import StoredModel
     from qwen2.weights.pull import Progress
 
 router = APIRouter(prefix="/api")
@@ -66,10 +69,8 @@ class Create(Body):
             raise ApiError(400, "create: say the new model's name as model", field="model")
         return given[0]
 
-    def parsed(self) -> tuple[Modelfile, dict[str, str]]:
-        """What the model shall be, and the files, digests by name, that it is made of where it is made of files."""
-        if self.adapters:
-            raise ApiError(400, "adapters are not supported yet: merge the adapter into the weights", field="adapters")
+    def parsed(self) -> tuple[Modelfile, dict[str, str], dict[str, str]]:
+        """What the model shall be, and the files, digests by name, that it and its adapter are made of where they are made of files."""
         parts = {
             "template": self.template,
             "system": self.system,
@@ -79,42 +80,51 @@ class Create(Body):
             "requires": self.requires,
         }
         given = {key: value for key, value in parts.items() if value is not None}
-        files = {name: parse_digest(digest) for name, digest in (self.files or {}).items()}
+        files, adapters = ({name: parse_digest(digest) for name, digest in (given or {}).items()} for given in (self.files, self.adapters))
         if self.modelfile is not None:
             if given or files or self.from_ is not None:
                 raise ApiError(400, "modelfile says it all: leave from, files and the like out, or modelfile", field="modelfile")
-            return _from_text(self.modelfile)
+            modelfile, model, adapter = _from_text(self.modelfile)
+            return modelfile, model, adapter or adapters
         if (self.from_ is None) == (not files):
             raise ApiError(400, "create: say from, a model's name, or files, one of them", field="from")
-        return Modelfile.from_json({**given, "source": self.from_ or ""}), files
+        return Modelfile.from_json({**given, "source": self.from_ or ""}), files, adapters
 
 
-def _from_text(text: str) -> tuple[Modelfile, dict[str, str]]:
-    """A Modelfile as text; FROM @sha256:... is a file that was uploaded."""
+def _from_text(text: str) -> tuple[Modelfile, dict[str, str], dict[str, str]]:
+    """A Modelfile as text; @sha256:... in FROM and ADAPTER is a GGUF file that was uploaded."""
     try:
         modelfile = parse(text)
+        adapter = {}
+        if modelfile.adapter is not None:
+            if not modelfile.adapter.startswith("@"):
+                raise ValueError("ADAPTER: no server reads what a client names: upload files and say adapters, or @sha256:... of a .gguf")
+            adapter = {GGUF: parse_digest(modelfile.adapter[1:])}
+            modelfile = replace(modelfile, adapter=None)
         if modelfile.source.startswith("@"):
-            return modelfile, {"model.gguf": parse_digest(modelfile.source[1:])}
+            return modelfile, {"model.gguf": parse_digest(modelfile.source[1:])}, adapter
     except ValueError as error:
         raise ApiError(400, f"modelfile: {error}", field="modelfile") from None
-    return modelfile, {}
+    return modelfile, {}, adapter
 
 
 @router.post("/create")
 async def create(body: Create, request: Request) -> Response:
     """Make a model, in place of one of that name that may be there."""
     server = server_of(request)
-    modelfile, files = body.parsed()
+    modelfile, files, adapter = body.parsed()
     target = str(server.models.store.own_name(body.target))
     if not files and server.models.store.is_path(modelfile.source):
         raise ApiError(400, f"from {modelfile.source!r} is no model's name; files of yours are uploaded, POST /api/blobs", field="from")
     stops = modelfile.parameters.get("stop", ())
     server.check_stops([str(stop) for stop in stops] if isinstance(stops, tuple) else [str(stops)])  # each request will look for them
     mix = None if body.quantize is None else mix_named(body.quantize)
-    return await respond(request, creating(server, target, modelfile, files, mix), body.stream)
+    return await respond(request, creating(server, target, modelfile, files, mix, adapter), body.stream)
 
 
-async def creating(server: Server, target: str, modelfile: Modelfile, files: dict[str, str], mix: str | None) -> AsyncGenerator[Json, None]:
+async def creating(
+    server: Server, target: str, modelfile: Modelfile, files: dict[str, str], mix: str | None, adapter: dict[str, str]
+) -> AsyncGenerator[Json, None]:
     """Its progress; paths of this machine are none of the client's business."""
     store = server.models.store
 
@@ -123,7 +133,10 @@ async def creating(server: Server, target: str, modelfile: Modelfile, files: dic
             return {"status": progress.note}
         return {"status": "writing weights", "total": progress.total, "completed": progress.done}
 
-    async with aclosing(server.works.told("made", target, lambda watch: store.create(target, modelfile, files, mix, watch), line)) as lines:
+    def make(watch: Callable[[Progress], None]) -> StoredModel:
+        return store.create(target, modelfile, files, mix, watch, adapter=adapter)
+
+    async with aclosing(server.works.told("made", target, make, line)) as lines:
         async for one in lines:
             yield {key: without(value, str(store.home)) if isinstance(value, str) else value for key, value in one.items()}
 

@@ -125,7 +125,7 @@ def _shown(stored: StoredModel) -> Json:
     found = _read(stored.path, stored.digest, _stamp(stored.path), said)
     return found | {
         "license": "\n".join(made.licence) or stored.licence,
-        "modelfile": made.text(stored.name),
+        "modelfile": made.text(stored.name, *(["With an adapter of its own, which FROM has."] if stored.adapter else [])),
         "system": found["system"] if made.system is None else made.system,
         "messages": [{"role": role, "content": content} for role, content in made.messages],
         "details": _listed(stored)["details"],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qwen2.config import ModelConfig
+    from qwen2.model.adapted import AdaptedRows
     from qwen2.model.attention import Attend
 
 Group = Any  # torch.distributed.ProcessGroup
@@ -121,7 +122,8 @@ class TensorAttention(Attention):
 
     group: Group
 
-    def forward(self, x: Tensor, norm: RMSNorm, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, norm: RMSNorm, attend: Attend, adapted: AdaptedRows | None = None) -> Tensor:
+        assert adapted is None, "adapters of rows are for networks that answer"
         rows = Gather.apply(norm(x), self.group)  # (T * n, D)
         q, k, v = (layer(rows).unflatten(-1, (-1, self.head_dim)) for layer in (self.q_proj, self.k_proj, self.v_proj))
         return x + Reduce.apply(self.o_proj(attend(self.layer, q, k, v)), self.group)
@@ -132,10 +134,11 @@ class TensorMLP(MLP):
 
     group: Group
 
-    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None) -> Tensor:
-        return x + self.plain(norm(x))
+    def forward(self, x: Tensor, norm: RMSNorm, router_logits: list[Tensor] | None = None, adapted: AdaptedRows | None = None) -> Tensor:
+        return x + self.plain(norm(x), adapted)
 
-    def plain(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
+        assert adapted is None, "adapters of rows are for networks that answer"
         return Reduce.apply(super().plain(Gather.apply(x, self.group)), self.group)
 
 

@@ -94,16 +94,21 @@ def uploaded(store: Store, files: Mapping[str, str], work: Path) -> Base:
     return Base(replace(model, source="uploaded", location=None, folder=work, made=Modelfile(kinds[0] if kinds else "")), nullcontext())
 
 
-def prepare(name: str, modelfile: Modelfile, base: StoredModel, mix: str | None, work: Path, watch: Watch) -> StoredModel:
-    """The model in `work`, checked and ready to be published. Raises ValueError or OSError."""
+def prepare(
+    name: str, modelfile: Modelfile, base: StoredModel, mix: str | None, work: Path, watch: Watch, adapter: Path | None = None
+) -> StoredModel:
+    """The model in `work`, checked and ready to be published; `adapter` is the folder of its own. Raises ValueError or OSError."""
     from qwen2.weights.describe import describe
+    from qwen2.weights.own_adapter import put
 
     if base.gone:
         raise FileNotFoundError(f"FROM {base.name or base.made.source}: its files are gone; pull or copy it again")
     made = replace(modelfile, source=base.made.source).over(base.made)
-    check(made, describe(base.path))
+    described = describe(base.path)
+    check(made, described)
     source = base.name or base.source
     model = StoredModel(name, base.format, base.licence, source, now(), base.files, work, base.location, made=made)
+    model = put(model, base, adapter, described.config, work)
     if mix is not None:
         return _quantized(model, base.path, mix, work, watch)
     if base.location is None:
@@ -156,22 +161,31 @@ def _quantized(model: StoredModel, path: Path, mix: str, work: Path, watch: Watc
 
 def again(store: Store, stored: StoredModel) -> str:
     """The Modelfile that makes a model of the store again, also where it has been removed, as far as its weights are elsewhere."""
+    source, *notes = _again(store, stored)
+    adapter = stored.adapter_path
+    if source != str(stored.path) and not store.is_path(source) and store.has(source) and store.get(source).adapter:
+        adapter = None  # the one that `_makes` has compared
+    return stored.made.text(source, *notes, adapter=None if adapter is None else str(adapter))
+
+
+def _again(store: Store, stored: StoredModel) -> tuple[str, ...]:
+    """What FROM says in it, and notes."""
     made_smaller = any(file.source == f"{QUANTIZED}{stored.source}" for file in stored.files)
     mix = stored.format.removeprefix("GGUF ").lower() if made_smaller else None
     if stored.name in ENTRIES:
-        return stored.made.text(stored.name)
+        return (stored.name,)
     named = _makes(store, stored.source, stored, mix is not None)
     if named or (mix is not None and Path(stored.source).is_absolute() and Path(stored.source).exists()):
         notes = [] if mix is None else [f"Its weights were made smaller on the way: qwen2 create NAME --quantize {mix} makes it again."]
-        return stored.made.text(stored.source, *notes)
+        return (stored.source, *notes)
     if stored.location is not None:
-        return stored.made.text(str(stored.path))
+        return (str(stored.path),)
     others = [one.name for one in store.list() if one.name != stored.name]
     published = [entry.name for entry in ENTRIES.values() if entry.known is not None]
     same = next((name for name in (*others, *published) if _makes(store, name, stored, False)), None)
     if same is not None:
-        return stored.made.text(same)
-    return stored.made.text(str(stored.path), "No other model has these weights, so they go with this one: qwen2 cp keeps them.")
+        return (same,)
+    return (str(stored.path), "No other model has these weights, so they go with this one: qwen2 cp keeps them.")
 
 
 def _makes(store: Store, name: str, stored: StoredModel, quantized: bool) -> bool:
@@ -183,7 +197,9 @@ def _makes(store: Store, name: str, stored: StoredModel, quantized: bool) -> boo
         return quantized or known is None or known.sha256 == stored.digest
     except ValueError:
         return False
-    return (quantized or base.digest == stored.digest) and stored.made.over(base.made) == stored.made
+    own = replace(stored.made, adapter=base.made.adapter)  # which ADAPTER says
+    fits = base.adapter_digest in (None, stored.adapter_digest)
+    return (quantized or base.digest == stored.digest) and fits and own.over(base.made) == own
 
 
 def _is_published(store: Store, name: str) -> bool:

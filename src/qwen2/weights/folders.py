@@ -36,6 +36,11 @@ def publish(ready: StoredModel, folder: Path) -> None:
         ready.write()
         move(ready.folder, folder)
         return
+    if ready.adapter_path is not None:  # equal names, equal files
+        if (folder / ready.adapter_path.name).exists():
+            shutil.rmtree(ready.adapter_path)
+        else:
+            os.replace(ready.adapter_path, folder / ready.adapter_path.name)
     part = there.part
     if ready.location is not None:
         part = None
@@ -43,7 +48,8 @@ def publish(ready: StoredModel, folder: Path) -> None:
         part = secrets.token_hex(8)
         os.replace(ready.folder, folder / part)
     replace(ready, folder=folder, part=part).write()
-    kept = {MANIFEST, *((part,) if part is not None else () if ready.location is not None else (file.path for file in ready.files))}
+    kept = {MANIFEST, *(() if ready.adapter_path is None else (ready.adapter_path.name,))}
+    kept |= {*((part,) if part is not None else () if ready.location is not None else (file.path for file in ready.files))}
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -81,6 +87,14 @@ def link(source: Path, target: Path) -> None:
         raise OSError(f"{source.parent}: its file system cannot give one file two names ({error.strerror}); use the first name") from error
 
 
+def link_adapter(model: StoredModel, folder: Path) -> None:
+    """Give the files of a model's adapter, if it has one, second names in the folder of another."""
+    if model.adapter_path is not None:
+        make(folder / model.adapter_path.name)
+        for file in model.adapter:
+            link(model.adapter_path / file.path, folder / model.adapter_path.name / file.path)
+
+
 def freed_bytes(folder: Path) -> int:
     """What removing the folder frees: files with a second name elsewhere stay."""
     stats = [path.lstat() for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
@@ -97,6 +111,8 @@ def register(path: Path, digests: Mapping[str, str] | None = None) -> StoredMode
                 raise ValueError(f"{path}: not a GGUF file; give a .gguf file or a folder with config.json and *.safetensors")
     else:
         paths = sorted(one for one in path.iterdir() if one.is_file() and any(fnmatchcase(one.name, wanted) for wanted in SAFETENSORS))
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise ValueError(f"{path}: an adapter, and no model: name it in ADAPTER, beside FROM with the model that it is for")
         if not {"config.json"} <= {one.name for one in paths} or not any(one.suffix == ".safetensors" for one in paths):
             raise ValueError(f"{path}: a model's folder holds config.json and *.safetensors")
     known = {} if digests is None else digests

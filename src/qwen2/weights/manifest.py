@@ -31,7 +31,7 @@ class StoredModel:
     """A model that is there: what `qwen2 list` shows. `location` is set where the files lie outside the store.
 
     `made` is what it changes of its weights' own defaults, `part` the folder inside `folder` that has its files, where they were
-    made again since it has its name.
+    made again since it has its name. `adapter`: the files of its adapter, which lie in the store wherever those of its weights do.
     """
 
     name: str
@@ -44,11 +44,17 @@ class StoredModel:
     location: str | None = None
     part: str | None = None
     made: Modelfile = UNCHANGED
+    adapter: tuple[StoredFile, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in (*self.files, *self.adapter))
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """The folder of its adapter, in PEFT's form; None where it has none."""
+        return self.folder / f"adapter-{_digest(self.adapter)[:16]}" if self.adapter else None
 
     @property
     def base(self) -> Path:
@@ -65,27 +71,36 @@ class StoredModel:
     @property
     def gone(self) -> bool:
         """Whether files are missing, as when one outside the store was moved."""
-        return not all((self.base / file.path).exists() for file in self.files)
+        own = [self.adapter_path / file.path for file in self.adapter] if self.adapter_path is not None else []
+        return not all(path.exists() for path in (*(self.base / file.path for file in self.files), *own))
 
     @property
     def digest(self) -> str:
-        """The sha256 of the one file, or of the list of all files' digests: equal digests, equal weights."""
-        if len(self.files) == 1:
-            return self.files[0].sha256
-        listed = "".join(f"{file.sha256}  {file.path}\n" for file in sorted(self.files, key=lambda file: file.path))
-        return hashlib.sha256(listed.encode()).hexdigest()
+        """The sha256 of the one file, or of the list of all files' digests: equal digests, equal weights, whatever their adapters."""
+        return self.files[0].sha256 if len(self.files) == 1 else _digest(self.files)
+
+    @property
+    def adapter_digest(self) -> str | None:
+        """The same of its adapter's files; None where it has none."""
+        return _digest(self.adapter) if self.adapter else None
 
     def write(self) -> None:
         """Put the manifest into the model's folder, as a whole or not at all."""
         values = {"version": VERSION, **asdict(self), "made": self.made.to_json()}
         del values["folder"]
-        values = {key: value for key, value in values.items() if key not in ("part", "made") or value}  # as before there were any
+        later = ("part", "made", "adapter")  # left out where there are none, as before there were any
+        values = {key: value for key, value in values.items() if key not in later or value}
         draft = self.folder / f"{MANIFEST}.draft"
         with draft.open("w", encoding="utf-8") as file:
             file.write(json.dumps(values, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, self.folder / MANIFEST)
+
+
+def _digest(files: tuple[StoredFile, ...]) -> str:
+    listed = "".join(f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> StoredModel | None:
@@ -97,11 +112,11 @@ def read_manifest(folder: Path) -> StoredModel | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("version") != VERSION:
             raise ValueError("written by another version of qwen2")
-        files = tuple(StoredFile(**file) for file in values.pop("files"))
+        files, adapter = (tuple(StoredFile(**file) for file in found) for found in (values.pop("files"), values.pop("adapter", ())))
         made = Modelfile.from_json(values.pop("made", {}))
         if (part := values.get("part")) is not None and PART.fullmatch(part) is None:
             raise ValueError(f"part {part!r}")
-        return StoredModel(**values, files=files, folder=folder, made=made)
+        return StoredModel(**values, files=files, folder=folder, made=made, adapter=adapter)
     except FileNotFoundError:  # it went just now
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -21,7 +21,9 @@ import torch
 
 from qwen2 import kernels
 from qwen2.config import GenerationDefaults, ModelConfig
+from qwen2.model.lora import merge
 from qwen2.tokenizer import ChatTemplate, Tokenizer
+from qwen2.weights.adapter import load_adapter
 from qwen2.weights.checkpoint import SafetensorsSource
 from qwen2.weights.describe import check_vocabulary
 from qwen2.weights.fill import Source, fill
@@ -57,6 +59,7 @@ class Model:
     hold: Any = field(default=None, repr=False)  # keeps the store from removing what is in use
     made: Modelfile = UNCHANGED  # what it changes of what its files say, which `generation` and `template` have already
     published: GenerationDefaults | None = None  # sampling defaults of its files, where `made` may have changed them
+    adapter: Path | None = None  # the folder of one of its own, which `network` is free of
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,12 +69,12 @@ class Model:
     def device(self) -> torch.device:
         return self.network.device
 
-    def made_as(self, name: str, path: Path, made: Modelfile, hold: Any) -> Model:
+    def made_as(self, name: str, path: Path, made: Modelfile, hold: Any, adapter: Path | None = None) -> Model:
         """Another model of these weights, which exist once: what `made` changes is changed in what the files say."""
         published = self.generation if self.published is None else self.published
         template = ChatTemplate.of(self.tokenizer, source=made.template)
         changes: dict[str, Any] = {"template": template, "generation": made.defaults(published), "published": published}
-        return replace(self, name=name, path=path, hold=hold, made=made, **changes)
+        return replace(self, name=name, path=path, hold=hold, made=made, adapter=adapter, **changes)
 
 
 def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None, packed: bool = False) -> Model:
@@ -80,12 +83,13 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
     As parameters (`packed` false) `dtype` "auto" computes in the file's own type; quantized files are widened to float32 on a CPU
     and bfloat16 elsewhere, and float16 becomes float32 on a CPU. Packed, for the kernels, matrices stay as the file has them, or
     are stored as `dtype`, and everything else is float32; only a CPU has packed weights, and where it has no kernels the weights
-    are widened and computed with in torch, which is said once. Raises ValueError or FileNotFoundError in one line that says what
+    are widened and computed with in torch, which is said once. An adapter of the model's own (ADAPTER in its Modelfile) is merged into
+    parameters, and stays beside packed weights, in `Model.adapter`. Raises ValueError or FileNotFoundError in one line that says what
     is wrong and where.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be auto, {', '.join(DTYPES)}")
-    target = _device(device)
+    target, beside = _device(device), packed
     packed = packed and target.type == "cpu"
     if packed and kernels.isa() is None:
         say_fallback()
@@ -93,16 +97,21 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
         raise ValueError("dtype 'float16' on a CPU: Qwen2's large key biases overflow it; use float32 or bfloat16")
     store = Store(home)
     path, name, hold = store.open(source)
-    made = UNCHANGED if store.is_path(source) else store.get(name).made
+    stored = None if store.is_path(source) else store.get(name)
+    made, adapter = (UNCHANGED, None) if stored is None else (stored.made, stored.adapter_path)
     with ExitStack() as on_failure:
         if hold is not None:
             on_failure.push(hold)
         with _no_collections(), open_files(path) as opened:
             network = _network(opened, dtype, target, packed)
+            if adapter is not None and not beside:
+                load_adapter(network, adapter)
+                merge(network)
+                adapter = None
         on_failure.pop_all()  # from here on the model has it
     template, published = ChatTemplate.of(opened.tokenizer, source=made.template), opened.generation
     texts = (opened.tokenizer, template, made.defaults(published))
-    return Model(opened.config, *texts, network, name, path, opened.weight_format, hold, made, published)
+    return Model(opened.config, *texts, network, name, path, opened.weight_format, hold, made, published, adapter)
 
 
 def _device(name: str) -> torch.device:

@@ -4,9 +4,10 @@
     SYSTEM You answer in one sentence.
     PARAMETER temperature 0.2
     MESSAGE user Is the sky blue?
+    ADAPTER ./my-adapter
 
 Keywords in any case, `#` begins a comment, texts of several lines stand between three quotes (or one). A TEMPLATE is Jinja here.
-Whatever is wrong is a ValueError that begins with the number of the line. Left out: ADAPTER, and making the model (create.py).
+Whatever is wrong is a ValueError that begins with the number of the line. Left out: making the model (create.py).
 
     parse(text).system
 """
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
     from qwen2.config import GenerationDefaults
 
-KEYWORDS = ("FROM", "SYSTEM", "PARAMETER", "TEMPLATE", "LICENSE", "MESSAGE", "REQUIRES")
+KEYWORDS = ("FROM", "SYSTEM", "PARAMETER", "TEMPLATE", "LICENSE", "MESSAGE", "REQUIRES", "ADAPTER")
 REFUSED = {
-    "ADAPTER": "adapters are not supported yet: merge it into the weights and name the result in FROM",
     "RENDERER": "how a conversation is written down is the template's to say: leave the line out, or write a TEMPLATE in Jinja",
     "PARSER": "how calls are read follows from the model's template: leave the line out",
 }
@@ -48,7 +48,7 @@ GO_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What a Modelfile says; None or empty: nothing. `source` is FROM; a message is (role, content)."""
+    """What a Modelfile says; None or empty: nothing. `source` is FROM; a message is (role, content); `adapter` a folder as it was named."""
 
     source: str = ""
     system: str | None = None
@@ -57,6 +57,7 @@ class Modelfile:
     messages: tuple[tuple[str, str], ...] = ()
     licence: tuple[str, ...] = ()
     requires: str | None = None
+    adapter: str | None = None
 
     def __bool__(self) -> bool:
         """Whether it changes anything of what it is made from."""
@@ -72,6 +73,7 @@ class Modelfile:
             self.messages or base.messages,
             self.licence or base.licence,
             base.requires if self.requires is None else self.requires,
+            base.adapter if self.adapter is None else self.adapter,
         )
 
     def defaults(self, generation: GenerationDefaults) -> GenerationDefaults:
@@ -96,7 +98,7 @@ class Modelfile:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f"unknown field {unknown[0]!r}")
-        for name in ("system", "template"):
+        for name in ("system", "template", "adapter"):
             if name in values and not isinstance(values[name], str):
                 raise ValueError(f"{name}: must be a text")
         if "template" in values:
@@ -113,10 +115,14 @@ class Modelfile:
         lists = {"messages": messages, "licence": (licence,) if isinstance(licence, str) else tuple(licence)}
         return cls(**{**values, **lists, "parameters": read_parameters(values.get("parameters", {}))})
 
-    def text(self, source: str, *notes: str) -> str:
-        """A Modelfile that makes the same model out of that one, a name or a path. `notes` are comments."""
+    def text(self, source: str, *notes: str, adapter: str | None = None) -> str:
+        """A Modelfile that makes the same model out of that one, a name or a path. `notes` are comments.
+
+        `adapter` is the folder of the model's own, where what it is made out of has not got it.
+        """
         said = [f"# {note}" for note in notes]
         lines = [f"# Made from {self.source}." if self.source else "# As published.", *said, f"FROM {source}"]
+        lines += [] if adapter is None else [f"ADAPTER {adapter}"]
         parts = [("TEMPLATE", self.template), ("SYSTEM", self.system)]
         lines += [f"{keyword} {_quoted(text)}" for keyword, text in parts if text is not None]
         for parameter, value in self.parameters.items():
@@ -211,6 +217,10 @@ def _with(found: Modelfile, statement: Statement) -> Modelfile:
         if not value.strip() or "\n" in value or "\0" in value:
             raise ValueError("FROM needs a model's name, or the path of a .gguf file or a folder")
         return replace(found, source=value.strip())
+    if keyword == "ADAPTER":
+        if not value.strip() or "\n" in value or "\0" in value:
+            raise ValueError("ADAPTER needs the folder of a LoRA adapter, the one with adapter_config.json")
+        return replace(found, adapter=value.strip())
     if keyword == "SYSTEM":
         return replace(found, system=value)
     if keyword == "TEMPLATE":

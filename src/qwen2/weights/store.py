@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from qwen2.weights.blobs import Blobs
-from qwen2.weights.folders import freed_bytes, link, move, now, prune, publish, register
+from qwen2.weights.folders import freed_bytes, link, link_adapter, move, now, prune, publish, register
 from qwen2.weights.locks import NOT_WRITABLE, Hold, acquire, holders, make
 from qwen2.weights.manifest import MANIFEST, StoredModel, read_manifest
 from qwen2.weights.names import ONLY_LISTED, Name, is_hub_like, nearest, parse
@@ -180,6 +180,7 @@ class Store:
                 for file in model.files:
                     link(model.base / file.path, work / file.path)
             replace(model, name=str(name), folder=work, part=None).write()
+            link_adapter(model, work)
             move(work, self._folder("models", name))
             shutil.rmtree(work.parent, ignore_errors=True)
         return self.get(str(name))
@@ -192,14 +193,16 @@ class Store:
         mix: str | None = None,
         watch: Watch | None = None,
         folder: Path | None = None,
+        adapter: Mapping[str, str] | None = None,
     ) -> StoredModel:
         """Make a model of one's own, in place of one of that name that may be there; its files are linked or stay where they are.
 
-        It is made of what FROM stands for, a path being seen from `folder`, or of uploaded `files`, digests by name. `mix` is the
-        type to quantize the weights to. What it is made of may be removed afterwards: files stay for as long as any model has
-        them. Raises ValueError or OSError.
+        It is made of what FROM stands for, a path being seen from `folder`, or of uploaded `files`, digests by name; its adapter is
+        copied from where ADAPTER says, or uploaded as `adapter`. `mix` is the type to quantize the weights to. What it is made of may
+        be removed afterwards: files stay for as long as any model has them. Raises ValueError or OSError.
         """
         from qwen2.weights.create import base_of, prepare, uploaded
+        from qwen2.weights.own_adapter import given_adapter
 
         name = self.own_name(target)
         tell = silent if watch is None else watch
@@ -207,21 +210,24 @@ class Store:
         with nullcontext() if held is None else held, self._lock(name, _waiting("making", name, tell)):
             work = self._folder("partial", name)
             shutil.rmtree(work, ignore_errors=True)
-            for part in ("model", "files"):
+            for part in ("model", "files", "adapter"):
                 make(work / part)
             try:
                 base = uploaded(self, files or {}, work / "files") if held is None else held
-                publish(prepare(str(name), modelfile, base.model, mix, work / "model", tell), self._folder("models", name))
+                own = given_adapter(self, modelfile.adapter, folder, adapter or {}, work / "adapter")
+                publish(prepare(str(name), modelfile, base.model, mix, work / "model", tell, own), self._folder("models", name))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        for digest in (files or {}).values():  # the model has the file now
+        for digest in (*(files or {}).values(), *(adapter or {}).values()):  # the model has the file now
             Blobs(self.home).path(digest).unlink(missing_ok=True)
         return self.get(str(name))
 
     def blob(self, digest: str) -> Path | None:
         """The file of that sha256 (64 digits), uploaded or of a model of the store; None where there is none."""
         path = Blobs(self.home).path(digest)
-        files = ((model.base / file.path, file) for model in self.list() if model.location is None for file in model.files)
+        models = self.list()
+        files = [(model.base / file.path, file) for model in models if model.location is None for file in model.files]
+        files += [(model.adapter_path / file.path, file) for model in models if model.adapter_path is not None for file in model.adapter]
         return path if path.is_file() else next((place for place, file in files if file.sha256 == digest and place.is_file()), None)
 
     def check_removable(self, name: str) -> None:
