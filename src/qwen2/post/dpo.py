@@ -200,13 +200,12 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
     return evaluate
 
 
-def flops_per_token(network: Qwen2) -> float:
+def flops_per_token(job: Job) -> float:
     """Forward and backward of the layers: six for each weight, four for a frozen one. Attention and head are left out."""
-    layers = list(network.model.layers.parameters())
-    return float(sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers if parameter.dim() > 1))
+    return float((6 if job.lora is None else 4) * job.start.config.non_embedding_parameters(active_only=True))
 
 
-def make_task(job: Job, network: Qwen2, data: Data, held_out: Data, world: World) -> Task[PairBatch]:
+def make_task(job: Job, data: Data, held_out: Data, world: World) -> Task[PairBatch]:
     """Preference training as the loop takes it."""
     return Task(
         next_step=data.next_step,
@@ -218,7 +217,7 @@ def make_task(job: Job, network: Qwen2, data: Data, held_out: Data, world: World
         resume=data.order.resume,
         evaluate=evaluation(held_out, job.settings, world) if len(held_out.items) else None,
         evaluated="",
-        flops=flops_per_token(network),
+        flops=flops_per_token(job),
     )
 
 
@@ -240,7 +239,7 @@ def dpo(job: Job, world: World | None = None) -> State:
         read = Reader(network, chosen(settings.precision, world.device), world.device)
         sums = reference_sums(job, read, weights, folder.path)
         data, kept = Data(items, settings, sums[: len(items)], read), Data(held_out, settings, sums[len(items) :], read)
-        loop = Loop(network, make_task(job, network, data, kept, world), settings, folder, world)
+        loop = Loop(network, make_task(job, data, kept, world), settings, folder, world)
         state = loop.run(job.resume, changed)
         with loop.averaged():
             if job.lora is None:
