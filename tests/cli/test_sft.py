@@ -102,7 +102,7 @@ def test_adapters_are_trained_resumed_and_merged_by_export(tiny_folder: Path, da
         for file in (run / "checkpoints" / place).iterdir():
             file.unlink()
         (run / "checkpoints" / place).rmdir()
-    assert main([*words, *lora, "--resume"]) == 0  # from step 2, with the dropout's draws that it would have had
+    assert main([*words[:5], "--resume"]) == 0  # from step 2, with the dropout's draws that it would have had
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before[0]
     losses = [
         [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]

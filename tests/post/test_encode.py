@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from qwen2.engine.llm import LLM
 from qwen2.post.encode import TooLongError, encode, end_of_turn
 from qwen2.post.examples import collect
 from qwen2.post.records import Example, PlainText
 from qwen2.tokenizer import ChatTemplate
 from qwen2.tokenizer.styles import QWEN2_JINJA
-from tests.conftest import tiny_tokenizer
+from tests.conftest import tiny_model, tiny_tokenizer
 from tests.post.conftest import small, talk
 
 TOOL = {"type": "function", "function": {"name": "aqi", "description": "Air.", "parameters": {"type": "object", "properties": {}}}}
@@ -55,12 +57,13 @@ def test_ids_and_mask_are_the_renderers(style: str) -> None:
 def test_up_to_an_answer_the_ids_are_the_prompt_that_the_server_reads(style: str) -> None:
     """For every answer of every conversation, with tools, parallel calls, and with or without a system prompt."""
     template = template_of(style)
+    server = LLM(replace(tiny_model(), tokenizer=template.tokenizer, template=template))  # which server and chat ask
     for example in conversations(style):
         made = encode(template, example)
         for i, message in enumerate(example.messages):
             if message["role"] != "assistant":
                 continue
-            prompt = template.render(example.messages[:i], example.tools).ids
+            prompt = server.render(example.messages[:i], example.tools).ids
             assert made.ids[: len(prompt)] == prompt
             assert made.mask[len(prompt)], "and the next token is one that the model samples"
             assert not made.mask[len(prompt) - 1]

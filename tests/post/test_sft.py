@@ -18,13 +18,16 @@ from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.post.examples import Examples
+from qwen2.post.noise import with_noise
 from qwen2.post.records import Example
 from qwen2.post.sft import HELD_OUT_LOSS, Data, held_out_batches, held_out_loss, steps_of
 from qwen2.tokenizer import ChatTemplate
+from qwen2.train.faults import TrainingError
 from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
 from qwen2.train.world import World
+from qwen2.weights.export import to_gguf
 from qwen2.weights.model import Model, load
 from tests.conftest import random_network, tiny_model
 from tests.post.conftest import gathered, run, small, talk, talks
@@ -202,7 +205,8 @@ def test_a_base_model_becomes_one_that_answers_and_stops(tmp_path: Path) -> None
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [511, 509]
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 511
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
-    for source in (folder, tmp_path / "run" / "checkpoints" / "step-000060"):
+    to_gguf(load(folder), tmp_path / "model.gguf", "F32")
+    for source in (folder, tmp_path / "run" / "checkpoints" / "step-000060", tmp_path / "model.gguf"):
         llm = LLM(take(source, print))
         for example in examples:
             output = llm.chat(example.messages[:1], SamplingParams(max_tokens=32))
@@ -247,6 +251,44 @@ def test_samples_are_what_the_engine_answers_to_the_same_prompt(tmp_path: Path) 
     assert first["prompt"] == examples[0].messages[-2]["content"]
     assert first["answer"] == before
     assert first["reference"] == examples[0].messages[-1]["content"]
+
+
+def test_noise_on_the_embeddings_is_bounded_and_drawn_again_by_a_resumed_run(tmp_path: Path) -> None:
+    """NEFTune: within alpha over the root of an example's tokens times the width, in training alone, and the same draws after a pause."""
+    network = random_network(tiny())
+    batch = pack([gathered(small(), talks(3)).examples.row([0, 1, 2])])
+    found: list[torch.Tensor] = []
+    loss = with_noise(lambda network, batch: found.append(network.model.embed_tokens(batch.tokens)), 5.0)
+    loss(network, batch)
+    noise = (found[0] - network.model.embed_tokens(batch.tokens)).detach()
+    bounds = 5.0 / (torch.tensor(batch.lengths) * 64.0).sqrt()
+    for part, bound in zip(noise.split(batch.lengths), bounds, strict=True):
+        assert 0.95 * bound < float(part.abs().max()) <= bound * (1 + 1e-5)
+        assert abs(float(part.mean())) < 0.1 * bound
+    with torch.no_grad():
+        loss(network, batch)
+    assert torch.equal(found[1], network.model.embed_tokens(batch.tokens))
+    given: dict[str, Any] = {"neftune": 5.0, "steps": 4, "eval_share": 0.3}
+    run(tmp_path / "whole", **given)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "step-000004")
+    run(tmp_path / "part", resume=True, **given)
+    assert logged(tmp_path / "part", "loss", "grad_norm") == logged(tmp_path / "whole", "loss", "grad_norm")
+    run(tmp_path / "without", steps=4, eval_share=0.3)
+    evaluated = [
+        [line["eval"][HELD_OUT_LOSS] for line in read_lines(tmp_path / name / "metrics.jsonl") if "eval" in line]
+        for name in ("whole", "without")
+    ]
+    assert evaluated[0][0] == evaluated[1][0]
+    assert evaluated[0][-1] != evaluated[1][-1]
+
+
+def test_what_is_not_finite_stops_a_run_and_is_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.network.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
+    with pytest.raises(TrainingError, match=r"step 1: the loss of micro-batch 1 of 2 is not finite: .*layers\.1\.mlp\.up_proj\.weight"):
+        run(tmp_path / "run", model=model)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def sft(
     if what.out is None and not what.dry_run:
         raise ValueError("name the run's folder: --out runs/sft; or look first, with --dry-run")
     check_device(what.device)
-    adapters, written = lora_settings(lora), _written(what)
+    written = _written(what)
+    adapters, packed = _adapters(lora, written)
     if not is_run(model):
         from qwen2.cli.pull import ensure
 
@@ -102,9 +103,9 @@ def sft(
     settings, found = _prepared(start, data, what, given(flags), written, adapters is not None)
     check_window(start.config, settings)
     if what.dry_run:
-        _preview(found, start, settings, adapters, _file_bytes(place) if lora.qlora else 0, what)
+        _preview(found, start, settings, adapters, _file_bytes(place) if packed else 0, what)
     else:
-        _train(found, place, settings, what, adapters, lora.qlora, ranks, _recorded(model, what, written))
+        _train(found, place, settings, what, adapters, packed, ranks, _recorded(model, what, written))
 
 
 def _train(
@@ -143,6 +144,16 @@ def _load(place: str, packed: bool) -> Model:
     if is_run(place):
         raise ValueError(f"--qlora: {place} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
     return load(place, packed=True)
+
+
+def _adapters(lora: LoraFlags, written: dict[str, Any] | None) -> tuple[LoraSettings | None, bool]:
+    """What is trained instead of the weights, and whether their base stays in blocks; of a resumed run what it was started with."""
+    from qwen2.config.lora import LoraSettings
+
+    if written is None or "lora" not in written or lora != NO_LORA:
+        return lora_settings(lora), lora.qlora
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written["lora"].items()}
+    return LoraSettings(**values), written["start"]["weights"] == "packed"
 
 
 def _start_of(model: str, what: What, written: dict[str, Any] | None, adapters: bool) -> str:

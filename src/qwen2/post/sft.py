@@ -22,7 +22,9 @@ import torch
 from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
 from qwen2.model.lora import add_lora
+from qwen2.model.packed import TiedEmbedding
 from qwen2.post.chat_model import as_chat, export, keep_texts
+from qwen2.post.noise import with_noise
 from qwen2.post.packing import PackedRows
 from qwen2.post.samples import Samples
 from qwen2.train.folder import RunFolder
@@ -133,9 +135,10 @@ def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
 def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, float]] | None = None) -> Task[Batch]:
     """Fine-tuning as the loop takes it."""
     data = Data(job.data.examples, job.settings, world)
+    loss = next_token_loss(job.settings.z_loss, job.settings.balance, world)
     return Task(
         next_step=data.next_step,
-        loss=next_token_loss(job.settings.z_loss, job.settings.balance, world),
+        loss=with_noise(loss, job.settings.neftune) if job.settings.neftune else loss,
         targets=lambda batch: batch.targets,
         tokens=lambda batch: len(batch.tokens),
         local=world.local,
@@ -143,7 +146,7 @@ def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, f
         resume=data.rows.resume,
         evaluate=evaluate,
         evaluated="",
-        flops=flops_per_token(job.start.config),
+        flops=flops_per_token(job.start.config) * (1 if job.lora is None else 2 / 3),  # frozen weights have no gradient
     )
 
 
@@ -187,6 +190,8 @@ def check(job: Job) -> None:
     check_window(job.start.config, job.settings)
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
+    if job.settings.neftune and isinstance(job.start.network.model.embed_tokens, TiedEmbedding):
+        raise ValueError(f"neftune {job.settings.neftune:g}: the embedding of this model stays in blocks with its head; leave it out")
     if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
         raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
 

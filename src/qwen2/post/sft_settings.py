@@ -33,6 +33,7 @@ class SftSettings(Settings):
     eval_rows: int = setting(64, "Held-out rows that are evaluated at most.")
     samples: int = setting(2, "Held-out prompts (without any, prompts of the data) that are answered at each evaluation; 0 is none.")
     sample_tokens: int = setting(48, "Tokens of such an answer at most.")
+    neftune: float = setting(0.0, "Noise on the embeddings while training (NEFTune), against learning by heart; 5 is usual, 0 is none.")
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
     balance: float = setting(0.001, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch.")
     export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")
@@ -50,6 +51,7 @@ class SftSettings(Settings):
             whole(name, getattr(self, name), 2 if name == "length" else 1)
         whole("samples", self.samples, 0)
         number("eval_share", self.eval_share, 0, 0.5)
+        number("neftune", self.neftune, 0, 100)
         number("z_loss", self.z_loss, 0, 1)
         number("balance", self.balance, 0, 10)
         if not (math.isfinite(self.epochs) and self.epochs >= 0):
