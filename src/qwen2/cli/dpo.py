@@ -98,12 +98,14 @@ def dpo(
 
     import torch
 
+    from qwen2.post.dpo import check_window
     from qwen2.post.start import read_start
 
     if what.threads is not None:
         torch.set_num_threads(what.threads)
     place = model if written is None or what.out is None else found_again(written["from"], what.out) or model
     start = read_start(place)
+    check_window(start.config, settings)
     found = _collected(data, what, start.template, settings)
     for line in found.lines():
         print(line, file=sys.stderr)

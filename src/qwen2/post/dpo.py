@@ -46,6 +46,7 @@ from qwen2.weights.adapter import save_adapter
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
+    from qwen2.config import ModelConfig
     from qwen2.model import Qwen2
     from qwen2.post.dpo_settings import DpoSettings
     from qwen2.post.pairs import Collected, Items
@@ -278,12 +279,17 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
 
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
-    config, settings, path = job.start.config, job.settings, job.out / "config.json"
+    settings, path = job.settings, job.out / "config.json"
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
     if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
         raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
     if settings.reference == "adapter" and job.lora is None:
         raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
+    check_window(job.start.config, settings)
+
+
+def check_window(config: ModelConfig, settings: DpoSettings) -> None:
+    """ValueError where prompts with their answers may be longer than the model reads."""
     if settings.length > config.window:
-        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take at most that")
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take --length of at most that")
