@@ -66,12 +66,12 @@ def main() -> None:
     for row in args.rows:
         result = memory(args) if row == "memory" else mixture(args, row[4:]) if row.startswith("moe") else speed(args, row)
         kept[row] = result | {"command": command_line(), "machine": machine, "torch": torch.__version__, "day": time.strftime("%Y-%m-%d")}
-        _replace(path, json.dumps(kept, indent=1) + "\n")
-        _replace(path.with_suffix(".md"), table(kept))
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
+        write_whole(path.with_suffix(".md"), table(kept))
     print(table(kept))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text)
@@ -140,11 +140,11 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         for name, program in (("ours", "own_step.py"), ("theirs", "trainer.py")):
             found = run(args, program, replace(whole, layers=layers), 4, 1024, "fp32", 1, 0)
             above[name].append(found["peak"] - 4 * found["weights"])
-    at = {name: _line(depths, values, whole.layers) for name, values in above.items()}
+    at = {name: line_through(depths, values, whole.layers) for name, values in above.items()}
     return {"layers": depths, "above": above, "ours": at["ours"], "theirs": at["theirs"], "ratio": at["ours"] / at["theirs"]}
 
 
-def _line(depths: list[int], values: list[float], layers: int) -> float:
+def line_through(depths: list[int], values: list[float], layers: int) -> float:
     if depths[-1] == depths[0]:
         return values[0]
     return values[0] + (values[-1] - values[0]) * (layers - depths[0]) / (depths[-1] - depths[0])

@@ -79,6 +79,7 @@ def compare(network: Qwen2, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatc
     ids=["all", "attention", "some", "one", "moe"],
 )
 def test_gradients_equal_those_of_torch(settings: LoraSettings, config: ModelConfig, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training_frozen, "ROWS", 50)  # the feed-forward part in three pieces
     compare(adapted(settings, random_network(config)).train(), tokens, monkeypatch)
 
 
@@ -90,6 +91,32 @@ def test_dropout_is_the_same_in_both_passes(tokens: torch.Tensor, monkeypatch: p
     compare(network, tokens, monkeypatch)
     logits, _ = gradients(network, tokens)
     assert not torch.equal(logits, gradients(network.eval(), tokens)[0])
+
+
+def test_gradients_with_dropout_are_those_of_the_loss(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    """Along the gradient the loss rises as fast as it says, where every piece of rows drops its own."""
+    monkeypatch.setattr(training_frozen, "ROWS", 50)
+    seeds = iter(range(100_000))
+    monkeypatch.setattr(training_frozen, "new_seed", lambda: 1000 * next(seeds))
+    network = adapted(LoraSettings(rank=4, dropout=0.4)).train()
+    parameters = lora_parameters(network)
+    labels = tokens.roll(-1, 1).flatten()
+
+    def loss() -> float:
+        nonlocal seeds
+        seeds = iter(range(100_000))
+        return F.cross_entropy(our_logits(network, tokens).flatten(0, 1).double(), labels).item()
+
+    seeds = iter(range(100_000))
+    _, found = gradients(network, tokens)
+    norm = sum(gradient.square().sum() for gradient in found.values()).sqrt()
+    losses = []
+    for step in (0.01, -0.02):
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter += step * found[name] / norm
+        losses.append(loss())
+    assert (losses[0] - losses[1]) / 0.02 == pytest.approx(norm.item(), rel=0.01)
 
 
 def test_bfloat16(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch):

@@ -65,9 +65,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear | AdaptedPacked) -> Tensor:
         """x (..., I) and what the base makes of it, y (..., O) -> the adapted layer's output."""
-        if self.training and self.dropout:
-            x = Dropout.apply(x, self.dropout)
-        inner = linear(x, self.lora_A.to(x.dtype))  # (..., r)
+        inner = self.middle(x)  # (..., r)
         added = linear(inner, self.lora_B.to(inner.dtype)).to(y.dtype)
         if self.lora_magnitude_vector is None:
             return torch.add(y, added, alpha=self.scale)
@@ -75,6 +73,19 @@ class Adapter(nn.Module):
         plain = y if layer.bias is None else y - layer.bias.to(y.dtype)
         out = (plain + self.scale * added) * share.to(y.dtype)
         return out if layer.bias is None else out + layer.bias.to(y.dtype)
+
+    def middle(self, x: Tensor) -> Tensor:
+        """x (..., I), some of it dropped where that is wanted, by A -> (..., r)."""
+        if self.training and self.dropout:
+            x = Dropout.apply(x, self.dropout)
+        return linear(x, self.lora_A.to(x.dtype))
+
+    def effective(self, layer: AdaptedLinear | AdaptedPacked) -> Tensor:
+        """The weight (O, I) that the layer counts as, with gradients for the adapter: for who needs it whole. Nothing is dropped."""
+        total = torch.addmm(torch.cat(list(layer.weight_bands())), self.lora_B, self.lora_A, alpha=self.scale)
+        if self.lora_magnitude_vector is None:
+            return total
+        return total * (self.lora_magnitude_vector / self.lengths(layer))[:, None]
 
     @torch.no_grad()
     def lengths(self, layer: AdaptedLinear | AdaptedPacked) -> Tensor:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Layer = Linear | PackedLinear
 
+ROWS = 1024  # of the feed-forward part at a time: as many as make products fast
+
 
 def frozen(x: Tensor, norm: nn.Module | None, *layers: nn.Module) -> bool:
     """Whether this step of a layer is computed here: x float32 on the CPU, no weight of the base wants a gradient, nobody listens."""
@@ -104,15 +106,18 @@ class Group:
         dropouts = [adapter.dropout for adapter in adapters if adapter is not None and adapter.training]
         self.dropout = max(dropouts, default=0.0)
 
-    def add(self, out: Tensor, y: Tensor) -> tuple[Tensor | None, int]:
-        """Add to out (N, O) what the adapters make of y (N, I); the middle (N, R), and the seed of what was dropped."""
+    def seed(self) -> int:
+        """Of what a step drops; 0 where nothing is."""
+        return new_seed() if self.dropout else 0
+
+    def add(self, out: Tensor, y: Tensor, seed: int) -> Tensor | None:
+        """Add to out (N, O) what the adapters make of y (N, I) -> their middle (N, R)."""
         if self.a is None:
-            return None, 0
-        seed = new_seed() if self.dropout else 0
+            return None
         middle = product(self.dropped(y, seed), self.a, None)
         for columns, ranks, b, scale in self.parts:
             out[:, columns].addmm_(middle[:, ranks], b.t(), alpha=scale)
-        return middle, seed
+        return middle
 
     def dropped(self, y: Tensor, seed: int) -> Tensor:
         return dropped(y, self.dropout, seed) if self.dropout else y
@@ -183,7 +188,8 @@ class NormedProducts(Function):
         y, inverse = normed(x, norm, eps, dtype)
         out = product(y, weight_of(layers, dtype), bias_of(layers, dtype))
         ctx.group = Group(layers, parameters, dtype)
-        middle, ctx.seed = ctx.group.add(out, y)
+        ctx.seed = ctx.group.seed()
+        middle = ctx.group.add(out, y, ctx.seed)
         ctx.save_for_backward(x, norm, inverse, middle)
         ctx.layers, ctx.dtype, ctx.eps = layers, dtype, eps
         return out.split([layer.out_features for layer in layers], dim=1)
@@ -219,7 +225,8 @@ class AddedProduct(Function):
         values = values.to(dtype)
         out = product(values, weight_of(layers, dtype), bias_of(layers, dtype))
         ctx.group = Group(layers, parameters, dtype)
-        middle, ctx.seed = ctx.group.add(out, values)
+        ctx.seed = ctx.group.seed()
+        middle = ctx.group.add(out, values, ctx.seed)
         ctx.save_for_backward(values if middle is not None else None, middle)
         ctx.layers, ctx.dtype = layers, dtype
         return plus(x.contiguous(), out)
@@ -240,7 +247,8 @@ class AddedProduct(Function):
 
 
 class AddedFeedForward(Function):
-    """x + down(silu(gate(y)) * up(y)) with y = norm(x)."""
+    """x + down(silu(gate(y)) * up(y)) with y = norm(x). What is as wide as the feed-forward part exists for some rows at a time, but
+    for gate and up."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Tensor, eps: float, layers: list[Layer], *parameters: Tensor | None) -> Tensor:
@@ -248,11 +256,14 @@ class AddedFeedForward(Function):
         y, inverse = normed(x, norm, eps, dtype)
         gate_up = product(y, weight_of(wide, dtype), None)  # (N, 2F)
         ctx.wide, ctx.down = Group(wide, parameters[:4], dtype), Group(down, parameters[4:], dtype)
-        wide_middle, ctx.wide_seed = ctx.wide.add(gate_up, y)
-        values = y.new_empty(len(x), layers[0].out_features)
-        training.gated_forward(kind_of(dtype), gate_up.data_ptr(), len(x), values.shape[1], None, values.data_ptr())
-        out = product(values, weight_of(down, dtype), None)
-        down_middle, ctx.down_seed = ctx.down.add(out, values)
+        ctx.wide_seed, ctx.down_seed = ctx.wide.seed(), ctx.down.seed()
+        wide_middle = ctx.wide.add(gate_up, y, ctx.wide_seed)
+        weight, middles, out = weight_of(down, dtype), [], y  # y has been read
+        for number, rows in enumerate(pieces(len(x))):
+            values = swiglu(gate_up[rows])
+            out[rows] = product(values, weight, None)
+            middles.append(ctx.down.add(out[rows], values, ctx.down_seed + number))
+        down_middle = torch.cat(middles) if ctx.down.a is not None else None  # type: ignore[arg-type]
         ctx.save_for_backward(x, norm, inverse, gate_up, wide_middle, down_middle)
         ctx.layers, ctx.dtype = layers, dtype
         return plus(x, out)
@@ -261,23 +272,63 @@ class AddedFeedForward(Function):
     @once_differentiable
     def backward(ctx: Any, dx: Tensor) -> tuple[Any, ...]:
         x, norm, inverse, gate_up, wide_middle, down_middle = ctx.saved_tensors
-        dtype, dx = ctx.dtype, dx.contiguous()
-        dout, da, db = dx.to(dtype), [], []
-        values = gradient_to_input(dout, weight_of(ctx.layers[2:], dtype))  # SwiGLU's gradient (N, F), then SwiGLU again
-        if down_middle is not None:
-            down_dmiddle, db = ctx.down.gradients_of_b(dout, down_middle)
-            ctx.down.add_to_input(values, down_dmiddle, ctx.down_seed)
-        into = torch.empty_like(gate_up)
-        at = [tensor.data_ptr() for tensor in (gate_up, values, into)]
-        training.gated_backward(kind_of(dtype), at[0], len(x), values.shape[1], None, at[1], at[2], None)
-        if down_middle is not None:
-            da = ctx.down.gradients_of_a(down_dmiddle, values, ctx.down_seed)
-        y = gradient_to_input(into, weight_of(ctx.layers[:2], dtype))  # the norm's output's gradient, then the output again
+        dtype, dx, wide, down = ctx.dtype, dx.contiguous(), ctx.wide, ctx.down
+        down_weight, wide_weight = weight_of(ctx.layers[2:], dtype), weight_of(ctx.layers[:2], dtype)
+        dout, y, dmiddles = dx.to(dtype), x.new_empty(x.shape, dtype=dtype), []  # y: its gradient first, then the norm's output again
+        da, db, wide_db = Sums(), Sums(), Sums()
+        for number, rows in enumerate(pieces(len(x))):
+            values = gradient_to_input(dout[rows], down_weight)  # SwiGLU's gradient (n, F), then SwiGLU again
+            if down_middle is not None:
+                dmiddle, more = down.gradients_of_b(dout[rows], down_middle[rows])
+                db.add(more)
+                down.add_to_input(values, dmiddle, ctx.down_seed + number)
+            into = swiglu_gradient(gate_up[rows], values)
+            if down_middle is not None:
+                da.add(down.gradients_of_a(dmiddle, values, ctx.down_seed + number))
+            y[rows] = gradient_to_input(into, wide_weight)
+            if wide_middle is not None:
+                dmiddle, more = wide.gradients_of_b(into, wide_middle[rows])
+                wide_db.add(more)
+                dmiddles.append(dmiddle)
+        wide_da: list[Tensor] = []
         if wide_middle is not None:
-            wide_dmiddle, more = ctx.wide.gradients_of_b(into, wide_middle)
-            ctx.wide.add_to_input(y, wide_dmiddle, ctx.wide_seed)
-            db = more + db
+            wide_dmiddle = torch.cat(dmiddles)
+            wide.add_to_input(y, wide_dmiddle, ctx.wide_seed)
         dx, _ = norm_gradients(x, norm, inverse, y, dx)
         if wide_middle is not None:
-            da = ctx.wide.gradients_of_a(wide_dmiddle, y, ctx.wide_seed) + da
-        return dx, None, None, None, *ctx.wide.in_order(ctx.layers, da, db)
+            wide_da = wide.gradients_of_a(wide_dmiddle, y, ctx.wide_seed)
+        return dx, None, None, None, *wide.in_order(ctx.layers, wide_da + da.total, wide_db.total + db.total)
+
+
+class Sums:
+    """Tensors added up, each in its place."""
+
+    def __init__(self) -> None:
+        self.total: list[Tensor] = []
+
+    def add(self, more: list[Tensor]) -> None:
+        self.total = [one.add_(other) for one, other in zip(self.total, more, strict=True)] if self.total else more
+
+
+def pieces(rows: int) -> list[slice]:
+    """The rows of a step, some at a time."""
+    return [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of gate and up side by side (n, 2F) -> (n, F)."""
+    out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+    training.gated_forward(kind_of(out.dtype), gate_up.data_ptr(), *_sizes(out), None, out.data_ptr())
+    return out
+
+
+def swiglu_gradient(gate_up: Tensor, gradient: Tensor) -> Tensor:
+    """That of gate_up (n, 2F); `gradient` (n, F), of SwiGLU, becomes its value again."""
+    into = torch.empty_like(gate_up)
+    at = [tensor.data_ptr() for tensor in (gate_up, gradient, into)]
+    training.gated_backward(kind_of(into.dtype), at[0], *_sizes(gradient), None, at[1], at[2], None)
+    return into
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    return x.shape[0], x.shape[1]

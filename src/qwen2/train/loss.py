@@ -6,7 +6,7 @@ What is kept for the backward pass is the gradient of the hidden states and that
 
 Sums, not means: whoever knows the whole step divides by its number of targets. The z-loss keeps the normalisers near 1 (PaLM, arXiv
 2204.02311, section 5): `z_loss` times the square of the logarithm of each row's normaliser.
-Left out: label smoothing, and a head that is divided over ranks.
+The head may be packed, and it may have an adapter. Left out: label smoothing, and a head that is divided over ranks.
 
     total, count, metrics = cross_entropy(network, hidden, labels)
     (total / count).backward()
@@ -25,12 +25,15 @@ from qwen2.kernels import training
 from qwen2.kernels.training import EntropyStruct
 from qwen2.model.linear import gradient_to_input, product
 from qwen2.model.training import computes, kind_of
+from qwen2.model.training_frozen import adapter_of
+from qwen2.quant.linear import PackedLinear, bands
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
 
 IGNORE = -100  # a label that is no target
 CHUNK_BYTES = 64 << 20  # of a chunk's logits in float32: large enough for fast products, small beside any model
+PACKED_CHUNKS = 4  # times that many rows where the head is packed
 
 
 def cross_entropy(network: Qwen2, hidden: Tensor, labels: Tensor, z_loss: float = 0.0) -> tuple[Tensor, int, dict[str, Tensor]]:
@@ -39,58 +42,120 @@ def cross_entropy(network: Qwen2, hidden: Tensor, labels: Tensor, z_loss: float 
     The sum is a differentiable float32 scalar and has the z-loss in it; metrics: "nll", the sum without it, and "z", the sum of
     squared log-normalisers. Raises ValueError for a label outside the vocabulary.
     """
-    weight: Tensor = network.head.weight  # type: ignore[assignment]
+    head = network.head
     rows = (labels != IGNORE).nonzero().squeeze(1)  # (n,): rows without a target cost nothing
     targets = labels[rows]
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
-        raise ValueError(f"labels reach from {int(targets.min())} to {int(targets.max())}, the vocabulary has {len(weight)} tokens")
+    vocab = network.config.vocab
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
+        raise ValueError(f"labels reach from {int(targets.min())} to {int(targets.max())}, the vocabulary has {vocab} tokens")
     chosen = hidden if len(rows) == len(labels) else hidden[rows]
-    total, nll, z = ChunkedCrossEntropy.apply(chosen, weight, targets, z_loss)
+    weight, inner, b = _parts(head, chosen)
+    total, nll, z = ChunkedCrossEntropy.apply(chosen, weight, inner, b, targets, z_loss, head)
     return total, len(rows), {"nll": nll, "z": z}
 
 
+def _parts(head: Any, hidden: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The head's weight (V, D), None where it is packed; and of its adapter the middle (n, r), scaled, and B (V, r), if it has one."""
+    adapter, packed = adapter_of(head), isinstance(head, PackedLinear)
+    if adapter is None:
+        return None if packed else head.weight, None, None
+    if adapter.lora_magnitude_vector is not None:  # DoRA: whole, since every row has a factor of its own that learns
+        return adapter.effective(head), None, None
+    return None if packed else head.weight, adapter.scale * adapter.middle(hidden), adapter.lora_B
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """(n, D), (V, D), (n,) -> the sum of losses with its gradients, the sum without z-loss, the sum of squared log-normalisers."""
+    """Hidden states (n, D), a head (V, D), targets (n,) -> the sum of losses with its gradients, the sum without z-loss, the sum of
+    squared log-normalisers. A head is a weight, or where that is None a packed layer, unpacked a band at a time; `inner` (n, r) and
+    `b` (V, r), an adapter's, add their product to the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, inner: Tensor | None, b: Tensor | None, targets: Tensor, z_loss: float, layer: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wide = torch.promote_types(hidden.dtype, torch.float32)  # what losses are computed in
-        wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        given, wants = (hidden, weight, inner, b), ctx.needs_input_grad[:4]
+        types = (hidden.dtype, wide, hidden.dtype, wide)
+        d_hidden, d_weight, d_inner, d_b = into = [
+            torch.zeros_like(x, dtype=kind) if wanted and x is not None else None
+            for x, kind, wanted in zip(given, types, wants, strict=True)
+        ]
         sums = torch.zeros(2, dtype=wide, device=hidden.device)
         with torch.autocast(device, enabled=False):
-            head = weight.to(dtype)
-            for start in range(0, len(hidden), size := chunk_rows(len(weight))):
-                chunk = slice(start, start + size)
-                h_CD = hidden[chunk].to(dtype)
-                logits = product(h_CD, head, None)  # (C, V)
-                losses, log_z, gradient = entropy(logits, targets[chunk], z_loss, wants_hidden or wants_weight)
+            head: Any = PackedHead(layer, dtype) if weight is None else PlainHead(weight, dtype)
+            b = None if b is None else b.to(dtype)
+            for start in range(0, len(hidden), head.rows):
+                chunk = slice(start, start + head.rows)
+                h_CD, i_CR = hidden[chunk].to(dtype), None if inner is None else inner[chunk].to(dtype)
+                logits = head.logits(h_CD)  # (C, V)
+                if b is not None and i_CR is not None:
+                    logits.addmm_(i_CR, b.t())
+                losses, log_z, gradient = entropy(logits, targets[chunk], z_loss, any(wants))
                 sums += torch.stack([losses.sum(), log_z.square().sum()])
                 if d_hidden is not None:
-                    d_hidden[chunk] = gradient_to_input(gradient, head)
-                if d_weight is not None and dtype == wide:
-                    d_weight.addmm_(gradient.t(), h_CD)
-                elif d_weight is not None:
-                    d_weight += gradient.t() @ h_CD
-        ctx.save_for_backward(d_hidden, d_weight)
-        ctx.weight_dtype = weight.dtype
+                    d_hidden[chunk] = head.to_hidden(gradient)
+                if d_inner is not None and b is not None:
+                    d_inner[chunk] = gradient @ b
+                for total, x in ((d_weight, h_CD), (d_b, i_CR)):
+                    if total is not None and x is not None:
+                        add_product(total, gradient, x)
+        ctx.save_for_backward(*into)
+        ctx.dtypes = [None if x is None else x.dtype for x in given]
         nll, z = sums.unbind()
         ctx.mark_non_differentiable(nll, z)
         return nll + z_loss * z, nll, z
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        scale = gradients[0]
-        return (
-            None if d_hidden is None else d_hidden.mul_(scale),  # in place: a second backward pass is an error of torch's
-            None if d_weight is None else d_weight.mul_(scale).to(ctx.weight_dtype),
-            None,
-            None,
-        )
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale, found = gradients[0], ctx.saved_tensors  # scaled in place: a second backward pass is an error of torch's
+        scaled = (None if x is None else x.mul_(scale).to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True))
+        return *scaled, None, None, None
+
+
+def add_product(total: Tensor, gradient: Tensor, x: Tensor) -> None:
+    """Add gradient (C, V) times x (C, D) to total (V, D), which may be of a wider type."""
+    if total.dtype == x.dtype:
+        total.addmm_(gradient.t(), x)
+    else:
+        total += gradient.t() @ x
+
+
+class PlainHead:
+    """A weight (V, D), in the type that is computed with."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.weight, self.rows = weight.to(dtype), chunk_rows(len(weight))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(C, D) -> (C, V)."""
+        return product(hidden, self.weight, None)
+
+    def to_hidden(self, gradient: Tensor) -> Tensor:
+        """(C, V) -> (C, D)."""
+        return gradient_to_input(gradient, self.weight)
+
+
+class PackedHead:
+    """A packed matrix (V, D), unpacked a band of rows at a time; its chunks are larger, since each unpacks all of it twice."""
+
+    def __init__(self, layer: PackedLinear, dtype: torch.dtype) -> None:
+        self.matrix, self.dtype, self.rows = layer.matrix, dtype, PACKED_CHUNKS * chunk_rows(layer.out_features)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        out, start = hidden.new_empty(len(hidden), self.matrix.shape[0]), 0
+        for band in bands(self.matrix):
+            out[:, start : start + len(band)] = product(hidden, band.to(self.dtype), None)
+            start += len(band)
+        return out
+
+    def to_hidden(self, gradient: Tensor) -> Tensor:
+        total, start = torch.zeros(len(gradient), self.matrix.shape[1]), 0
+        for band in bands(self.matrix):
+            total += gradient_to_input(gradient[:, start : start + len(band)], band.to(self.dtype))
+            start += len(band)
+        return total
 
 
 def entropy(logits: Tensor, targets: Tensor, z_loss: float, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
