@@ -1,86 +1,64 @@
-"""The reference's numbers: those of the base, computed once, kept, computed again where they are of something else."""
+"""Fine-tuning against the reference: trl's batches and transformers' loss and gradients, for the same conversations."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from qwen2.config.lora import LoraSettings
-from qwen2.post.dpo import Job, Reader, reference_sums
-from qwen2.post.reference import Reference
-from qwen2.train.metrics import read_lines
+from qwen2.config import MoEConfig, tiny
+from qwen2.data.batches import pack
+from qwen2.post.records import Example
+from qwen2.train.pretrain import next_token_loss
+from qwen2.train.world import World
+from qwen2.weights.export import to_hf_folder
 from tests.conftest import tiny_model
-from tests.post.test_dpo import HaltError, gathered, rows, run, small
+from tests.post.conftest import gathered, small, talk
+
+SHAPES = {
+    "dense": tiny(layers=2),
+    "tied": tiny(layers=2, tied=True),
+    "moe": tiny(layers=2, moe=MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64)),
+}
 
 
-def test_the_base_under_an_adapter_says_what_the_cache_says(tmp_path: Path):
-    losses = []
-    for kind in ("cache", "adapter"):
-        run(tmp_path / kind, lora=LoraSettings(rank=4), steps=4, reference=kind)
-        losses.append([line["loss"] for line in read_lines(tmp_path / kind / "metrics.jsonl") if "loss" in line])
-        assert (tmp_path / kind / "reference.safetensors").exists() == (kind == "cache")
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert losses[0][-1] < losses[0][0] - 1e-3
-    with pytest.raises(ValueError, match="there is none without --lora-rank"):
-        run(tmp_path / "none", reference="adapter")
+@pytest.mark.parametrize("kind", SHAPES)
+def test_loss_and_gradients_of_a_packed_step_are_those_of_trls_padded_batch(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+    model = tiny_model(SHAPES[kind])
+    to_hf_folder(model, tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).train()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    rng = random.Random(0)
+    examples = [Example(talk(rng, turns), None, "x") for turns in (1, 2, 3, 1)]
+    ours = gathered(small(), examples, model).examples
 
-def test_only_what_is_read_is_computed_and_more_is_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run(tmp_path / "run", steps=2, schedule="constant", warmup=0.0, eval_pairs=3)
-    sums = load_file(tmp_path / "run" / "reference.safetensors")["sums"]
-    assert (~sums.isnan().any(1)).sum() == 2 * 6 + 3
-    assert "of 15 prompts" in capsys.readouterr().err
-    run(tmp_path / "run", resume=True, steps=4, schedule="constant", warmup=0.0, eval_pairs=8)
-    more = load_file(tmp_path / "run" / "reference.safetensors")["sums"]
-    assert not more.isnan().any()
-    assert "of 13 prompts" in capsys.readouterr().err
-    assert torch.equal(more[~sums.isnan()], sums[~sums.isnan()])
+    rows = []
+    for index, example in enumerate(examples):
+        ids, mask = ours.example(index)
+        assert ids == tokenizer.apply_chat_template(example.messages, return_dict=False)
+        rows.append({"input_ids": ids, "labels": [id if learned else -100 for id, learned in zip(ids, mask, strict=True)]})
+    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)(rows)
+    assert int((batch["labels"] != -100).sum()) == ours.targets
+    loss = theirs(**batch).loss
+    loss.backward()
 
-
-def test_a_reference_of_something_else_is_computed_again_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    saved, model, settings = tmp_path / "reference.safetensors", tiny_model(), small(steps=2)
-    job = Job(gathered(settings), model, settings, tmp_path)
-
-    def found(weights: str = "these weights", dtype: torch.dtype = torch.float32, job: Job = job) -> str:
-        """What is said, of numbers that are right."""
-        read = Reader(model.network, dtype, torch.device("cpu"))
-        sums = reference_sums(job, read, weights, tmp_path)
-        right = read([*job.data.items.groups, *job.data.held_out.groups])
-        there = ~sums.isnan().any(1)
-        assert there.any()
-        torch.testing.assert_close(sums[there], right[there], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
-        return capsys.readouterr().err
-
-    assert found().startswith("the reference's log-probabilities of 20 prompts with their answers, once")
-    assert found() == ""
-    assert f"{saved}: of other model; computed again\nthe reference" in found("others")
-    assert f"{saved}: of other computed in; computed again" in found("others", torch.bfloat16)
-    other = replace(job, data=gathered(settings, rows(20, seed=9)))
-    assert f"{saved}: of other model and data and computed in; computed again" in found(job=other)
-    saved.write_bytes(saved.read_bytes()[:100])
-    assert f"{saved}: cannot be read" in found(job=other)
-    assert found(job=other) == ""
-
-
-def test_a_long_pass_is_written_down_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qwen2.post.reference.OFTEN", 4)
-    found = Reference(tmp_path, {"model": "a"}, (10, 2))
-    asked: list[list[int]] = []
-
-    def compute(indices: list[int]) -> torch.Tensor:
-        asked.append(list(indices))
-        if len(asked) == 3:
-            raise HaltError
-        return torch.tensor(indices)[:, None].float() * torch.tensor([1.0, -1.0])
-
-    with pytest.raises(HaltError):
-        found.fill([9, 0, 1, 1, 2, 3, 4, 5, 6, 7], compute)  # type: ignore[arg-type]
-    again = Reference(tmp_path, {"model": "a"}, (10, 2))
-    again.read(pytest.fail)
-    assert again.missing(range(10)) == [7, 8]
-    assert asked == [[9, 0, 1, 2], [3, 4, 5, 6], [7]]
-    assert again.sums[9].tolist() == [9.0, -9.0]
+    network = model.network.requires_grad_(True).train()
+    step = [pack([ours.row([2, 0])]), pack([ours.row([1, 3])])]
+    count, value = sum(one.targets for one in step), 0.0
+    for one in step:
+        total, _ = next_token_loss(0.0, 0.0, World())(network, one)
+        (total / count).backward()
+        value += total.item() / count
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    named = dict(network.named_parameters())
+    compared = 0
+    for name, parameter in theirs.named_parameters():
+        if name in named and named[name].shape == parameter.shape:
+            compared += 1
+            torch.testing.assert_close(named[name].grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    assert compared > 15

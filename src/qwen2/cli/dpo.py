@@ -83,7 +83,8 @@ def dpo(
     if what.out is None and not what.dry_run:
         raise ValueError("name the run's folder: --out runs/dpo; or look first, with --dry-run")
     check_device(what.device)
-    adapters, written = lora_settings(lora), _written(what)
+    written = _written(what)
+    adapters, packed = _adapters(lora, written)
     chosen = given(flags)
     if "steps" in chosen and "epochs" in chosen:
         raise ValueError("--steps and --epochs: give one of them")
@@ -97,12 +98,14 @@ def dpo(
 
     import torch
 
+    from qwen2.post.dpo import check_window
     from qwen2.post.start import read_start
 
     if what.threads is not None:
         torch.set_num_threads(what.threads)
     place = model if written is None or what.out is None else found_again(written["from"], what.out) or model
     start = read_start(place)
+    check_window(start.config, settings)
     found = _collected(data, what, start.template, settings)
     for line in found.lines():
         print(line, file=sys.stderr)
@@ -117,7 +120,7 @@ def dpo(
         _preview(found, start.template.tokenizer, settings, what.show)
     else:
         assert what.out is not None
-        _train(found, place, settings, what, adapters, lora.qlora, source_of(model, written and written["from"], what.out))
+        _train(found, place, settings, what, adapters, packed, source_of(model, written and written["from"], what.out))
 
 
 def _train(
@@ -144,6 +147,16 @@ def _load(place: str, packed: bool) -> Model:
     if is_run(place):
         raise ValueError(f"--qlora: {place} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
     return load(place, packed=True)
+
+
+def _adapters(lora: LoraFlags, written: dict[str, Any] | None) -> tuple[LoraSettings | None, bool]:
+    """What is trained instead of the weights, and whether their base stays in blocks; of a resumed run what it was started with."""
+    from qwen2.config.lora import LoraSettings
+
+    if written is None or "lora" not in written or lora != NO_LORA:
+        return lora_settings(lora), lora.qlora
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written["lora"].items()}
+    return LoraSettings(**values), written["start"]["weights"] == "packed"
 
 
 def _written(what: What) -> dict[str, Any] | None:

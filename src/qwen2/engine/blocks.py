@@ -2,7 +2,8 @@
 
 Two kinds of memory stand behind them. The kernels keep integers of 16 or 8 bits with one scale per token and head
 (kernels/cache.h): at equal size 16 bits are finer than fp16, and no key is too large for them. In plain torch a block is a tensor
-of the compute type. A slab is given back to the system when none of its blocks is in use and another has room.
+of the compute type, and so it is where 32 bits are asked for. A slab is given back to the system when none of its blocks is in use
+and another has room.
 Left out: what the blocks hold and who may have them (kv_cache.py).
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from qwen2.config import ModelConfig
 
 BLOCK = 64  # tokens: QWEN2_CACHE_BLOCK of kernels.h
-CACHE_BITS = (16, 8)
+CACHE_BITS = (32, 16, 8)
 SLAB = 8 << 20  # bytes, or one block if that is larger
 
 

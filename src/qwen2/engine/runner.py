@@ -36,13 +36,13 @@ class Runner:
         self.dtype, self.device = network.dtype, network.device
         self.rope = Rope(network.config, self.device)
         if cache_bits not in CACHE_BITS:
-            raise ValueError(f"cache_bits {cache_bits!r}: must be 16 or 8")
+            raise ValueError(f"cache_bits {cache_bits!r}: must be 32, 16 or 8")
         if cache_bits == 8 and not network.packed:
             raise ValueError("cache_bits 8: only the kernels keep a cache of 8 bits, and this model is not computed with them here")
         config = network.config
         self.cache_bits = cache_bits
         self.lanes = network.lanes
-        self.native = self.lanes > 0  # attention is the kernels' too
+        self.native = self.lanes > 0 and cache_bits < 32  # attention is the kernels' too; floats are torch's
         self.memory = KernelMemory(config, cache_bits) if self.native else TensorMemory(config, self.dtype, self.device)
         self.factors = key_factors(network) if cache_bits == 8 else None
 

@@ -46,6 +46,7 @@ from qwen2.weights.adapter import save_adapter
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
+    from qwen2.config import ModelConfig
     from qwen2.model import Qwen2
     from qwen2.post.dpo_settings import DpoSettings
     from qwen2.post.pairs import Collected, Items
@@ -200,13 +201,12 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
     return evaluate
 
 
-def flops_per_token(network: Qwen2) -> float:
+def flops_per_token(job: Job) -> float:
     """Forward and backward of the layers: six for each weight, four for a frozen one. Attention and head are left out."""
-    layers = list(network.model.layers.parameters())
-    return float(sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in layers if parameter.dim() > 1))
+    return float((6 if job.lora is None else 4) * job.start.config.non_embedding_parameters(active_only=True))
 
 
-def make_task(job: Job, network: Qwen2, data: Data, held_out: Data, world: World) -> Task[PairBatch]:
+def make_task(job: Job, data: Data, held_out: Data, world: World) -> Task[PairBatch]:
     """Preference training as the loop takes it."""
     return Task(
         next_step=data.next_step,
@@ -218,7 +218,7 @@ def make_task(job: Job, network: Qwen2, data: Data, held_out: Data, world: World
         resume=data.order.resume,
         evaluate=evaluation(held_out, job.settings, world) if len(held_out.items) else None,
         evaluated="",
-        flops=flops_per_token(network),
+        flops=flops_per_token(job),
     )
 
 
@@ -240,7 +240,7 @@ def dpo(job: Job, world: World | None = None) -> State:
         read = Reader(network, chosen(settings.precision, world.device), world.device)
         sums = reference_sums(job, read, weights, folder.path)
         data, kept = Data(items, settings, sums[: len(items)], read), Data(held_out, settings, sums[len(items) :], read)
-        loop = Loop(network, make_task(job, network, data, kept, world), settings, folder, world)
+        loop = Loop(network, make_task(job, data, kept, world), settings, folder, world)
         state = loop.run(job.resume, changed)
         with loop.averaged():
             if job.lora is None:
@@ -279,12 +279,17 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
 
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
-    config, settings, path = job.start.config, job.settings, job.out / "config.json"
+    settings, path = job.settings, job.out / "config.json"
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
     if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
         raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
     if settings.reference == "adapter" and job.lora is None:
         raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
+    check_window(job.start.config, settings)
+
+
+def check_window(config: ModelConfig, settings: DpoSettings) -> None:
+    """ValueError where prompts with their answers may be longer than the model reads."""
     if settings.length > config.window:
-        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take at most that")
+        raise ValueError(f"length {settings.length:,}: the model's window is {config.window:,} tokens; take --length of at most that")
