@@ -28,6 +28,7 @@ def test_losses_and_gradients(settings: LoraSettings | None, packed: bool, tmp_p
     if packed and kernels.isa() is None:
         pytest.skip("this installation has no kernels for this processor")
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 512 * 16)  # chunks of 16 rows, and of 64 where it is packed
+    monkeypatch.setattr(loss, "BANDED_BYTES", 4 * 512 * 64)
     monkeypatch.setattr(packed_linear, "BAND", 64 * 100)  # six bands of the vocabulary
     if packed:
         to_gguf(tiny_model(), tmp_path / "model.gguf", "Q8_0")
@@ -62,3 +63,24 @@ def test_losses_and_gradients(settings: LoraSettings | None, packed: bool, tmp_p
     assert len(of_head) == (0 if settings is None else 3 if settings.dora else 2)
     for name, one in of_head.items():
         torch.testing.assert_close(one, expected_of_head[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_frozen_head_of_another_type_is_never_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch):
+    """In bfloat16 by bands: the same bits as with the copy, but for the gradient, which is added up in float32."""
+    network = random_network(tiny()).requires_grad_(False)
+    hidden = torch.randn(150, 64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    labels = torch.arange(150)
+    found = []
+    for least in (1 << 30, 4 * 512 * 16):
+        monkeypatch.setattr(loss, "BANDED_BYTES", least)
+        monkeypatch.setattr(loss, "BAND", 64 * 100)
+        hidden.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            kind = type(loss.head_of(network.head.weight, network.head, True, torch.bfloat16)).__name__
+            total, _, _ = cross_entropy(network, hidden, labels)
+        total.backward()
+        found.append((kind, total.item(), hidden.grad))
+    assert [kind for kind, _, _ in found] == ["PlainHead", "BandedHead"]
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+    assert (found[0][2] - found[1][2]).norm() < 0.01 * found[0][2].norm()
+    assert type(loss.head_of(network.head.weight, network.head, False, torch.bfloat16)).__name__ == "PlainHead"  # its gradient needs it

@@ -263,7 +263,7 @@ class AddedFeedForward(Function):
             values = swiglu(gate_up[rows])
             out[rows] = product(values, weight, None)
             middles.append(ctx.down.add(out[rows], values, ctx.down_seed + number))
-        down_middle = torch.cat(middles) if ctx.down.a is not None else None  # type: ignore[arg-type]
+        down_middle = torch.cat(middles) if ctx.down.a is not None else None
         ctx.save_for_backward(x, norm, inverse, gate_up, wide_middle, down_middle)
         ctx.layers, ctx.dtype = layers, dtype
         return plus(x, out)

@@ -26,14 +26,16 @@ from qwen2.kernels.training import EntropyStruct
 from qwen2.model.linear import gradient_to_input, product
 from qwen2.model.training import computes, kind_of
 from qwen2.model.training_frozen import adapter_of
-from qwen2.quant.linear import PackedLinear, bands
+from qwen2.quant.linear import BAND, PackedLinear, bands
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from qwen2.model import Qwen2
 
 IGNORE = -100  # a label that is no target
 CHUNK_BYTES = 64 << 20  # of a chunk's logits in float32: large enough for fast products, small beside any model
-PACKED_CHUNKS = 4  # times that many rows where the head is packed
+BANDED_BYTES = 128 << 20  # of a chunk's logits where the head is unpacked for each chunk
 
 
 def cross_entropy(network: Qwen2, hidden: Tensor, labels: Tensor, z_loss: float = 0.0) -> tuple[Tensor, int, dict[str, Tensor]]:
@@ -84,7 +86,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         ]
         sums = torch.zeros(2, dtype=wide, device=hidden.device)
         with torch.autocast(device, enabled=False):
-            head: Any = PackedHead(layer, dtype) if weight is None else PlainHead(weight, dtype)
+            head = head_of(weight, layer, d_weight is None, dtype)
             b = None if b is None else b.to(dtype)
             for start in range(0, len(hidden), head.rows):
                 chunk = slice(start, start + head.rows)
@@ -137,25 +139,40 @@ class PlainHead:
         return gradient_to_input(gradient, self.weight)
 
 
-class PackedHead:
-    """A packed matrix (V, D), unpacked a band of rows at a time; its chunks are larger, since each unpacks all of it twice."""
+class BandedHead:
+    """A head (V, D) that is brought into the type that is computed with a band of rows at a time, so that no copy of it exists: packed,
+    or frozen and of another type. Its chunks are larger, since each goes over all of it twice."""
 
-    def __init__(self, layer: PackedLinear, dtype: torch.dtype) -> None:
-        self.matrix, self.dtype, self.rows = layer.matrix, dtype, PACKED_CHUNKS * chunk_rows(layer.out_features)
+    def __init__(self, rows: Callable[[], Iterator[Tensor]], vocab: int, dtype: torch.dtype) -> None:
+        self.bands, self.vocab, self.dtype = rows, vocab, dtype
+        self.rows = max(16, BANDED_BYTES // (dtype.itemsize * vocab))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        out, start = hidden.new_empty(len(hidden), self.matrix.shape[0]), 0
-        for band in bands(self.matrix):
+        """(C, D) -> (C, V)."""
+        out, start = hidden.new_empty(len(hidden), self.vocab), 0
+        for band in self.bands():
             out[:, start : start + len(band)] = product(hidden, band.to(self.dtype), None)
             start += len(band)
         return out
 
     def to_hidden(self, gradient: Tensor) -> Tensor:
-        total, start = torch.zeros(len(gradient), self.matrix.shape[1]), 0
-        for band in bands(self.matrix):
-            total += gradient_to_input(gradient[:, start : start + len(band)], band.to(self.dtype))
+        """(C, V) -> (C, D) float32."""
+        total, start = None, 0
+        for band in self.bands():
+            part = gradient_to_input(gradient[:, start : start + len(band)], band.to(self.dtype)).float()
+            total = part if total is None else total.add_(part)
             start += len(band)
+        assert total is not None, "a head has rows"
         return total
+
+
+def head_of(weight: Tensor | None, layer: Any, frozen: bool, dtype: torch.dtype) -> PlainHead | BandedHead:
+    """How the head is multiplied by: `weight` (V, D), or where that is None the packed `layer`'s."""
+    if weight is None:
+        return BandedHead(lambda: bands(layer.matrix), layer.out_features, dtype)
+    if frozen and weight.is_cpu and weight.dtype != dtype and weight.numel() * dtype.itemsize > BANDED_BYTES:
+        return BandedHead(lambda: iter(weight.split(max(1, BAND // weight.shape[1]))), len(weight), dtype)
+    return PlainHead(weight, dtype)
 
 
 def entropy(logits: Tensor, targets: Tensor, z_loss: float, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
