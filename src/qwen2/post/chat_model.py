@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from qwen2.config import ModelConfig
+from qwen2.model.lora import adapted_layers
 from qwen2.post.encode import end_of_turn
 from qwen2.tokenizer import ChatTemplate
 from qwen2.train.folder import write_json
@@ -78,3 +80,12 @@ def export(model: Model, network: Qwen2 | None, folder: Path, dtype: str, world:
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(draft, folder)
     world.barrier()
+
+
+def gather_adapters(network: Qwen2, world: World) -> None:
+    """Put the adapters together where ranks have parts of them, in place: at a run's end, before they are written. Every rank calls it."""
+    if world.size == 1:
+        return
+    for _, layer in adapted_layers(network):
+        for name, parameter in list(layer.adapter.named_parameters()):
+            setattr(layer.adapter, name, nn.Parameter(world.whole(parameter.detach()), requires_grad=False))

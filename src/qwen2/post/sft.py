@@ -23,7 +23,7 @@ from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
 from qwen2.model.lora import add_lora
 from qwen2.model.packed import TiedEmbedding
-from qwen2.post.chat_model import as_chat, export, keep_texts
+from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.noise import with_noise
 from qwen2.post.packing import PackedRows
 from qwen2.post.samples import Samples
@@ -179,8 +179,11 @@ def sft(job: Job, world: World | None = None) -> State:
         with loop.averaged():
             if job.lora is None:
                 export(job.start, whole_network(loop.network, world), folder.model, job.settings.export_dtype, world)
-            elif world.main:
+                return state
+            gather_adapters(loop.network, world)
+            if world.main:
                 save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, job.settings.export_dtype))
+            world.barrier()
         return state
 
 
