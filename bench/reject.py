@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -104,17 +105,21 @@ def main() -> None:
         kind, _, batch = args.one.partition(":")
         print(json.dumps(ours(args, int(batch)) if kind == "ours" else theirs(args, kind, int(batch))))
         return
-    results = HERE / "results"
-    args.file = str(results / ".reject_prompts.jsonl")
+    args.machine, results = processor(), HERE / "results"  # waits until the machine is idle
     results.mkdir(exist_ok=True)
-    Path(args.file).write_text("".join(json.dumps(row) + "\n" for row in prompts_of(args.prompts)), encoding="utf-8")
-    try:
-        found = {row: measured(args, row) for row in args.rows}
-    finally:
-        Path(args.file).unlink()
-    text = "\n".join(report(args, found))
-    print(text)
-    (results / f"reject_{processor()['kind']}.md").write_text(text + "\n", encoding="utf-8")
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        args.file = str(Path(folder) / "prompts.jsonl")
+        Path(args.file).write_text("".join(json.dumps(row) + "\n" for row in prompts_of(args.prompts)), encoding="utf-8")
+        for row in args.rows:
+            found[row] = measured(args, row)
+            write(results / f"reject_{args.machine['kind']}.md", report(args, found))
+    print("\n".join(report(args, found)))
+
+
+def write(path: Path, lines: list[str]) -> None:
+    """After each row, so that a run that is broken off leaves what it found."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def measured(args: argparse.Namespace, row: str) -> dict[str, float]:
@@ -129,7 +134,7 @@ def measured(args: argparse.Namespace, row: str) -> dict[str, float]:
 def report(args: argparse.Namespace, found: dict[str, dict[str, float]]) -> list[str]:
     rates = {row: one["answers"] / one["seconds"] for row, one in found.items()}
     best = {side: max((rate for row, rate in rates.items() if row.startswith("ours") == side), default=0.0) for side in (True, False)}
-    machine = processor()
+    machine = args.machine
     lines = [
         "# Rejection sampling beside transformers' generate",
         f"{machine['name']}; {args.threads} threads; {args.model}; {args.prompts} prompts, k = {args.k}, at most {args.max_tokens} tokens",
