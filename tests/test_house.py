@@ -93,7 +93,8 @@ def imports_of(paths: list[Path]) -> set[str]:
 def declared(list_name: str) -> set[str]:
     """The packages of a list in pyproject.toml, as they are imported."""
     listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition(f"\n{list_name} = [\n")[2].partition("\n]")[0]
-    return {name.replace("-", "_").removesuffix("_py") for name in re.findall(r'^    "([\w-]+)', listed, re.MULTILINE)}
+    names = {name.replace("-", "_").removesuffix("_py") for name in re.findall(r'^    "([\w-]+)', listed, re.MULTILINE)}
+    return {{"pyyaml": "yaml"}.get(name, name) for name in names}
 
 
 def test_what_is_imported_is_declared() -> None:

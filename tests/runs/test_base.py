@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,17 @@ import torch
 from qwen2.data.languages import LANGUAGES
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
+from tests.runs.conftest import recipe
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "runs" / "base.sh"
 STAGES = ["corpus", "texts", "tokenizer", "shards", "budget", "short", "long", "model", "samples"]
 PROMPT = "Everyone has the right to"
 
-pytestmark = [pytest.mark.slow, pytest.mark.network]
-
-
-def base(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run([SCRIPT, *map(str, words)], capture_output=True, text=True, env=environment, timeout=900, check=False)
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.xdist_group("recipes")]  # one process: the base is made once
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "base"
-    done = base("--quick", out)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return out
+def run(quick_base: Path) -> Path:
+    return quick_base
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +75,7 @@ def test_finished_stages_are_not_repeated(run: Path):
     entries = json.loads(journal.read_text())
     journal.write_text(json.dumps(entries[:-1]))
     before = (run / "long" / "metrics.jsonl").read_bytes()
-    done = base("--quick", run)
+    done = recipe("base.sh", "--quick", run)
     assert done.returncode == 0, done.stderr[-3000:]
     said = [line for line in done.stdout.splitlines() if line.startswith("== ")]
     assert said == [f"== {name}: finished before" for name in STAGES[:-1]] + ["== samples"]
@@ -95,8 +84,8 @@ def test_finished_stages_are_not_repeated(run: Path):
 
 
 def test_what_it_does_not_know_is_refused(tmp_path: Path):
-    done = base("--fast", tmp_path / "x")
+    done = recipe("base.sh", "--fast", tmp_path / "x")
     assert done.returncode == 2
     assert done.stderr == "base.sh: --fast is unknown; base.sh --help shows what there is\n"
     assert not (tmp_path / "x").exists()
-    assert "runs/base.sh [--quick] [--minutes N] [OUT]" in base("--help").stdout
+    assert "runs/base.sh [--quick] [--minutes N] [OUT]" in recipe("base.sh", "--help").stdout

@@ -125,3 +125,24 @@ def test_seconds_of_all_sittings_count(checkout: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert seconds(calls, out, "texts") > 100
     assert int(called(calls, f"budget {out}/data/shards").split("--seconds ")[1].split()[0]) <= 25 * 60 - 700 - 150
+
+
+def test_the_recipe_that_goes_on_from_a_base(checkout: Path) -> None:
+    base, out = checkout / "a base", checkout / "an out"
+    (base / "model" / "base").mkdir(parents=True)
+    (base / "model" / "base" / "config.json").write_text("{}")
+    out.mkdir()
+    done, calls = recipe(checkout, "--seed", "3", str(base), str(out), name="tiny.sh")
+    assert (done.returncode, done.stderr) == (0, "")
+    finished = (out / "finished").read_text().split()
+    assert [finished[0], finished[1], finished[2], finished[-1]] == ["chats", "problems", "before", "answers"]
+    assert calls[0] == f"report follow {out} {base}"
+    trained = [line for line in calls if line.startswith(("sft ", "dpo "))]
+    assert len(trained) == sum(name.startswith(("sft", "dpo")) for name in finished)
+    assert all(" --seed 3 " in line for line in trained)
+    measured = [line for line in calls if line.startswith("synth exact")]
+    assert len(measured) == sum(name.startswith(("before", "after")) for name in finished)
+    assert all(f"{out}/problems/held-out.jsonl" in line for line in measured)
+    done, calls = recipe(checkout, "--seed", "3", str(base), str(out), name="tiny.sh")
+    assert [line.split(":")[1] for line in done.stdout.splitlines() if line.startswith("== ")] == [" finished before"] * len(finished)
+    assert not [line for line in calls if not line.startswith("report ")]

@@ -56,6 +56,7 @@ VERBS = {  # verb: what `qwen2 --help` says of it, an example; qwen2.cli.<verb> 
         "Make training data: sample answers and keep the right ones, problems with answers.",
         "qwen2 synth arithmetic sums --count 1000",
     ),
+    "bits": ("Measure how well a model predicts held-out text, in bits per byte.", "qwen2 bits runs/out/base/model/base data/shards"),
     "upcycle": ("Make a mixture of experts from a dense model, to train it further.", "qwen2 upcycle runs/base/model runs/moe/start"),
     "budget": ("Choose a model and its steps by how fast this machine trains.", "qwen2 budget shards --out budget --seconds 600"),
     "report": ("Show what became of a recipe's stages: report.json and one HTML page.", "qwen2 report page runs/out/base"),

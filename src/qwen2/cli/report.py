@@ -42,7 +42,7 @@ def add(run: Path, name: str, /, *, kind: str, seconds: float, folder: str | Non
     name
         The stage.
     kind
-        What it is: corpus, texts, tokenizer, shards, budget, upcycling, training, export or samples.
+        What it is: corpus, texts, tokenizer, shards, budget, upcycling, training, rows, tuning, sampling, evaluation, export or samples.
     seconds
         How long it took.
     folder
@@ -51,6 +51,22 @@ def add(run: Path, name: str, /, *, kind: str, seconds: float, folder: str | Non
     from qwen2.train.report import add as write_down
 
     write_down(run, name, kind, seconds, folder)
+
+
+@report.command(help_epilogue="Example: qwen2 report follow runs/out/tiny runs/out/base")
+def follow(run: Path, earlier: Path, /) -> None:
+    """Begin a run's report with the stages of the run that it goes on from.
+
+    Parameters
+    ----------
+    run
+        The folder of a recipe's run; made where it is not there.
+    earlier
+        The folder of the run before.
+    """
+    from qwen2.train.report import follow as begin_with
+
+    begin_with(run, earlier)
 
 
 @report.command(help_epilogue="Example: qwen2 report has runs/out/base short && echo finished")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from dataclasses import field as new_field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -153,6 +153,9 @@ def exact(
     finally:
         checker.close()
     report = measured.report()
+    gain = None if before is None else difference([before], [report])
+    if before is not None and gain is not None:
+        report["difference"] = {"against": before["model"], **asdict(gain)}
     if out is not None:
         write_json(out, report)
     for column in ("language", "source"):
@@ -163,8 +166,8 @@ def exact(
     for reason, count in measured.not_judged().items():
         print(f"counted as wrong: {count:,} x {reason}")
     print(f"exact match {measured.match}")
-    if before is not None:
-        print(f"difference {difference([before], [report])}")
+    if gain is not None:
+        print(f"difference {gain}")
 
 
 @synth.command(help_epilogue="Example: qwen2 synth difference --before sft-0.json sft-1.json --after dpo-0.json dpo-1.json")

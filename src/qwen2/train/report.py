@@ -28,6 +28,7 @@ from qwen2.weights.json_object import read_json
 Figures = dict[str, Any]
 
 JOURNAL, REPORT = "stages.json", "report.json"
+EXACT, BITS = "exact.json", "bits.json"  # of an evaluation
 VERSION = 1
 ENTRY = {"name", "kind", "folder", "seconds"}
 LAST = 10  # logged steps at the end whose mean is the loss of a stage
@@ -67,6 +68,20 @@ def add(run: Path, name: str, kind: str, seconds: float, folder: str | None = No
     _write(run / JOURNAL, known)
 
 
+def follow(run: Path, earlier: Path) -> None:
+    """Begin with the finished stages of the run that this one goes on from; what is there already is kept, behind them.
+
+    ValueError where that run has none.
+    """
+    before = stages(earlier)
+    if not before:
+        raise ValueError(f"{earlier}: no finished stages here ({JOURNAL} is missing or empty)")
+    taken = [{**one, "folder": Path(os.path.relpath(earlier / one["folder"], run)).as_posix()} for one in before]
+    names = {one["name"] for one in taken}
+    run.mkdir(parents=True, exist_ok=True)
+    _write(run / JOURNAL, taken + [one for one in stages(run) if one["name"] not in names])
+
+
 def report(run: Path) -> Figures:
     """Every finished stage with its figures, by the reader of its kind, and the machine that this ran on."""
     entries = stages(run)
@@ -100,14 +115,25 @@ def begins(found: Figures, run: Path) -> dict[str, int]:
 
 def summary(found: Figures) -> list[dict[str, str]]:
     """A row for each stage: what took how long, and what came of it."""
-    rows = []
+    rows, exact = [], any("exact_match" in stage for stage in found["stages"])
     for stage in found["stages"]:
-        means = stage.get("bits_per_byte_mean") or {}
-        bits = f"{means['before']:.3f} -> {means['after']:.3f}" if None not in means.values() and means else ""
+        means = stage.get("bits_per_byte_mean")
+        if isinstance(means, dict):
+            bits = f"{means['before']:.3f} -> {means['after']:.3f}" if None not in means.values() else ""
+        else:
+            bits = "" if means is None else f"{means:.3f}"
         loss = f"{stage['loss']:.4f}" if "loss" in stage else ""
         tokens = f"{stage['tokens']:,}" if "tokens" in stage else ""
         rows.append({"stage": stage["name"], "seconds": f"{stage['seconds']:.0f}", "tokens": tokens, "loss": loss, "bits per byte": bits})
+        if exact:
+            rows[-1]["exact match"] = in_percent(stage["exact_match"]) if "exact_match" in stage else ""
     return rows
+
+
+def in_percent(estimate: Mapping[str, float]) -> str:
+    """A share with its interval, as in 66.7 % (60.1 to 72.8)."""
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def machine() -> Figures:
@@ -126,7 +152,25 @@ def machine() -> Figures:
 
 
 def read_training(folder: Path) -> Figures:
-    """A run of the loop: tokens, loss, bits per byte by language before and after, speed, what went wrong on the way."""
+    """A run of pre-training: as any run of the loop, with bits per byte by language before and after."""
+    figures, evaluations = _read_run(folder)
+    if evaluations:
+        before, after = evaluations[0], evaluations[-1]
+        figures["bits_per_byte"] = {"before": before, "after": after}
+        figures["bits_per_byte_mean"] = {"before": _mean(before), "after": _mean(after)}
+    return figures
+
+
+def read_tuning(folder: Path) -> Figures:
+    """Fine-tuning or preference training: as any run of the loop, with what was measured on held-out examples before and after."""
+    figures, evaluations = _read_run(folder)
+    if evaluations:
+        figures["held_out"] = {"before": evaluations[0], "after": evaluations[-1]}
+    return figures
+
+
+def _read_run(folder: Path) -> tuple[Figures, list[Figures]]:
+    """A run of the loop: tokens, loss, speed, what went wrong on the way; and its evaluations in order."""
     written, lines = read_json(folder / "config.json"), read_lines(folder / "metrics.jsonl")
     logged = [line for line in lines if line.get("loss") is not None]
     if not logged:
@@ -142,12 +186,7 @@ def read_training(folder: Path) -> Figures:
         "events": [line["text"] for line in lines if "event" in line],
         "from": found_again(written.get("from", {}), folder),
     }
-    evaluations = [line["eval"] for line in lines if "eval" in line]
-    if evaluations:
-        before, after = evaluations[0], evaluations[-1]
-        figures["bits_per_byte"] = {"before": before, "after": after}
-        figures["bits_per_byte_mean"] = {"before": _mean(before), "after": _mean(after)}
-    return figures
+    return figures, [line["eval"] for line in lines if "eval" in line]
 
 
 def read_shards(folder: Path) -> Figures:
@@ -210,6 +249,52 @@ def read_upcycling(folder: Path) -> Figures:
     return {"from": found_again(found, folder), "parameters": found["parameters"], "settings": found["settings"]}
 
 
+def read_rows(folder: Path) -> Figures:
+    """Files of examples or problems: how many lines each has."""
+    return {"rows": {path.relative_to(folder).as_posix(): _lines(path) for path in sorted(folder.rglob("*.jsonl"))}}
+
+
+def read_evaluation(folder: Path) -> Figures:
+    """A model's exact match with its interval (exact.json of `qwen2 synth exact`), also by source and language, against which other one;
+    and its bits per byte (bits.json of `qwen2 bits`), where these were measured."""
+    exact, bits = folder / EXACT, folder / BITS
+    if not exact.exists() and not bits.exists():
+        raise ValueError(f"{folder}: neither {EXACT} nor {BITS}; nothing was measured there")
+    figures: Figures = {}
+    if exact.exists():
+        found = read_json(exact)
+        figures |= {name: found[name] for name in ("model", "exact_match", "by_source", "by_language", "not_judged")}
+        figures["difference"] = found.get("difference")
+    if bits.exists():
+        found = read_json(bits)
+        figures |= {
+            "model": figures.get("model", found["model"]),
+            "bits_per_byte": found["bits_per_byte"],
+            "bits_per_byte_mean": found["mean"],
+        }
+    return figures
+
+
+def read_sampling(folder: Path) -> Figures:
+    """Rejection sampling: prompts, answers, how many were right, pass@k, and the rows that came of it."""
+    found = read_json(folder / "summary.json")
+    names = (
+        "prompts",
+        "finished",
+        "solved",
+        "answers",
+        "right",
+        "wrong",
+        "cut",
+        "pass_at",
+        "by_source",
+        "by_language",
+        "sft_rows",
+        "pairs",
+    )
+    return {name: found[name] for name in names}
+
+
 def read_export(folder: Path) -> Figures:
     """Files that were written, in bytes."""
     return {"files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}}
@@ -239,6 +324,10 @@ READERS: dict[str, Callable[[Path], Figures]] = {
     "budget": read_budget,
     "upcycling": read_upcycling,
     "training": read_training,
+    "rows": read_rows,
+    "tuning": read_tuning,
+    "sampling": read_sampling,
+    "evaluation": read_evaluation,
     "export": read_export,
     "samples": read_samples,
 }
@@ -251,6 +340,11 @@ def _counts() -> dict[str, int]:
 def _mean(values: Mapping[str, float | None]) -> float | None:
     known = [value for value in values.values() if value is not None]
     return fmean(known) if known else None
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def _median_of(lines: list[Figures], name: str) -> float | None:

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# A model that answers from a base model: fine-tuning, rejection sampling in rounds, DPO, on short arithmetic asked in several languages
+# beside plain chat; exact match and bits per byte before and after each stage, a quantized GGUF file, and what it answers.
+#
+#   runs/tiny.sh [--quick] [--seed N] [BASE] [OUT]      BASE: runs/out/base, OUT: runs/out/tiny
+#
+# BASE is a run of base.sh. It takes about 35 minutes on two cores. --seed (1) is that of the order of examples and of what is sampled;
+# problems are the same for every seed. --quick goes through the same steps in a minute. Interrupted, the same command goes on.
+# At the end OUT/report.html shows everything from the raw text on, and OUT/report.json has the same figures.
+set -euo pipefail
+source "$(dirname "$0")/stages.sh"
+
+quick='' seed=1 places=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=yes ;;
+    --seed) seed=${2:?--seed needs a number}; shift ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
+    -*) fail 2 "$1 is unknown; tiny.sh --help shows what there is" ;;
+    *) places+=("$1") ;;
+  esac
+  shift
+done
+base=${places[0]:-runs/out/base} out=${places[1]:-runs/out/tiny}
+whole --seed "$seed"
+[ -e "$base/model/base/config.json" ] || fail 2 "$base: no base model there; runs/base.sh makes one"
+
+if [ -z "$quick" ]; then
+  chats=(chatterbot-corpus llamafactory)
+  problems=(--count 8000 --held-out 2000 --solutions 2000 --largest 99)
+  first=20 again=4 k=16 rows=(--length 512 --batch 4 --micro-batch 4) tokens=2000
+else
+  chats=(chatterbot-corpus)
+  problems=(--count 60 --held-out 40 --solutions 300 --largest 9)
+  first=2 again=1 k=16 rows=(--length 256 --batch 8 --micro-batch 8) tokens=200
+fi
+languages=(en zh de fr es ru)
+for language in "${languages[@]}"; do problems+=(--language "$language"); done
+solving=(--max-tokens 48 --max-batch 128)   # the longest answers have about 25 tokens
+begin
+
+stage_chats() {  # the short ones in the languages of the problems
+  mkdir -p "$out/chats"
+  qwen2 data fetch "${chats[@]}" --corpus "$out/chats"
+  local package spoken
+  spoken="\"language\": \"($(IFS='|'; echo "${languages[*]}"))\""
+  for package in "${chats[@]}"; do
+    [ ! -e "$out/chats/chat/$package.jsonl" ] ||   # a package that is gone: said by qwen2, and in corpus.json
+      awk -v spoken="$spoken" -v longest=400 -v most=1500 '$0 ~ spoken && length < longest && n++ < most' "$out/chats/chat/$package.jsonl"
+  done > "$out/chats/chats.part"
+  mv "$out/chats/chats.part" "$out/chats/chats.jsonl"
+}
+stage_problems() { qwen2 synth arithmetic "$out/problems" "${problems[@]}" --worked --operation add --operation sub; }
+# measure NAME MODEL [NAME OF AN EARLIER ONE]
+measure() {
+  local against=()
+  mkdir -p "$out/$1"
+  [ -z "${3:-}" ] || against=(--against "$out/$3/exact.json")
+  [ -e "$out/$1/bits.json" ] || qwen2 bits "$2" "$base/data/shards" --tokens $tokens --out "$out/$1/bits.json"
+  qwen2 synth exact "$2" "$out/problems/held-out.jsonl" --out "$out/$1/exact.json" "${solving[@]}" "${against[@]}"
+}
+# tune VERB NAME MODEL DATA AND FLAGS...: going on where an interruption left it
+tune() {
+  local verb=$1 name=$2 model=$3 resume=(); shift 3
+  if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
+  qwen2 "$verb" "$model" "$@" --out "$out/$name" --seed "$seed" --log-every 10 "${resume[@]}"
+}
+stage_sft() {  # NAME EPOCHS
+  tune sft "$1" "$base/model/base" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${rows[@]}" --epochs "$2" --lr 2e-3 --eval-share 0.05
+}
+# sample NAME MODEL: answers to the training problems; the right ones become rows, and pairs with wrong ones
+sample() {
+  qwen2 synth reject "$2" "$out/problems/train.jsonl" --out "$out/$1" --k $k --temperature 1 --seed "$seed" --per-prompt 2 "${solving[@]}"
+}
+# learn NAME MODEL SAMPLES...: fine-tuning on demonstrations, chats and the model's own right answers
+learn() {
+  local name=$1 model=$2 own=(); shift 2
+  for samples; do own+=("$out/$samples/sft.jsonl"); done
+  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${own[@]}" "${rows[@]}" --epochs $again --lr 1e-3 --eval-share 0.05
+}
+stage_dpo() { tune dpo dpo "$out/sft-2" "$out/reject-3/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 5e-5 --sft 0.2; }
+stage_model() {
+  rm -rf "$out/model" && mkdir "$out/model"
+  qwen2 export "$out/dpo" "$out/model/tiny"
+  qwen2 quantize "$out/model/tiny" "$out/model/tiny-q8_0.gguf" --to q8_0
+}
+stage_answers() {
+  local name prompt
+  mkdir -p "$out/answers"
+  while IFS='|' read -r name prompt; do
+    echo "$prompt" > "$out/answers/$name.prompt"
+    if ! qwen2 run "$out/model/tiny-q8_0.gguf" "$prompt" --plain --temperature 0 --max-tokens 60 \
+      < /dev/null 2> "$out/answers/said" > "$out/answers/$name.text"; then
+      fail 1 "qwen2 run failed on the prompt $name: $(cat "$out/answers/said")"
+    fi
+    echo "$prompt -> $(cat "$out/answers/$name.text")"
+  done << 'PROMPTS'
+1-en|What is 38 + 57?
+2-de|Ein Seil ist 62 m lang. 17 m werden abgeschnitten. Wie viele Meter bleiben?
+3-zh|一本书45元，一支笔12元，一共多少元？
+4-fr|Calcule 91 - 36.
+5-en|Hello
+6-es|Hola
+PROMPTS
+}
+
+main() {  # read whole before it runs: the file may be changed meanwhile
+  qwen2 report follow "$out" "$base"
+  stage chats corpus chats stage_chats
+  stage problems rows problems stage_problems
+  stage before evaluation before measure before "$base/model/base"
+  stage sft tuning sft stage_sft sft $first
+  stage after-sft evaluation after-sft measure after-sft "$out/sft" before
+  stage sft-twice tuning sft-twice stage_sft sft-twice $((2 * first))   # what more epochs bring: the plateau
+  stage after-twice evaluation after-twice measure after-twice "$out/sft-twice" after-sft
+  stage reject-1 sampling reject-1 sample reject-1 "$out/sft"
+  stage sft-1 tuning sft-1 learn sft-1 "$out/sft" reject-1
+  stage after-sft-1 evaluation after-sft-1 measure after-sft-1 "$out/sft-1" after-sft
+  stage reject-2 sampling reject-2 sample reject-2 "$out/sft-1"
+  stage sft-2 tuning sft-2 learn sft-2 "$out/sft-1" reject-1 reject-2
+  stage after-sft-2 evaluation after-sft-2 measure after-sft-2 "$out/sft-2" after-sft
+  stage reject-3 sampling reject-3 sample reject-3 "$out/sft-2"
+  stage dpo tuning dpo stage_dpo
+  stage after-dpo evaluation after-dpo measure after-dpo "$out/dpo" after-sft
+  stage chat-model export model stage_model
+  stage answers samples answers stage_answers
+  qwen2 report page "$out" --title "From raw text to a model that answers${quick:+ (quick)}"
+}
+main; exit

@@ -1,0 +1,40 @@
+"""`qwen2 bits`: the figures that training's own evaluation gives, and what cannot be measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen2.cli.app import main
+from qwen2.data.shards import Shards
+from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
+from qwen2.train.world import World
+from qwen2.weights.model import load
+from tests.train.conftest import write_shards
+
+
+def test_the_same_as_a_run_s_evaluation(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = write_shards(tmp_path / "shards")
+    assert main(["bits", str(tiny_folder), str(shards), "--tokens", "300", "--length", "32", "--out", str(tmp_path / "bits.json")]) == 0
+    found = json.loads((tmp_path / "bits.json").read_text())
+    model = load(tiny_folder, dtype="float32")
+    with torch.no_grad():
+        expected = bits_per_byte(held_out(Shards.open(shards), 32, 64, 300), bytes_by_token(model.tokenizer), World())(model.network)
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert found["bits_per_byte"].keys() == {"de", "en"}
+    assert found["mean"] == pytest.approx(sum(expected.values()) / 2)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{found['mean']:.3f} bits per byte, the mean of 2 languages"
+
+
+def test_what_cannot_be_measured(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = write_shards(tmp_path / "shards")
+    for arguments, message in (
+        (["--tokens", "0"], "--tokens 0: must be at least 1"),
+        (["--length", "999999"], "--length 999,999: the window of"),
+        (["--device", "tpu"], "tpu"),
+    ):
+        assert main(["bits", str(tiny_folder), str(shards), *arguments]) == 1
+        assert message in capsys.readouterr().err
