@@ -108,8 +108,8 @@ def _own_files(job: dict[str, Any], missing: list[str]) -> None:
 def _own_processes() -> None:
     """A view of the processes in this namespace only, where the system lets it be made, else of none: others' environments are theirs."""
     libc = _libc()
-    if libc.mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEV, None):
-        libc.mount(b"none", b"/proc", b"tmpfs", NO_SUID | NO_DEV, b"size=0,mode=555")
+    if libc.mount(b"proc", b"/proc", b"proc", READ_ONLY | NO_SUID | NO_DEV, None):
+        libc.mount(b"none", b"/proc", b"tmpfs", READ_ONLY | NO_SUID | NO_DEV, b"mode=555")
 
 
 def _write(job: dict[str, Any]) -> None:
