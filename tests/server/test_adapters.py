@@ -38,6 +38,8 @@ def made(home: Path, folders: list[Path]) -> Iterator[None]:
     for name in (*NAMES, "adapted:new"):
         if store.has(name):
             store.remove(name)
+    for path in (home / "blobs").glob("*"):  # of what was refused
+        path.unlink()
 
 
 def text(running: Running, name: str, **body: Any) -> str:
