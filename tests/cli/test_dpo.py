@@ -70,7 +70,7 @@ def test_adapters_and_epochs(tiny_folder: Path, pairs: Path, tmp_path: Path, cap
 
 def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(tmp_path.rglob("*"))
-    assert main(["dpo", str(tiny_folder), str(pairs), "--dry-run", "--epochs", "2", "--eval-share", "0"]) == 0
+    assert main(["dpo", str(tiny_folder), str(pairs), "--dry-run", "--epochs", "2", "--eval-share", "0", "--length", "128"]) == 0
     said = capsys.readouterr()
     assert set(tmp_path.rglob("*")) == before
     assert "chosen and rejected are equal" in said.err

@@ -26,8 +26,8 @@ from qwen2.post.preference import divergence_of, kto
 from qwen2.post.records import Example, Preference, Record
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
-from qwen2.weights.export import to_hf_folder
-from qwen2.weights.model import Model
+from qwen2.weights.export import to_gguf, to_hf_folder
+from qwen2.weights.model import Model, load
 from tests.conftest import SHAPES, random_network, tiny_model
 from tests.post.conftest import WORDS
 from tests.post.test_branches import separate
@@ -296,6 +296,25 @@ def test_an_adapters_run_is_the_base_and_its_adapter(tmp_path: Path):
     sums = reader(model.network)([group])
     torch.testing.assert_close(reader(ended.network)([group]), sums, rtol=1e-4, atol=1e-4)
     assert (sums - reader(tiny_model().network)([group])).abs().max() > 1e-2
+
+
+def test_adapters_of_a_base_that_stays_packed(tmp_path: Path):
+    """QLoRA: the reference is the packed base, the policy its adapters over it; what comes out is those adapters."""
+    to_gguf(tiny_model(), tmp_path / "base.gguf", "Q8_0")
+    settings = small(steps=4)
+    losses = []
+    for kind in ("cache", "adapter"):
+        model = load(tmp_path / "base.gguf", packed=True)
+        job = Job(gathered(settings), model, replace(settings, reference=kind), tmp_path / kind, str(tmp_path / "base.gguf"))
+        if kind == "cache":
+            with pytest.raises(ValueError, match="weights in blocks cannot be trained themselves"):
+                dpo(job)
+        dpo(replace(job, lora=LoraSettings(rank=4)))
+        losses.append([line["loss"] for line in read_lines(tmp_path / kind / "metrics.jsonl") if "loss" in line])
+        assert (tmp_path / kind / "adapter" / "adapter_config.json").exists()
+    assert losses[0][0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[0][-1] < 0.68
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_frozen_head_gets_the_same_adapter_gradients():

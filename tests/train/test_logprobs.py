@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from qwen2 import kernels
 from qwen2.config import tiny
+from qwen2.model.lora import LoraSettings, lora_parameters
 from qwen2.train import loss
 from qwen2.train.logprobs import token_logprobs
-from tests.conftest import random_network
+from qwen2.weights.export import to_gguf
+from qwen2.weights.model import load
+from tests.conftest import random_network, tiny_model
+from tests.model.test_lora import adapted
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -97,6 +104,38 @@ def test_bfloat16_is_computed_under_autocast_and_given_in_float32():
         assert ours is not None
         assert exact is not None
         assert 0 < float((ours - exact).norm() / exact.norm()) < 2e-2
+
+
+HEAD = {"plain": None, "lora": LoraSettings(rank=4, targets="lm_head,q_proj"), "dora": LoraSettings(rank=4, targets="lm_head", dora=True)}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["weights", "packed"])
+@pytest.mark.parametrize("settings", HEAD.values(), ids=HEAD)
+def test_heads_that_are_packed_or_adapted(settings: LoraSettings | None, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if packed and kernels.isa() is None:
+        pytest.skip("this installation has no kernels for this processor")
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 16 * 4 * 512)
+    monkeypatch.setattr(loss, "BANDED_BYTES", 16 * 4 * 512)
+    if packed:
+        to_gguf(tiny_model(), tmp_path / "model.gguf", "Q8_0")
+        network = load(tmp_path / "model.gguf", packed=True).network
+    else:
+        network = random_network(tiny()).requires_grad_(False)
+    if settings is not None:
+        network = adapted(settings, network).train()
+    hidden, rows, targets, factors = inputs(torch.float32)
+    found = []
+    for compute in ("ours", "plain"):
+        for parameter in network.parameters():
+            parameter.grad = None
+        h = hidden.clone().requires_grad_()
+        logprobs = token_logprobs(network, h, rows, targets) if compute == "ours" else network.logits(h).log_softmax(-1)[rows, targets]
+        (logprobs * factors).sum().backward()
+        of_head = [parameter.grad for name, parameter in lora_parameters(network).items() if name.startswith("lm_head")]
+        found.append((logprobs.detach(), h.grad, *of_head))
+    assert len(found[0]) == 2 + (0 if settings is None else 3 if settings.dora else 2)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("token", [512, -1])

@@ -1,15 +1,16 @@
 """Log-probabilities of given tokens from hidden states, a chunk of rows at a time: the N x V logits never exist.
 
-What preference training and RL need in place of a loss: a number a token, with whatever gradient comes back for each. A frozen head
-(adapters) is multiplied twice in all: the gradient of the hidden states is known up to one factor a row, which the backward pass brings.
-A head that is trained itself takes another two products, as its gradient needs those factors first: a chunk's logits are made again.
+What preference training and RL need in place of a loss: a number a token, with whatever gradient comes back for each. Where the head
+does not learn (adapters elsewhere, packed weights) it is multiplied by twice in all: the gradient of the hidden states is known up to one
+factor a row, which the backward pass brings. A head that is trained, or has an adapter, takes two products more, since its gradient
+needs those factors first: a chunk's logits are made again.
 
 Left out: sums over answers, which are the caller's, and a head that is divided over ranks.
 
     logprobs = token_logprobs(network, hidden, rows, targets)             # (n,): row rows[i] of hidden says token targets[i]
 """
 
-# N tokens, n of them scored, D hidden, V vocabulary, C rows of a chunk
+# N tokens, n of them scored, D hidden, V vocabulary, C rows of a chunk, r rank of an adapter
 
 from __future__ import annotations
 
@@ -19,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qwen2.model.linear import gradient_to_input, product
-from qwen2.train.loss import chunk_rows, entropy
+from qwen2.train.loss import entropy, head_of, head_parts
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
@@ -31,58 +31,73 @@ def token_logprobs(network: Qwen2, hidden: Tensor, rows: Tensor, targets: Tensor
 
     Raises ValueError for a token outside the vocabulary.
     """
-    weight: Tensor = network.head.weight  # type: ignore[assignment]
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
-        raise ValueError(f"tokens reach from {int(targets.min())} to {int(targets.max())}, the vocabulary has {len(weight)}")
-    found: Tensor = ChunkedLogprobs.apply(hidden[rows], weight, targets, torch.is_grad_enabled())
+    vocab = network.config.vocab
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
+        raise ValueError(f"tokens reach from {int(targets.min())} to {int(targets.max())}, the vocabulary has {vocab}")
+    chosen = hidden[rows]
+    found: Tensor = ChunkedLogprobs.apply(chosen, *head_parts(network.head, chosen), targets, network.head, torch.is_grad_enabled())
     return found
 
 
 class ChunkedLogprobs(torch.autograd.Function):
-    """(n, D), (V, D), (n,) -> (n,)."""
+    """Hidden states (n, D), a head as `ChunkedCrossEntropy` takes it, targets (n,) -> (n,)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, recorded: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, inner: Tensor | None, b: Tensor | None, targets: Tensor, layer: Any, recorded: bool
+    ) -> Tensor:
         device = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        wants_hidden, ctx.wants_weight = (recorded and wanted for wanted in ctx.needs_input_grad[:2])
-        d_losses = torch.empty_like(hidden) if wants_hidden and not ctx.wants_weight else None  # of each row's own loss
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wants = [recorded and wanted for wanted in ctx.needs_input_grad[:4]]
+        d_losses = torch.empty_like(hidden) if wants == [True, False, False, False] else None  # the gradient of each row's own loss
         found = torch.empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         with torch.autocast(device, enabled=False):
-            head = weight.to(ctx.dtype)
-            for chunk in chunks(hidden, weight):
-                logits = product(hidden[chunk].to(ctx.dtype), head, None)  # (C, V)
+            head = head_of(weight, layer, not wants[1], dtype)
+            for start in range(0, len(hidden), head.rows):
+                chunk = slice(start, start + head.rows)
+                logits = logits_of(head, hidden[chunk].to(dtype), inner, b, chunk)  # (C, V)
                 losses, _, gradient = entropy(logits, targets[chunk], 0.0, d_losses is not None)
                 found[chunk] = -losses
                 if d_losses is not None:
-                    d_losses[chunk] = gradient_to_input(gradient, head)
+                    d_losses[chunk] = head.to_hidden(gradient)
         if recorded:
-            ctx.save_for_backward(d_losses if d_losses is not None else hidden, weight, targets)
+            ctx.save_for_backward(*((d_losses,) if d_losses is not None else (hidden, weight, inner, b, targets)))
+            ctx.wants, ctx.dtype, ctx.layer = wants, dtype, layer
         return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        saved, weight, targets = ctx.saved_tensors
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         factors = -dout[:, None]  # (n, 1): a loss is a log-probability's negative
-        if not ctx.wants_weight:
-            return saved * factors.to(saved.dtype), None, None, None
-        head, hidden = weight.to(ctx.dtype), saved
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for chunk in chunks(hidden, weight):
+        if len(ctx.saved_tensors) == 1:
+            (d_losses,) = ctx.saved_tensors
+            return d_losses * factors.to(d_losses.dtype), *[None] * 6
+        hidden, weight, inner, b, targets = ctx.saved_tensors
+        wide, given = torch.promote_types(hidden.dtype, torch.float32), (hidden, weight, inner, b)
+        d_hidden, d_weight, d_inner, d_b = into = [
+            torch.zeros_like(x, dtype=wide if x is weight or x is b else x.dtype) if wanted else None
+            for x, wanted in zip(given, ctx.wants, strict=True)
+        ]
+        head = head_of(weight, ctx.layer, d_weight is None, ctx.dtype)
+        for start in range(0, len(hidden), head.rows):
+            chunk = slice(start, start + head.rows)
             h_CD = hidden[chunk].to(ctx.dtype)
-            _, _, gradient = entropy(product(h_CD, head, None), targets[chunk], 0.0, True)
-            d_hidden[chunk] = gradient_to_input(gradient, head) * factors[chunk]
-            scaled = (h_CD * factors[chunk]).to(ctx.dtype)
-            if ctx.dtype == d_weight.dtype:
-                d_weight.addmm_(gradient.t(), scaled)
-            else:
-                d_weight += gradient.t() @ scaled
-        return d_hidden if ctx.needs_input_grad[0] else None, d_weight.to(weight.dtype), None, None
+            _, _, gradient = entropy(logits_of(head, h_CD, inner, b, chunk), targets[chunk], 0.0, True)
+            if d_hidden is not None:
+                d_hidden[chunk] = head.to_hidden(gradient) * factors[chunk]
+            if d_inner is not None:
+                d_inner[chunk] = gradient @ b.to(ctx.dtype) * factors[chunk]
+            for total, x in ((d_weight, h_CD), (d_b, None if inner is None else inner[chunk])):
+                if total is not None and ctx.dtype == wide:
+                    total.addmm_(gradient.t(), x * factors[chunk])
+                elif total is not None:
+                    total += gradient.t() @ (x * factors[chunk]).to(ctx.dtype)
+        return *(None if x is None else x.to(like.dtype) for x, like in zip(into, given, strict=True)), None, None, None
 
 
-def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of hidden states whose logits fill a chunk each."""
-    size = chunk_rows(len(weight))
-    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+def logits_of(head: Any, hidden: Tensor, inner: Tensor | None, b: Tensor | None, chunk: slice) -> Tensor:
+    """Of a chunk's hidden states (C, D), with what the head's adapter adds (C, V)."""
+    logits: Tensor = head.logits(hidden)
+    if inner is not None and b is not None:
+        logits.addmm_(inner[chunk].to(hidden.dtype), b.to(hidden.dtype).t())
+    return logits

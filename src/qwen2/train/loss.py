@@ -51,12 +51,12 @@ def cross_entropy(network: Qwen2, hidden: Tensor, labels: Tensor, z_loss: float 
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
         raise ValueError(f"labels reach from {int(targets.min())} to {int(targets.max())}, the vocabulary has {vocab} tokens")
     chosen = hidden if len(rows) == len(labels) else hidden[rows]
-    weight, inner, b = _parts(head, chosen)
+    weight, inner, b = head_parts(head, chosen)
     total, nll, z = ChunkedCrossEntropy.apply(chosen, weight, inner, b, targets, z_loss, head)
     return total, len(rows), {"nll": nll, "z": z}
 
 
-def _parts(head: Any, hidden: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def head_parts(head: Any, hidden: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The head's weight (V, D), None where it is packed; and of its adapter the middle (n, r), scaled, and B (V, r), if it has one."""
     adapter, packed = adapter_of(head), isinstance(head, PackedLinear)
     if adapter is None:
