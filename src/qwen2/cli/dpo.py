@@ -86,11 +86,7 @@ def dpo(
     written = _written(what)
     adapters, packed = _adapters(lora, written)
     chosen = given(flags)
-    if "steps" in chosen and "epochs" in chosen:
-        raise ValueError("--steps and --epochs: give one of them")
-    counted = {"epochs": 0.0} if "steps" in chosen and written is None else {}
-    base = {} if written is None else dict(written["settings"])
-    settings = DpoSettings(**{"steps": 1, **({} if adapters is None else {"lr": LORA_LR}), **counted, **base, **chosen})
+    settings = _settings(chosen, written, adapters is not None)
     if not is_run(model):
         from qwen2.cli.pull import ensure
 
@@ -147,6 +143,15 @@ def _load(place: str, packed: bool) -> Model:
     if is_run(place):
         raise ValueError(f"--qlora: {place} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
     return load(place, packed=True)
+
+
+def _settings(chosen: dict[str, Any], written: dict[str, Any] | None, adapted: bool) -> DpoSettings:
+    """The settings of this run, its steps still to be counted where they were not given."""
+    if "steps" in chosen and "epochs" in chosen:
+        raise ValueError("--steps and --epochs: give one of them")
+    counted = {"epochs": 0.0} if "steps" in chosen and written is None else {}
+    base = {} if written is None else dict(written["settings"])
+    return DpoSettings(**{"steps": 1, **({"lr": LORA_LR} if adapted else {}), **counted, **base, **chosen})
 
 
 def _adapters(lora: LoraFlags, written: dict[str, Any] | None) -> tuple[LoraSettings | None, bool]:

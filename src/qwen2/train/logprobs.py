@@ -88,9 +88,11 @@ class ChunkedLogprobs(torch.autograd.Function):
             if d_inner is not None:
                 d_inner[chunk] = gradient @ b.to(ctx.dtype) * factors[chunk]
             for total, x in ((d_weight, h_CD), (d_b, None if inner is None else inner[chunk])):
-                if total is not None and ctx.dtype == wide:
+                if total is None or x is None:
+                    continue
+                if ctx.dtype == wide:
                     total.addmm_(gradient.t(), x * factors[chunk])
-                elif total is not None:
+                else:
                     total += gradient.t() @ (x * factors[chunk]).to(ctx.dtype)
         return *(None if x is None else x.to(like.dtype) for x, like in zip(into, given, strict=True)), None, None, None
 
