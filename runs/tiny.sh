@@ -29,7 +29,7 @@ languages=(en zh de fr es)
 if [ -z "$quick" ]; then
   chats=(chatterbot-corpus llamafactory) dialogues=500
   problems=(--count 8000 --held-out 2000 --solutions 800 --largest 30)
-  plateau=20 epochs=(8 7 6) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) tokens=2000
+  plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) tokens=2000
 else
   chats=(chatterbot-corpus) dialogues=20
   problems=(--count 60 --held-out 40 --solutions 300 --largest 5)
@@ -65,10 +65,10 @@ tune() {
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
   qwen2 "$verb" "$model" "$@" --out "$out/$name" --seed "$seed" --log-every 20 "${resume[@]}"
 }
-# learn NAME MODEL EPOCHS SAMPLES...: fine-tuning on solutions, chats, and the model's own right answers
+# learn NAME MODEL EPOCHS [SAMPLES]: fine-tuning on solutions, chats, and the model's own right answers
 learn() {
-  local name=$1 model=$2 epochs=$3 own=(); shift 3
-  for samples; do own+=("$out/$samples/sft.jsonl"); done
+  local name=$1 model=$2 epochs=$3 own=()
+  [ -z "${4:-}" ] || own=("$out/$4/sft.jsonl")   # the newest round alone: what was learned from the one before it solves again
   tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${own[@]}" "${rows[@]}" --epochs "$epochs" \
     --eval-share 0.05 --eval-every 200
 }
@@ -117,10 +117,10 @@ main() {  # read whole before it runs: the file may be changed meanwhile
   stage sft-1 tuning sft-1 learn sft-1 "$out/sft" "${epochs[0]}" reject-1
   stage after-sft-1 evaluation after-sft-1 measure after-sft-1 "$out/sft-1" after-sft
   stage reject-2 sampling reject-2 sample reject-2 "$out/sft-1"
-  stage sft-2 tuning sft-2 learn sft-2 "$out/sft-1" "${epochs[1]}" reject-1 reject-2
+  stage sft-2 tuning sft-2 learn sft-2 "$out/sft-1" "${epochs[1]}" reject-2
   stage after-sft-2 evaluation after-sft-2 measure after-sft-2 "$out/sft-2" after-sft
   stage reject-3 sampling reject-3 sample reject-3 "$out/sft-2"
-  stage sft-3 tuning sft-3 learn sft-3 "$out/sft-2" "${epochs[2]}" reject-1 reject-2 reject-3
+  stage sft-3 tuning sft-3 learn sft-3 "$out/sft-2" "${epochs[2]}" reject-3
   stage after-sft-3 evaluation after-sft-3 measure after-sft-3 "$out/sft-3" after-sft
   stage reject-4 sampling reject-4 sample reject-4 "$out/sft-3"
   stage dpo tuning dpo stage_dpo
