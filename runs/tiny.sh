@@ -27,11 +27,11 @@ whole --seed "$seed"
 
 languages=(en zh de fr es)
 if [ -z "$quick" ]; then
-  chats=(chatterbot-corpus llamafactory) dialogues=500
+  chats=(chatterbot-corpus llamafactory) dialogues=150
   problems=(--count 8000 --held-out 2000 --solutions 800 --largest 30)
   plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) tokens=2000
 else
-  chats=(chatterbot-corpus) dialogues=20
+  chats=(chatterbot-corpus) dialogues=5
   problems=(--count 60 --held-out 40 --solutions 300 --largest 5)
   plateau=6 epochs=(2 2 2) k=16 rows=(--length 256 --batch 8 --micro-batch 8 --lr 4e-3) tokens=200
 fi
@@ -39,14 +39,15 @@ for language in "${languages[@]}"; do problems+=(--language "$language"); done
 solving=(--max-tokens 32 --max-batch 128)   # the longest answers to problems have about 15 tokens
 begin
 
-stage_chats() {  # the short ones in the languages of the problems
-  mkdir -p "$out/chats"
+stage_chats() {  # the short ones in the languages of the problems, as many of each at most
   qwen2 data fetch "${chats[@]}" --corpus "$out/chats"
   local package spoken
   spoken="\"language\": \"($(IFS='|'; echo "${languages[*]}"))\""
+  mkdir -p "$out/chats"
   for package in "${chats[@]}"; do
     [ ! -e "$out/chats/chat/$package.jsonl" ] ||   # a package that is gone: said by qwen2, and in corpus.json
-      awk -v spoken="$spoken" -v longest=400 -v most=$dialogues '$0 ~ spoken && length < longest && n++ < most' "$out/chats/chat/$package.jsonl"
+      awk -v spoken="$spoken" -v longest=400 -v most=$dialogues \
+        'length < longest && match($0, spoken) && n[substr($0, RSTART, RLENGTH)]++ < most' "$out/chats/chat/$package.jsonl"
   done > "$out/chats/chats.part"
   mv "$out/chats/chats.part" "$out/chats/chats.jsonl"
 }
