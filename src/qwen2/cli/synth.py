@@ -297,8 +297,9 @@ def _sampler(model: str, asking: Asking, params: SamplingParams) -> EngineSample
     check_device(asking.device)
     path = Path(model)
     source: Any = model
-    if is_run(path):
+    name = path.absolute().name if is_run(path) else None
+    if name is not None:
         source = path / "model" if ended(path) else take(path, _say)
     else:
         ensure(model)
-    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params)
+    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params, name)
