@@ -25,32 +25,33 @@ base=${places[0]:-runs/out/base} out=${places[1]:-runs/out/tiny}
 whole --seed "$seed"
 [ -e "$base/model/base/config.json" ] || fail 2 "$base: no base model there; runs/base.sh makes one"
 
+languages=(en zh de fr es)
 if [ -z "$quick" ]; then
-  chats=(chatterbot-corpus llamafactory)
-  problems=(--count 8000 --held-out 2000 --solutions 2000 --largest 99)
-  first=20 again=4 k=16 rows=(--length 512 --batch 4 --micro-batch 4) tokens=2000
+  chats=(chatterbot-corpus llamafactory) dialogues=150
+  problems=(--count 8000 --held-out 2000 --solutions 800 --largest 30)
+  plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) tokens=2000
 else
-  chats=(chatterbot-corpus)
-  problems=(--count 60 --held-out 40 --solutions 300 --largest 9)
-  first=2 again=1 k=16 rows=(--length 256 --batch 8 --micro-batch 8) tokens=200
+  chats=(chatterbot-corpus) dialogues=5
+  problems=(--count 60 --held-out 40 --solutions 300 --largest 5)
+  plateau=6 epochs=(2 2 2) k=16 rows=(--length 256 --batch 8 --micro-batch 8 --lr 4e-3) tokens=200
 fi
-languages=(en zh de fr es ru)
 for language in "${languages[@]}"; do problems+=(--language "$language"); done
-solving=(--max-tokens 48 --max-batch 128)   # the longest answers have about 25 tokens
+solving=(--max-tokens 32 --max-batch 128)   # the longest answers to problems have about 15 tokens
 begin
 
-stage_chats() {  # the short ones in the languages of the problems
-  mkdir -p "$out/chats"
+stage_chats() {  # the short ones in the languages of the problems, as many of each at most
   qwen2 data fetch "${chats[@]}" --corpus "$out/chats"
   local package spoken
   spoken="\"language\": \"($(IFS='|'; echo "${languages[*]}"))\""
+  mkdir -p "$out/chats"
   for package in "${chats[@]}"; do
     [ ! -e "$out/chats/chat/$package.jsonl" ] ||   # a package that is gone: said by qwen2, and in corpus.json
-      awk -v spoken="$spoken" -v longest=400 -v most=1500 '$0 ~ spoken && length < longest && n++ < most' "$out/chats/chat/$package.jsonl"
+      awk -v spoken="$spoken" -v longest=400 -v most=$dialogues \
+        'length < longest && match($0, spoken) && n[substr($0, RSTART, RLENGTH)]++ < most' "$out/chats/chat/$package.jsonl"
   done > "$out/chats/chats.part"
   mv "$out/chats/chats.part" "$out/chats/chats.jsonl"
 }
-stage_problems() { qwen2 synth arithmetic "$out/problems" "${problems[@]}" --worked --operation add --operation sub; }
+stage_problems() { qwen2 synth arithmetic "$out/problems" "${problems[@]}" --operation add --operation sub --stories 0.25; }
 # measure NAME MODEL [NAME OF AN EARLIER ONE]
 measure() {
   local against=()
@@ -63,22 +64,22 @@ measure() {
 tune() {
   local verb=$1 name=$2 model=$3 resume=(); shift 3
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
-  qwen2 "$verb" "$model" "$@" --out "$out/$name" --seed "$seed" --log-every 10 "${resume[@]}"
+  qwen2 "$verb" "$model" "$@" --out "$out/$name" --seed "$seed" --log-every 20 "${resume[@]}"
 }
-stage_sft() {  # NAME EPOCHS
-  tune sft "$1" "$base/model/base" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${rows[@]}" --epochs "$2" --lr 2e-3 --eval-share 0.05
+# learn NAME MODEL EPOCHS [SAMPLES]: fine-tuning on solutions, chats, and the model's own right answers
+learn() {
+  local name=$1 model=$2 epochs=$3 own=()
+  [ -z "${4:-}" ] || own=("$out/$4/sft.jsonl")   # the newest round alone: what was learned from the one before it solves again
+  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${own[@]}" "${rows[@]}" --epochs "$epochs" \
+    --eval-share 0.05 --eval-every 200
 }
 # sample NAME MODEL: answers to the training problems; the right ones become rows, and pairs with wrong ones
 sample() {
-  qwen2 synth reject "$2" "$out/problems/train.jsonl" --out "$out/$1" --k $k --temperature 1 --seed "$seed" --per-prompt 2 "${solving[@]}"
+  qwen2 synth reject "$2" "$out/problems/train.jsonl" --out "$out/$1" --k $k --temperature 1 --seed "$seed" --per-prompt 1 "${solving[@]}"
 }
-# learn NAME MODEL SAMPLES...: fine-tuning on demonstrations, chats and the model's own right answers
-learn() {
-  local name=$1 model=$2 own=(); shift 2
-  for samples; do own+=("$out/$samples/sft.jsonl"); done
-  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${own[@]}" "${rows[@]}" --epochs $again --lr 1e-3 --eval-share 0.05
+stage_dpo() {
+  tune dpo dpo "$out/sft-3" "$out/reject-4/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 3e-5 --sft 0.2 --save-every 50
 }
-stage_dpo() { tune dpo dpo "$out/sft-2" "$out/reject-3/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 5e-5 --sft 0.2; }
 stage_model() {
   rm -rf "$out/model" && mkdir "$out/model"
   qwen2 export "$out/dpo" "$out/model/tiny"
@@ -95,10 +96,10 @@ stage_answers() {
     fi
     echo "$prompt -> $(cat "$out/answers/$name.text")"
   done << 'PROMPTS'
-1-en|What is 38 + 57?
-2-de|Ein Seil ist 62 m lang. 17 m werden abgeschnitten. Wie viele Meter bleiben?
-3-zh|一本书45元，一支笔12元，一共多少元？
-4-fr|Calcule 91 - 36.
+1-en|What is 18 + 27?
+2-de|Ein Seil ist 32 m lang. 17 m werden abgeschnitten. Wie viele Meter bleiben?
+3-zh|一本书15元，一支笔12元，一共多少元？
+4-fr|Combien font 41 - 16 ?
 5-en|Hello
 6-es|Hola
 PROMPTS
@@ -109,17 +110,20 @@ main() {  # read whole before it runs: the file may be changed meanwhile
   stage chats corpus chats stage_chats
   stage problems rows problems stage_problems
   stage before evaluation before measure before "$base/model/base"
-  stage sft tuning sft stage_sft sft $first
+  stage sft tuning sft learn sft "$base/model/base" $plateau
   stage after-sft evaluation after-sft measure after-sft "$out/sft" before
-  stage sft-twice tuning sft-twice stage_sft sft-twice $((2 * first))   # what more epochs bring: the plateau
+  stage sft-twice tuning sft-twice learn sft-twice "$base/model/base" $((2 * plateau))   # what imitation alone can still bring
   stage after-twice evaluation after-twice measure after-twice "$out/sft-twice" after-sft
   stage reject-1 sampling reject-1 sample reject-1 "$out/sft"
-  stage sft-1 tuning sft-1 learn sft-1 "$out/sft" reject-1
+  stage sft-1 tuning sft-1 learn sft-1 "$out/sft" "${epochs[0]}" reject-1
   stage after-sft-1 evaluation after-sft-1 measure after-sft-1 "$out/sft-1" after-sft
   stage reject-2 sampling reject-2 sample reject-2 "$out/sft-1"
-  stage sft-2 tuning sft-2 learn sft-2 "$out/sft-1" reject-1 reject-2
+  stage sft-2 tuning sft-2 learn sft-2 "$out/sft-1" "${epochs[1]}" reject-2
   stage after-sft-2 evaluation after-sft-2 measure after-sft-2 "$out/sft-2" after-sft
   stage reject-3 sampling reject-3 sample reject-3 "$out/sft-2"
+  stage sft-3 tuning sft-3 learn sft-3 "$out/sft-2" "${epochs[2]}" reject-3
+  stage after-sft-3 evaluation after-sft-3 measure after-sft-3 "$out/sft-3" after-sft
+  stage reject-4 sampling reject-4 sample reject-4 "$out/sft-3"
   stage dpo tuning dpo stage_dpo
   stage after-dpo evaluation after-dpo measure after-dpo "$out/dpo" after-sft
   stage chat-model export model stage_model

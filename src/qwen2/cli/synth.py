@@ -297,7 +297,7 @@ def _sampler(model: str, asking: Asking, params: SamplingParams) -> EngineSample
     check_device(asking.device)
     path = Path(model)
     source: Any = model
-    digest = None
+    name, digest = path.absolute().name if is_run(path) else model, None
     if is_run(path) and ended(path) and (path / "model" / "config.json").exists():
         source = path / "model"
     elif is_run(path) or is_adapter(path):
@@ -306,4 +306,4 @@ def _sampler(model: str, asking: Asking, params: SamplingParams) -> EngineSample
         _say(f"{path}: computed in float32 by torch; qwen2 export makes a model of it that samples several times faster")
     else:
         ensure(model)
-    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params, model, digest)
+    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params, name, digest)
