@@ -124,6 +124,16 @@ def test_a_checkpoint_that_goes_while_it_is_read_gives_way_to_a_newer_one(
     assert load(tmp_path / "out").config.tied
 
 
+def test_a_folder_that_is_no_run_s_is_not_taken_for_one(stopped: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A model's folder has a config.json too: it is neither resumed nor called a run."""
+    assert main(["export", str(stopped), str(tmp_path / "model")]) == 0
+    for words in (["--resume"], ["--size", "tiny"]):
+        capsys.readouterr()
+        assert main(["pretrain", str(shards), "--out", str(tmp_path / "model"), *words]) == 1
+        assert "config.json: not that of a run (it has no 'settings'); name another folder with --out" in capsys.readouterr().err
+    assert not (tmp_path / "model" / "checkpoints").exists()
+
+
 def test_what_cannot_be_taken_is_said(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     newest = stopped / "checkpoints" / "step-000004"
     (newest / "tensors-0000.safetensors").write_bytes(b"")
