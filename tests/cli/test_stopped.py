@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +134,13 @@ def test_a_folder_that_is_no_run_s_is_not_taken_for_one(stopped: Path, shards: P
         assert main(["pretrain", str(shards), "--out", str(tmp_path / "model"), *words]) == 1
         assert "config.json: not that of a run (it has no 'settings'); name another folder with --out" in capsys.readouterr().err
     assert not (tmp_path / "model" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("what", ["", "checkpoints/step-000002"])
+def test_a_run_is_not_talked_to_but_said_how(what: str, stopped: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    assert main(["run", str(stopped / what), "Hello", "--local"]) == 1
+    assert f"qwen2: {stopped / what}: a training run: its end is RUN/model, and qwen2 export" in capsys.readouterr().err
 
 
 def test_what_cannot_be_taken_is_said(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
