@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +124,23 @@ def test_a_checkpoint_that_goes_while_it_is_read_gives_way_to_a_newer_one(
     assert not (folder / "step-000004").exists()
     assert "its model after step 4 is taken" in capsys.readouterr().err  # what the copy says of itself
     assert load(tmp_path / "out").config.tied
+
+
+def test_a_folder_that_is_no_run_s_is_not_taken_for_one(stopped: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A model's folder has a config.json too: it is neither resumed nor called a run."""
+    assert main(["export", str(stopped), str(tmp_path / "model")]) == 0
+    for words in (["--resume"], ["--size", "tiny"]):
+        capsys.readouterr()
+        assert main(["pretrain", str(shards), "--out", str(tmp_path / "model"), *words]) == 1
+        assert "config.json: not that of a run (it has no 'settings'); name another folder with --out" in capsys.readouterr().err
+    assert not (tmp_path / "model" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("what", ["", "checkpoints/step-000002"])
+def test_a_run_is_not_talked_to_but_said_how(what: str, stopped: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    assert main(["run", str(stopped / what), "Hello", "--local"]) == 1
+    assert f"qwen2: {stopped / what}: a training run: its end is RUN/model, and qwen2 export" in capsys.readouterr().err
 
 
 def test_what_cannot_be_taken_is_said(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

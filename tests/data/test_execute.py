@@ -28,6 +28,7 @@ PROGRAMS = {  # a Slurm that does a job's tasks at once, one after the other
 script=${@: -1}
 echo "$(basename "$0") $*" >> "$SLURM/calls"
 number=$(($(cat "$SLURM/number" 2> /dev/null || echo 100) + 1)); echo $number > "$SLURM/number"
+[ -e "$SLURM/one" ] && [ $number -gt 101 ] && { echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }
 [ -e "$SLURM/full" ] && { echo "sbatch: error: no such partition" >&2; exit 1; }
 grep '^#SBATCH' "$script" > "$SLURM/options-$number"
 last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$script")
@@ -109,6 +110,18 @@ def test_every_task_and_what_is_finished_is_not_asked_for_again(slurm: Path, tmp
     before = (slurm / "calls").read_text()
     execute([Write(str(tmp_path))], 2, place, str(tmp_path / "logs"))
     assert (slurm / "calls").read_text() == before
+
+
+def test_a_job_is_known_from_the_moment_it_is_submitted(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed right behind sbatch, and by a Slurm that takes no more jobs of this user: there is one job, and it is waited for."""
+    (slurm / "one").touch()
+    (slurm / "idle").touch()
+    monkeypatch.setattr(module, "_wait", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        execute([Write(str(tmp_path))], 2, Place("slurm", partition="cpu"), str(tmp_path / "logs"))
+    monkeypatch.undo()
+    assert (tmp_path / "logs" / "job").read_text() == "101"
+    assert (slurm / "number").read_text().strip() == "101"
 
 
 def test_a_job_that_ends_without_its_tasks(slurm: Path, tmp_path: Path) -> None:

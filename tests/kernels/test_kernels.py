@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from qwen2 import kernels
-from qwen2.kernels.cores import allowed_cores, physical_cores, share_of_time, sysctl
+from qwen2.kernels.cores import allowed_cores, physical_cores, processors, share_of_time, sysctl
 
 SOURCE = Path(__file__).parents[2] / "src" / "qwen2" / "kernels" / "features.cpp"
 LINUX_X86 = {  # our name: the kernel's
@@ -208,6 +208,15 @@ def test_two_threads_of_a_core_count_once(
         if text is not None:
             (folder / "thread_siblings_list").write_text(text + "\n")
     assert allowed_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("share", "found"), [(None, 6), (2, 2), (8, 6)])
+def test_workers_are_those_that_the_process_may_have(share: int | None, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine of 64 processors: a container that may use six of them, or the time of two."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr("qwen2.kernels.cores.share_of_time", lambda: share)
+    assert processors() == found
 
 
 def test_macos_is_asked_for_its_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:

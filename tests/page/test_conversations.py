@@ -307,6 +307,13 @@ def test_what_the_model_says_of_itself_is_shown_and_stepped_from(tab: Callable[.
     dialog.get_by_label("Most tokens").fill("1,000")
     dialog.get_by_role("button", name="Done").click()
     expect(dialog).to_contain_text("A number, or empty")
+    chat.page.keyboard.press("Escape")
+    anew = {"model": "mine:one", "from": "tiny:one", "parameters": {"repeat_penalty": 1.3}, "stream": False}
+    assert httpx.post(f"{served.url}/api/create", json=anew).status_code == 200
+    chat.page.locator("#open-picker").click()
+    chat.dialog("Models").get_by_role("button", name=re.compile("^mine:one")).first.click()
+    chat.page.get_by_role("button", name="Settings of this conversation").click()
+    expect(dialog.get_by_label("Repetition penalty")).to_have_attribute("placeholder", "1.3")
 
 
 def test_settings_for_new_chats(chat: Chat) -> None:

