@@ -143,14 +143,14 @@ def test_retry_answers_the_last_question_anew(llm):
 class Broken:
     """A network's logits that fail once, at the n-th call."""
 
-    def __init__(self, real: Callable[[Tensor], Tensor], at: int, error: Exception) -> None:
+    def __init__(self, real: Callable[..., Tensor], at: int, error: Exception) -> None:
         self.real, self.left, self.error = real, at, error
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, *hidden: object) -> Tensor:
         self.left -= 1
         if self.left == 0:
             raise self.error
-        return self.real(hidden)
+        return self.real(*hidden)
 
 
 @pytest.mark.parametrize("at", [1, 4])

@@ -201,9 +201,9 @@ def test_samples_that_had_not_begun_are_aborted_each(make_llm, model, monkeypatc
 def test_what_has_ended_is_not_aborted_again(llm, monkeypatch):
     logits = llm.engine.runner.logits
 
-    def aborting(hidden, rows):  # as another thread may, while the last token is chosen
+    def aborting(*rows):  # as another thread may, while the last token is chosen
         llm.abort()
-        return logits(hidden, rows)
+        return logits(*rows)
 
     monkeypatch.setattr(llm.engine.runner, "logits", aborting)
     chunks = list(llm.stream("abc", SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)))

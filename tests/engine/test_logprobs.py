@@ -118,7 +118,7 @@ def test_what_is_written_has_the_log_probabilities_that_it_has_as_a_prompt(path)
 
 def test_no_more_logits_than_a_block_and_the_head_only_for_who_asked(llm, monkeypatch):
     seen, logits = [], llm.model.network.logits
-    monkeypatch.setattr(llm.model.network, "logits", lambda hidden: (seen.append(len(hidden)), logits(hidden))[1])
+    monkeypatch.setattr(llm.model.network, "logits", lambda hidden, *more: (seen.append(len(hidden)), logits(hidden, *more))[1])
     monkeypatch.setattr("qwen2.engine.logprobs.LOGIT_ELEMENTS", 512 * 4)
     llm.generate(["x" * 50], SCORE)
     assert max(seen) <= 4
@@ -185,7 +185,7 @@ def test_refusals(llm, ask, message):
 def test_numbers_that_are_none_end_the_request(make_llm, model, monkeypatch):
     llm = make_llm(model)
     logits = llm.model.network.logits
-    monkeypatch.setattr(llm.model.network, "logits", lambda hidden: logits(hidden) * math.nan)
+    monkeypatch.setattr(llm.model.network, "logits", lambda *hidden: logits(*hidden) * math.nan)
     for params in (SCORE, replace(SCORE, max_tokens=3, n=1)):
         with pytest.raises(FloatingPointError, match="log-probabilities are not finite: its weights are damaged"):
             llm.generate(["abcdef"], params)
