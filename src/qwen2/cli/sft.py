@@ -233,8 +233,8 @@ def _rows(found: Collected, settings: SftSettings) -> str:
     from qwen2.post.preview import rows_in_words
 
     rows = len(PackedRows(found.examples.lengths, settings.length, settings.packing, settings.seed).rows)
-    times = settings.steps * settings.batch / rows
-    return f"{rows_in_words(found.examples, settings, rows)}; {settings.steps:,} steps of {settings.batch} rows: {times:.1f} epochs"
+    times = settings.epochs or settings.steps * settings.batch / rows  # by epochs the last step has what is left
+    return f"{rows_in_words(found.examples, settings, rows)}; {settings.steps:,} steps of up to {settings.batch} rows: {times:.1f} epochs"
 
 
 def _preview(found: Collected, start: Start, settings: SftSettings, adapters: LoraSettings | None, packed_bytes: int, what: What) -> None:
