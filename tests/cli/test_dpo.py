@@ -89,6 +89,7 @@ def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path
         (["{pairs}", "--beta", "-1"], "beta -1.0: must be a number from 0"),
         (["{pairs}", "--loss", "orpo", "--sft", "1"], "sft 1.0: the loss orpo has no such setting"),
         (["{pairs}", "--steps", "3", "--epochs", "2"], "--steps and --epochs: give one of them"),
+        (["{pairs}", "--eval-data", "{pairs}", "--eval-share", "0.2"], "--eval-data and --eval-share: give one of them"),
         (["{pairs}", "--lora-alpha", "3"], "--lora-alpha: is of adapters"),
         (["{pairs}", "--reference", "adapter", "--steps", "1", "--length", "128"], "reference adapter: there is none without --lora-rank"),
         (["nowhere.jsonl", "--length", "128"], "nowhere.jsonl: no such file"),
@@ -107,6 +108,17 @@ def test_mistakes_end_in_a_line(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("verb", "setting"), [("sft", "loss"), ("dpo", "packing")])
+def test_a_run_of_the_other_verb_is_not_resumed(
+    verb: str, setting: str, tiny_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    written = {"settings": {setting: True}, "start": {}, "data": {}, "from": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written))
+    assert main([verb, str(tiny_folder), str(pairs), "--out", str(tmp_path / "run"), "--resume"]) == 1
+    assert f"not a run of qwen2 {verb}; name that with --out" in capsys.readouterr().err
 
 
 def test_help_needs_no_torch_and_tells_defaults() -> None:

@@ -92,6 +92,19 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch):
     assert largest == 16
 
 
+def test_an_evaluation_computes_no_gradients(monkeypatch: pytest.MonkeyPatch):
+    """Though its weights could have some."""
+    asked, entropy, (hidden, labels) = [], loss.entropy, inputs(torch.float32)
+    monkeypatch.setattr(loss, "entropy", lambda *given: (asked.append(given[-1]), entropy(*given))[1])
+    network = random_network(tiny()).requires_grad_(True)
+    with torch.no_grad():
+        quiet, _, _ = cross_entropy(network, hidden, labels)
+    loud, _, _ = cross_entropy(network, hidden, labels)
+    assert not any(asked[: len(asked) // 2])
+    assert all(asked[len(asked) // 2 :])
+    torch.testing.assert_close(quiet, loud)
+
+
 def test_rows_without_a_target_get_no_gradient_and_none_at_all_is_zero():
     network = random_network(tiny())
     hidden, labels = inputs(torch.float32)

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from qwen2.cli.lora_flags import NO_LORA, LoraFlags, lora_settings
+from qwen2.cli.lora_flags import NO_LORA, LoraFlags
 from qwen2.cli.ranks import ONE, Ranks, world_of
 from qwen2.cli.settings_flags import given, settings_flags
+from qwen2.cli.tuning import (
+    Place,
+    adapters_of,
+    at_least_none,
+    check_begin,
+    check_counts,
+    first_settings,
+    load_start,
+    moved_settings,
+    option,
+    written_of,
+)
 from qwen2.post.sft_settings import LORA_LR, SftSettings
-from qwen2.train.changes import with_end
-from qwen2.train.folder import numbered, steps_done
+from qwen2.train.folder import numbered
 from qwen2.train.place import found_again, is_run, source_of
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
     from qwen2.post.examples import Collected
     from qwen2.post.start import Start
-    from qwen2.weights.model import Model
 
 if TYPE_CHECKING:
     Flags = SftSettings
@@ -31,29 +41,17 @@ else:
 NO_FLAGS = Flags()
 
 
-def _option(text: str, **more: Any) -> Parameter:
-    return Parameter(help=text, negative=(), **more)
-
-
 @dataclass(frozen=True, kw_only=True)
-class What:
-    """Where the run goes, and what is shown of it before."""
+class What(Place):
+    """What is shown of a run before, and evaluated in it."""
 
-    out: Annotated[Path | None, _option("The run's folder: settings, metrics, samples, checkpoints, curves, the model at the end.")] = None
-    eval_data: Annotated[list[Path] | None, _option("Files of examples that are evaluated and not learned. May be repeated.")] = None
-    resume: Annotated[bool, _option("Go on with the run in --out from its last checkpoint; settings left out are the run's.")] = False
-    dry_run: Annotated[bool, _option("Train nothing: show the first examples' tokens, lengths, what is left out, time and memory.")] = False
-    show: Annotated[int, _option("Examples that --dry-run shows token by token.")] = 3
-    device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
-    threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
+    eval_data: Annotated[list[Path] | None, option("Files of examples that are evaluated and not learned. May be repeated.")] = None
+    dry_run: Annotated[bool, option("Train nothing: show the first examples' tokens, lengths, what is left out, time and memory.")] = False
+    show: Annotated[int, option("Examples that --dry-run shows token by token.")] = 3
 
     def __post_init__(self) -> None:
-        if self.out is None and self.resume:
-            raise ValueError("--resume: of which run? Name its folder with --out")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads {self.threads}: must be at least 1")
-        if self.show < 0:
-            raise ValueError(f"--show {self.show}: must be 0 or more")
+        super().__post_init__()
+        at_least_none(self.show)
 
 
 NOWHERE = What()
@@ -79,13 +77,10 @@ def sft(
     """
     from qwen2.cli.serve import check_device
 
-    if not data:
-        raise ValueError("name the data: qwen2 sft MODEL DATA..., files or folders of conversations")
-    if what.out is None and not what.dry_run:
-        raise ValueError("name the run's folder: --out runs/sft; or look first, with --dry-run")
+    check_begin("sft", "conversations", data, what, what.dry_run)
     check_device(what.device)
-    written = _written(what)
-    adapters, packed = _adapters(lora, written)
+    written = written_of(what, "sft", SftSettings, own="packing")
+    adapters, packed = adapters_of(lora, written)
     if not is_run(model):
         from qwen2.cli.pull import ensure
 
@@ -123,7 +118,7 @@ def _train(
     from qwen2.post.sft import sft as train
 
     assert what.out is not None
-    loaded = _load(place, packed)
+    loaded = load_start(place, packed)
     with world_of(what.device, ranks) as world:
         if world.main:
             for line in [*found.lines(), _rows(found, settings)]:
@@ -132,28 +127,6 @@ def _train(
     if world.main:
         made = what.out / ("model" if adapters is None else "adapter")
         print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
-
-
-def _load(place: str, packed: bool) -> Model:
-    """The model whose weights, or whose adapters, are trained."""
-    from qwen2.train.saved import take
-    from qwen2.weights.model import load
-
-    if not packed:
-        return take(place, lambda text: print(text, file=sys.stderr), dtype="float32")
-    if is_run(place):
-        raise ValueError(f"--qlora: {place} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
-    return load(place, packed=True)
-
-
-def _adapters(lora: LoraFlags, written: dict[str, Any] | None) -> tuple[LoraSettings | None, bool]:
-    """What is trained instead of the weights, and whether their base stays in blocks; of a resumed run what it was started with."""
-    from qwen2.config.lora import LoraSettings
-
-    if written is None or "lora" not in written or lora != NO_LORA:
-        return lora_settings(lora), lora.qlora
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written["lora"].items()}
-    return LoraSettings(**values), written["start"]["weights"] == "packed"
 
 
 def _start_of(model: str, what: What, written: dict[str, Any] | None, adapters: bool) -> str:
@@ -179,24 +152,6 @@ def _file_bytes(place: str) -> int:
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def _written(what: What) -> dict[str, Any] | None:
-    """What the run's config.json says where it is resumed."""
-    from qwen2.weights.json_object import read_json
-
-    if not what.resume or what.out is None:
-        return None
-    path = what.out / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{what.out}: no run to resume here ({path.name} is missing); leave --resume out to start one")
-    written = read_json(path)
-    if "start" not in written or "data" not in written:
-        raise ValueError(f"{path}: not a run of qwen2 sft; name that with --out")
-    unknown = written["settings"].keys() - {f.name for f in fields(SftSettings)}
-    if unknown:
-        raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")
-    return written
-
-
 def _prepared(
     start: Start, data: tuple[Path, ...], what: What, chosen: dict[str, Any], written: dict[str, Any] | None, adapters: bool
 ) -> tuple[SftSettings, Collected]:
@@ -205,26 +160,15 @@ def _prepared(
     from qwen2.post.readers import read
     from qwen2.post.sft import steps_of
 
-    if "steps" in chosen and "epochs" in chosen:
-        raise ValueError("--steps and --epochs: give one of them")
-    base = {} if written is None else dict(written["settings"])
-    counted = {"epochs": 0.0} if "steps" in chosen and written is None else {}
-    wanted = {"steps": 1, **({"lr": LORA_LR} if adapters else {}), **counted, **base, **chosen}
+    check_counts(chosen, what.eval_data)
+    wanted = first_settings(chosen, written, LORA_LR if adapters else None)
     settings = SftSettings(**wanted)
-    if what.eval_data and settings.eval_share:
-        raise ValueError("--eval-data and --eval-share: give one of them")
     unused: Counter[str] = Counter()
     found = collect(read(data, unused), start.template, settings, read(what.eval_data or [], unused))
     found.unused = unused
     if "steps" not in chosen and settings.epochs:
         wanted["steps"] = steps_of(found.examples, settings)
-    if written is not None:
-        assert what.out is not None
-        try:
-            wanted = {**with_end(base, wanted["steps"], steps_done(what.out / "checkpoints")), **chosen, "steps": wanted["steps"]}
-        except ValueError as error:
-            raise ValueError(f"{what.out}: settings: {error}") from None
-    return SftSettings(**wanted), found
+    return SftSettings(**moved_settings(wanted, chosen, written, what)), found
 
 
 def _rows(found: Collected, settings: SftSettings) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen2.data.batches import IGNORE, Row
+from qwen2.post.account import Account, is_held
 from qwen2.post.encode import Encoded, TooLongError, encode
 from qwen2.post.records import Example, PlainText, Preference, Record, Skipped
 
@@ -34,7 +35,6 @@ TOO_LONG, UNWANTED, NOTHING, REFUSED = (
     "nothing to learn",
     "refused by the template",
 )
-SHOWN = 3  # skipped rows of each kind that are named
 
 
 class Examples:
@@ -90,7 +90,7 @@ class Examples:
 
 
 @dataclass
-class Collected:
+class Collected(Account):
     """The examples of a run, those that are held out, and an account of every row that was read."""
 
     examples: Examples = field(default_factory=Examples)
@@ -98,31 +98,12 @@ class Collected:
     prompts: list[Example] = field(default_factory=list)  # held-out conversations, for samples
     first: list[Example] = field(default_factory=list)  # conversations of the data, where none is held out
     kinds: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    named: dict[str, list[str]] = field(default_factory=dict)  # the first of each kind that was skipped: where, and more of why
-    cut: int = 0  # conversations that were cut at the left
-    cut_tokens: int = 0
-    unused: Counter[str] = field(default_factory=Counter)
-
-    def skip(self, why: str, where: str, detail: str = "") -> None:
-        """Count a row that is not used."""
-        self.skipped[why] += 1
-        named = self.named.setdefault(why, [])
-        if len(named) < SHOWN:
-            named.append(f"{where}: {detail}" if detail else where)
 
     def lines(self) -> list[str]:
         """The account, for people."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common())
-        said = [f"{kinds or 'nothing'} read; {len(self.examples):,} examples to learn from, {len(self.held_out):,} held out"]
-        for why, count in self.skipped.most_common():
-            more = ", ..." if count > len(self.named[why]) else ""
-            said.append(f"{count:,} left out: {why} ({'; '.join(self.named[why])}{more})")
-        if self.cut:
-            said.append(f"{self.cut:,} conversations cut at the left of the prompt, {self.cut_tokens:,} tokens in all")
-        if self.unused:
-            said.append(f"columns without use: {', '.join(f'{name} ({count:,})' for name, count in sorted(self.unused.items()))}")
-        return said
+        said = f"{kinds or 'nothing'} read; {len(self.examples):,} examples to learn from, {len(self.held_out):,} held out"
+        return [said, *self.losses("conversations cut at the left of the prompt")]
 
 
 KINDS = {Example: "conversations", Preference: "preferences (the chosen answer is learned)", PlainText: "texts"}
@@ -180,11 +161,3 @@ def pieces(made: Encoded, length: int) -> Iterable[tuple[list[int], list[bool]]]
     """Ids and mask in parts of at most `length`, each beginning with the token that the one before ends with."""
     for start in range(0, max(len(made.ids) - 1, 1), length - 1):
         yield made.ids[start : start + length], made.mask[start : start + length]
-
-
-def is_held(ids: Sequence[int], share: float) -> bool:
-    """Whether an example of these ids is held out."""
-    if not share:
-        return False
-    digest = hashlib.blake2b(array("i", ids).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < share * 2**64

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qwen2.post.account import Account, is_held
 from qwen2.post.branches import Answer, Group
 from qwen2.post.encode import TooLongError
 from qwen2.post.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 TOO_LONG, EQUAL, REFUSED = "longer than --length", "chosen and rejected are the same tokens", "refused by the template"
 NO_PAIR, NO_LABEL, TEXT = "no pair: one answer alone", "no label: one answer, and nobody said whether it is wanted", "a text, no answer"
-SHOWN = 3  # skipped rows of each kind that are named
 
 
 @dataclass
@@ -62,37 +61,18 @@ class Items:
 
 
 @dataclass
-class Collected:
+class Collected(Account):
     """The items of a run, those that are held out, and an account of every row that was read."""
 
     items: Items = field(default_factory=Items)
     held_out: Items = field(default_factory=Items)
     read: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    named: dict[str, list[str]] = field(default_factory=dict)  # the first of each kind that was skipped: where, and more of why
-    cut: int = 0  # pairs whose prompt was cut at the left
-    cut_tokens: int = 0
-    unused: Counter[str] = field(default_factory=Counter)
-
-    def skip(self, why: str, where: str, detail: str = "") -> None:
-        """Count a row that is not used."""
-        self.skipped[why] += 1
-        named = self.named.setdefault(why, [])
-        if len(named) < SHOWN:
-            named.append(f"{where}: {detail}" if detail else where)
 
     def lines(self) -> list[str]:
         """The account, for people."""
         what = "answers with a label" if self.items.wanted else "pairs"
-        said = [f"{self.read:,} rows read: {len(self.items):,} {what} to learn from, {len(self.held_out):,} held out"]
-        for why, count in self.skipped.most_common():
-            more = ", ..." if count > len(self.named[why]) else ""
-            said.append(f"{count:,} left out: {why} ({'; '.join(self.named[why])}{more})")
-        if self.cut:
-            said.append(f"{self.cut:,} prompts cut at the left, {self.cut_tokens:,} tokens in all")
-        if self.unused:
-            said.append(f"columns without use: {', '.join(f'{name} ({count:,})' for name, count in sorted(self.unused.items()))}")
-        return said
+        said = f"{self.read:,} rows read: {len(self.items):,} {what} to learn from, {len(self.held_out):,} held out"
+        return [said, *self.losses("prompts cut at the left")]
 
 
 def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] = ()) -> Collected:
@@ -202,14 +182,6 @@ def following(values: Sequence[Any]) -> list[int | None]:
         here, behind = i % n, (i + 1) % n
         found[here] = behind if values[here] != values[behind] else found[behind]
     return found
-
-
-def is_held(prompt: Sequence[int], share: float) -> bool:
-    """Whether pairs of this prompt are held out."""
-    if not share:
-        return False
-    digest = hashlib.blake2b(array("i", prompt).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < share * 2**64
 
 
 class Order:

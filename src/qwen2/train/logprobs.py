@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qwen2.train.loss import entropy, head_of, head_parts
+from qwen2.train.loss import add_product, entropy, head_of, head_parts, logits_of
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
@@ -52,10 +52,11 @@ class ChunkedLogprobs(torch.autograd.Function):
         d_losses = torch.empty_like(hidden) if wants == [True, False, False, False] else None  # the gradient of each row's own loss
         found = torch.empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         with torch.autocast(device, enabled=False):
-            head = head_of(weight, layer, not wants[1], dtype)
+            head, b_typed = head_of(weight, layer, not wants[1], dtype), None if b is None else b.to(dtype)
             for start in range(0, len(hidden), head.rows):
                 chunk = slice(start, start + head.rows)
-                logits = logits_of(head, hidden[chunk].to(dtype), inner, b, chunk)  # (C, V)
+                middle = None if inner is None else inner[chunk].to(dtype)
+                logits = logits_of(head, hidden[chunk].to(dtype), middle, b_typed)  # (C, V)
                 losses, _, gradient = entropy(logits, targets[chunk], 0.0, d_losses is not None)
                 found[chunk] = -losses
                 if d_losses is not None:
@@ -78,28 +79,16 @@ class ChunkedLogprobs(torch.autograd.Function):
             torch.zeros_like(x, dtype=wide if x is weight or x is b else x.dtype) if wanted else None
             for x, wanted in zip(given, ctx.wants, strict=True)
         ]
-        head = head_of(weight, ctx.layer, d_weight is None, ctx.dtype)
+        head, b_typed = head_of(weight, ctx.layer, d_weight is None, ctx.dtype), None if b is None else b.to(ctx.dtype)
         for start in range(0, len(hidden), head.rows):
             chunk = slice(start, start + head.rows)
-            h_CD = hidden[chunk].to(ctx.dtype)
-            _, _, gradient = entropy(logits_of(head, h_CD, inner, b, chunk), targets[chunk], 0.0, True)
+            h_CD, middle = hidden[chunk].to(ctx.dtype), None if inner is None else inner[chunk].to(ctx.dtype)
+            _, _, gradient = entropy(logits_of(head, h_CD, middle, b_typed), targets[chunk], 0.0, True)
             if d_hidden is not None:
                 d_hidden[chunk] = head.to_hidden(gradient) * factors[chunk]
-            if d_inner is not None:
-                d_inner[chunk] = gradient @ b.to(ctx.dtype) * factors[chunk]
+            if d_inner is not None and b_typed is not None:
+                d_inner[chunk] = gradient @ b_typed * factors[chunk]
             for total, x in ((d_weight, h_CD), (d_b, None if inner is None else inner[chunk])):
-                if total is None or x is None:
-                    continue
-                if ctx.dtype == wide:
-                    total.addmm_(gradient.t(), x * factors[chunk])
-                else:
-                    total += gradient.t() @ (x * factors[chunk]).to(ctx.dtype)
+                if total is not None and x is not None:
+                    add_product(total, gradient, (x * factors[chunk]).to(ctx.dtype))
         return *(None if x is None else x.to(like.dtype) for x, like in zip(into, given, strict=True)), None, None, None
-
-
-def logits_of(head: Any, hidden: Tensor, inner: Tensor | None, b: Tensor | None, chunk: slice) -> Tensor:
-    """Of a chunk's hidden states (C, D), with what the head's adapter adds (C, V)."""
-    logits: Tensor = head.logits(hidden)
-    if inner is not None and b is not None:
-        logits.addmm_(inner[chunk].to(hidden.dtype), b.to(hidden.dtype).t())
-    return logits

@@ -52,7 +52,7 @@ def cross_entropy(network: Qwen2, hidden: Tensor, labels: Tensor, z_loss: float 
         raise ValueError(f"labels reach from {int(targets.min())} to {int(targets.max())}, the vocabulary has {vocab} tokens")
     chosen = hidden if len(rows) == len(labels) else hidden[rows]
     weight, inner, b = head_parts(head, chosen)
-    total, nll, z = ChunkedCrossEntropy.apply(chosen, weight, inner, b, targets, z_loss, head)
+    total, nll, z = ChunkedCrossEntropy.apply(chosen, weight, inner, b, targets, z_loss, head, torch.is_grad_enabled())
     return total, len(rows), {"nll": nll, "z": z}
 
 
@@ -69,16 +69,25 @@ def head_parts(head: Any, hidden: Tensor) -> tuple[Tensor | None, Tensor | None,
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Hidden states (n, D), a head (V, D), targets (n,) -> the sum of losses with its gradients, the sum without z-loss, the sum of
     squared log-normalisers. A head is a weight, or where that is None a packed layer, unpacked a band at a time; `inner` (n, r) and
-    `b` (V, r), an adapter's, add their product to the logits."""
+    `b` (V, r), an adapter's, add their product to the logits. Gradients are computed where they are `recorded` only: what torch says of a
+    parameter is the same in evaluation."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor | None, inner: Tensor | None, b: Tensor | None, targets: Tensor, z_loss: float, layer: Any
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor | None,
+        inner: Tensor | None,
+        b: Tensor | None,
+        targets: Tensor,
+        z_loss: float,
+        layer: Any,
+        recorded: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wide = torch.promote_types(hidden.dtype, torch.float32)  # what losses are computed in
-        given, wants = (hidden, weight, inner, b), ctx.needs_input_grad[:4]
+        given, wants = (hidden, weight, inner, b), [recorded and wanted for wanted in ctx.needs_input_grad[:4]]
         types = (hidden.dtype, wide, hidden.dtype, wide)
         d_hidden, d_weight, d_inner, d_b = into = [
             torch.zeros_like(x, dtype=kind) if wanted and x is not None else None
@@ -91,9 +100,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), head.rows):
                 chunk = slice(start, start + head.rows)
                 h_CD, i_CR = hidden[chunk].to(dtype), None if inner is None else inner[chunk].to(dtype)
-                logits = head.logits(h_CD)  # (C, V)
-                if b is not None and i_CR is not None:
-                    logits.addmm_(i_CR, b.t())
+                logits = logits_of(head, h_CD, i_CR, b)  # (C, V)
                 losses, log_z, gradient = entropy(logits, targets[chunk], z_loss, any(wants))
                 sums += torch.stack([losses.sum(), log_z.square().sum()])
                 if d_hidden is not None:
@@ -113,7 +120,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale, found = gradients[0], ctx.saved_tensors  # scaled in place: a second backward pass is an error of torch's
         scaled = (None if x is None else x.mul_(scale).to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True))
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
+
+
+def logits_of(head: Any, hidden: Tensor, inner: Tensor | None, b: Tensor | None) -> Tensor:
+    """A chunk's hidden states (C, D), and of the head's adapter the middle (C, r) and B (V, r) in their type -> (C, V)."""
+    logits: Tensor = head.logits(hidden)
+    if inner is not None and b is not None:
+        logits.addmm_(inner, b.t())
+    return logits
 
 
 def add_product(total: Tensor, gradient: Tensor, x: Tensor) -> None:
