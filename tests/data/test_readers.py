@@ -81,6 +81,7 @@ def warc() -> bytes:
         ("a.parquet", b"PAR1" + zlib.compress(LINES)[:200] + b"PAR1"),
         ("a.parquet", b""),
     ],
+    ids=str.split("jsonl text html warc plain-jsonl plain-warc plain-zst cut-warc parquet empty-parquet"),  # the same in every process
 )
 def test_an_altered_file_is_named_and_the_next_one_is_read(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "whole"}\n')
