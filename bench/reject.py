@@ -35,7 +35,7 @@ def prompts_of(count: int) -> list[dict[str, Any]]:
 def ours(args: argparse.Namespace, batch: int) -> dict[str, float]:
     """Answers, tokens, seconds of the engine."""
     from qwen2 import LLM, SamplingParams
-    from qwen2.post.checkers import make_checker
+    from qwen2.post.checks.checkers import make_checker
     from qwen2.post.synth.prompts import read_prompts
     from qwen2.post.synth.sampling import EngineSampler
 

@@ -9,7 +9,7 @@ import pytest
 
 from qwen2 import LLM, SamplingParams
 from qwen2.cli.app import main
-from qwen2.post.sft_settings import LORA_LR, SftSettings
+from qwen2.post.finetuning.settings import LORA_LR, SftSettings
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
 from tests.post.conftest import talks

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.examples import Collected, collect
-from qwen2.post.records import Example
-from qwen2.post.sft import Job, sft
-from qwen2.post.sft_settings import SftSettings
+from qwen2.post.finetuning.settings import SftSettings
+from qwen2.post.finetuning.sft import Job, sft
+from qwen2.post.rows.examples import Collected, collect
+from qwen2.post.rows.records import Example
 from qwen2.train.loop import State
 from qwen2.weights.model import Model
 from tests.conftest import tiny_model

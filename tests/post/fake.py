@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen2.post.checkers import make_checker
+from qwen2.post.checks.checkers import make_checker
 from qwen2.post.synth.prompts import Prompt, read_prompts
 from qwen2.post.synth.reject import reject
 from qwen2.post.synth.sampling import Answers, Sampled, seed_of

@@ -20,7 +20,7 @@ from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.lora import add_lora
-from qwen2.post.branches import Answer, Group, branch, branched_attend
+from qwen2.post.preference.branches import Answer, Group, branch, branched_attend
 from qwen2.train.logprobs import token_logprobs
 from qwen2.weights.export import to_hf_folder
 from qwen2.weights.model import Model

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qwen2.post.checkers import make_checker
+from qwen2.post.checks.checkers import make_checker
 from qwen2.post.synth.arithmetic import Kind, Problem, problems, split_of, texts
 
 SIGNS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "\u00d7": lambda a, b: a * b, "\u00f7": lambda a, b: a // b}

@@ -9,7 +9,7 @@ import torch
 
 from qwen2.config import ModelConfig
 from qwen2.model import Qwen2, packed_attend
-from qwen2.post.branches import Answer, Group, branch, branched_attend
+from qwen2.post.preference.branches import Answer, Group, branch, branched_attend
 from qwen2.train.logprobs import token_logprobs
 from tests.conftest import SHAPES, random_network
 

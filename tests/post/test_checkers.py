@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.post import checkers
-from qwen2.post.checkers import FunctionChecker, TestChecker, Verdict, code_in, make_checker
-from qwen2.post.sandbox import Limits
+from qwen2.post.checks import checkers
+from qwen2.post.checks.checkers import FunctionChecker, TestChecker, Verdict, code_in, make_checker
+from qwen2.post.checks.sandbox import Limits
 
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="a sandbox needs Linux or macOS, and says so")
 

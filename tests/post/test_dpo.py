@@ -18,12 +18,12 @@ from qwen2.config.lora import LoraSettings
 from qwen2.engine.llm import LLM
 from qwen2.model import Qwen2
 from qwen2.model.lora import add_lora
-from qwen2.post import dpo as job_module
-from qwen2.post.dpo import Data, Job, PairBatch, Reader, dpo, pair_loss
-from qwen2.post.dpo_settings import DpoSettings
-from qwen2.post.pairs import Collected, Items, collect
-from qwen2.post.preference import divergence_of, kto
-from qwen2.post.records import Example, Preference, Record
+from qwen2.post.preference import dpo as job_module
+from qwen2.post.preference.dpo import Data, Job, PairBatch, Reader, dpo, pair_loss
+from qwen2.post.preference.losses import divergence_of, kto
+from qwen2.post.preference.pairs import Collected, Items, collect
+from qwen2.post.preference.settings import DpoSettings
+from qwen2.post.rows.records import Example, Preference, Record
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
 from qwen2.weights.export import to_gguf, to_hf_folder

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qwen2.engine.llm import LLM
-from qwen2.post.encode import TooLongError, encode, end_of_turn
-from qwen2.post.examples import collect
-from qwen2.post.records import Example, PlainText
+from qwen2.post.rows.encode import TooLongError, encode, end_of_turn
+from qwen2.post.rows.examples import collect
+from qwen2.post.rows.records import Example, PlainText
 from qwen2.tokenizer import ChatTemplate
 from qwen2.tokenizer.styles import QWEN2_JINJA
 from tests.conftest import tiny_model, tiny_tokenizer

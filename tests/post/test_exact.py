@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwen2.post.exact import Estimate, paired, paired_bootstrap, wilson
+from qwen2.post.checks.exact import Estimate, paired, paired_bootstrap, wilson
 
 
 def flags(right: int, count: int) -> list[bool]:

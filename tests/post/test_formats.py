@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.formats import EMPTY_ANSWER, EQUAL, NO_ANSWER, NO_PROMPT, record
-from qwen2.post.records import Example, PlainText, Preference, Skipped
-from qwen2.post.turns import BROKEN, HAS_MEDIA, NO_KNOWN_FORMAT, UNKNOWN_ROLE
+from qwen2.post.rows.formats import EMPTY_ANSWER, EQUAL, NO_ANSWER, NO_PROMPT, record
+from qwen2.post.rows.records import Example, PlainText, Preference, Skipped
+from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, NO_KNOWN_FORMAT, UNKNOWN_ROLE
 
 
 def user(content: str) -> dict[str, Any]:

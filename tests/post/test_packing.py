@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2.post import packing
-from qwen2.post.packing import PackedRows
+from qwen2.post.rows import packing
+from qwen2.post.rows.packing import PackedRows
 
 
 def lengths_of(count: int, most: int, seed: int = 0) -> np.ndarray:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qwen2.engine.llm import LLM
-from qwen2.post.dpo_settings import DpoSettings
-from qwen2.post.pairs import EQUAL, NO_LABEL, NO_PAIR, TEXT, TOO_LONG, Collected, Order, collect, following, group_of
-from qwen2.post.readers import read
-from qwen2.post.records import Example, PlainText, Preference, Record
-from qwen2.post.turns import NO_KNOWN_FORMAT
+from qwen2.post.preference.pairs import EQUAL, NO_LABEL, NO_PAIR, TEXT, TOO_LONG, Collected, Order, collect, following, group_of
+from qwen2.post.preference.settings import DpoSettings
+from qwen2.post.rows.readers import read
+from qwen2.post.rows.records import Example, PlainText, Preference, Record
+from qwen2.post.rows.turns import NO_KNOWN_FORMAT
 from qwen2.tokenizer import ChatTemplate
 from tests.conftest import tiny_model, tiny_tokenizer
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwen2.post import preference
+from qwen2.post.preference import losses as preference
 
 LENGTHS = ([5, 3, 9, 1], [2, 7, 9, 4])  # tokens of the chosen and the rejected answers
 ALONE = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)  # accelerate's, of one process

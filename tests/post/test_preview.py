@@ -14,7 +14,7 @@ from qwen2.config import tiny
 from qwen2.config.lora import LoraSettings
 from qwen2.model.lora import add_lora, lora_parameters
 from qwen2.post.estimate import CHUNK, STATE, adapter_parameters, expected
-from qwen2.post.preview import histogram, show
+from qwen2.post.rows.preview import histogram, show
 from tests.conftest import random_network, tiny_tokenizer
 from tests.post.conftest import gathered, small
 

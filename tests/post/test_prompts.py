@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.checkers import make_checker
+from qwen2.post.checks.checkers import make_checker
 from qwen2.post.synth.prompts import Prompts, read_prompts
 
 NUMBER = make_checker("number")

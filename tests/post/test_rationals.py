@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2.post.rationals import exact, readings, shown
+from qwen2.post.checks.rationals import exact, readings, shown
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.readers import CUT_SHORT, NOT_JSON, NOT_UTF8, files, read
-from qwen2.post.records import Example, PlainText, Preference, Record, Skipped
+from qwen2.post.rows.readers import CUT_SHORT, NOT_JSON, NOT_UTF8, files, read
+from qwen2.post.rows.records import Example, PlainText, Preference, Record, Skipped
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "q1", "output": "a1"},

@@ -10,7 +10,7 @@ import torch
 
 from qwen2.config import MoEConfig, tiny
 from qwen2.data.batches import pack
-from qwen2.post.records import Example
+from qwen2.post.rows.records import Example
 from qwen2.train.pretrain import next_token_loss
 from qwen2.train.world import World
 from qwen2.weights.export import to_hf_folder

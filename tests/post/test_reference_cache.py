@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from qwen2.config.lora import LoraSettings
-from qwen2.post.dpo import Job, Reader, reference_sums
-from qwen2.post.reference import Reference
+from qwen2.post.preference.dpo import Job, Reader, reference_sums
+from qwen2.post.preference.reference import Reference
 from qwen2.train.metrics import read_lines
 from tests.conftest import tiny_model
 from tests.post.test_dpo import HaltError, gathered, rows, run, small
@@ -67,7 +67,7 @@ def test_a_reference_of_something_else_is_computed_again_and_said(tmp_path: Path
 
 
 def test_a_long_pass_is_written_down_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qwen2.post.reference.OFTEN", 4)
+    monkeypatch.setattr("qwen2.post.preference.reference.OFTEN", 4)
     found = Reference(tmp_path, {"model": "a"}, (10, 2))
     asked: list[list[int]] = []
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.checkers import make_checker
-from qwen2.post.encode import encode
-from qwen2.post.readers import read
-from qwen2.post.records import Example, Preference
+from qwen2.post.checks.checkers import make_checker
+from qwen2.post.rows.encode import encode
+from qwen2.post.rows.readers import read
+from qwen2.post.rows.records import Example, Preference
 from qwen2.post.synth.prompts import Prompt, Prompts, read_prompts
 from qwen2.post.synth.reject import reject
 from qwen2.post.synth.sampling import Sampled, seed_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen2 import LLM, SamplingParams
-from qwen2.post.checkers import Verdict, make_checker
+from qwen2.post.checks.checkers import Verdict, make_checker
 from qwen2.post.synth.prompts import Prompts, read_prompts
 from qwen2.post.synth.reject import reject
 from qwen2.post.synth.sampling import EngineSampler, Sampled, digest_of, digest_of_weights, seed_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.post.sandbox import Limits, Sandbox
+from qwen2.post.checks.sandbox import Limits, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a sandbox needs Linux or macOS, and says so")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="namespaces and filters are Linux's")

@@ -17,10 +17,10 @@ from qwen2.data.batches import Batch, pack
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
-from qwen2.post.examples import Examples
-from qwen2.post.noise import with_noise
-from qwen2.post.records import Example
-from qwen2.post.sft import HELD_OUT_LOSS, Data, held_out_batches, held_out_loss, steps_of
+from qwen2.post.finetuning.noise import with_noise
+from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, held_out_batches, held_out_loss, steps_of
+from qwen2.post.rows.examples import Examples
+from qwen2.post.rows.records import Example
 from qwen2.tokenizer import ChatTemplate
 from qwen2.train.faults import TrainingError
 from qwen2.train.loss import cross_entropy

@@ -24,13 +24,13 @@ from qwen2.cli.tuning import (
     option,
     written_of,
 )
-from qwen2.post.dpo_settings import LORA_LR, DpoSettings
+from qwen2.post.preference.settings import LORA_LR, DpoSettings
 from qwen2.train.place import found_again, is_run, source_of
 from qwen2.train.settings import as_dict
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
-    from qwen2.post.pairs import Collected
+    from qwen2.post.preference.pairs import Collected
     from qwen2.tokenizer import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def dpo(
 
     import torch
 
-    from qwen2.post.dpo import check_window
+    from qwen2.post.preference.dpo import check_window
     from qwen2.post.start import read_start
 
     if what.threads is not None:
@@ -119,8 +119,8 @@ def _train(
     found: Collected, place: str, settings: DpoSettings, what: What, adapters: LoraSettings | None, packed: bool, source: str
 ) -> None:
     """Load the model and run the job."""
-    from qwen2.post.dpo import Job
-    from qwen2.post.dpo import dpo as train
+    from qwen2.post.preference.dpo import Job
+    from qwen2.post.preference.dpo import dpo as train
     from qwen2.train.world import World
 
     assert what.out is not None
@@ -131,8 +131,8 @@ def _train(
 
 def _collected(data: tuple[Path, ...], what: What, template: ChatTemplate, settings: DpoSettings) -> Collected:
     """The pairs, encoded; where files are named for evaluation no share of the data is held out."""
-    from qwen2.post.pairs import collect
-    from qwen2.post.readers import read
+    from qwen2.post.preference.pairs import collect
+    from qwen2.post.rows.readers import read
 
     unused: Counter[str] = Counter()
     settings = replace(settings, eval_share=0.0) if what.eval_data else settings
@@ -147,7 +147,7 @@ def _preview(found: Collected, tokenizer: Tokenizer, settings: DpoSettings, coun
     from rich.console import Console
     from rich.text import Text
 
-    from qwen2.post.preview import histogram, show
+    from qwen2.post.rows.preview import histogram, show
 
     console, groups = Console(), found.items.groups
     for group, where in list(zip(groups, found.items.where, strict=True))[:count]:

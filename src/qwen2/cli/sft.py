@@ -25,13 +25,13 @@ from qwen2.cli.tuning import (
     option,
     written_of,
 )
-from qwen2.post.sft_settings import LORA_LR, SftSettings
+from qwen2.post.finetuning.settings import LORA_LR, SftSettings
 from qwen2.train.folder import numbered
 from qwen2.train.place import found_again, is_run, source_of
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
-    from qwen2.post.examples import Collected
+    from qwen2.post.rows.examples import Collected
     from qwen2.post.start import Start
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def sft(
 
     import torch
 
-    from qwen2.post.sft import check_window
+    from qwen2.post.finetuning.sft import check_window
     from qwen2.post.start import read_start
 
     if what.threads is not None:
@@ -114,8 +114,8 @@ def _train(
     source: str,
 ) -> None:
     """Load the model and run the job."""
-    from qwen2.post.sft import Job
-    from qwen2.post.sft import sft as train
+    from qwen2.post.finetuning.sft import Job
+    from qwen2.post.finetuning.sft import sft as train
 
     assert what.out is not None
     loaded = load_start(place, packed)
@@ -156,9 +156,9 @@ def _prepared(
     start: Start, data: tuple[Path, ...], what: What, chosen: dict[str, Any], written: dict[str, Any] | None, adapters: bool
 ) -> tuple[SftSettings, Collected]:
     """The settings of this run, and its examples; steps follow from the examples where they were not given."""
-    from qwen2.post.examples import collect
-    from qwen2.post.readers import read
-    from qwen2.post.sft import steps_of
+    from qwen2.post.finetuning.sft import steps_of
+    from qwen2.post.rows.examples import collect
+    from qwen2.post.rows.readers import read
 
     check_counts(chosen, what.eval_data)
     wanted = first_settings(chosen, written, LORA_LR if adapters else None)
@@ -173,8 +173,8 @@ def _prepared(
 
 def _rows(found: Collected, settings: SftSettings) -> str:
     """What the run reads, in a line."""
-    from qwen2.post.packing import PackedRows
-    from qwen2.post.preview import rows_in_words
+    from qwen2.post.rows.packing import PackedRows
+    from qwen2.post.rows.preview import rows_in_words
 
     rows = len(PackedRows(found.examples.lengths, settings.length, settings.packing, settings.seed).rows)
     times = settings.epochs or settings.steps * settings.batch / rows  # by epochs the last step has what is left
@@ -187,7 +187,7 @@ def _preview(found: Collected, start: Start, settings: SftSettings, adapters: Lo
     from rich.console import Console
 
     from qwen2.post.estimate import expected
-    from qwen2.post.preview import examples_shown, histogram
+    from qwen2.post.rows.preview import examples_shown, histogram
     from qwen2.train.precision import chosen, product_rate
     from qwen2.train.progress import clock
     from qwen2.weights.pull import human_size

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from cyclopts import App, Parameter
 
 from qwen2.cli.sampling import HELP, make_flags, params_of
-from qwen2.post.checkers import KINDS, make_checker
+from qwen2.post.checks.checkers import KINDS, make_checker
 from qwen2.post.synth.settings import RejectSettings
 
 if TYPE_CHECKING:
     from qwen2.engine.request import SamplingParams
-    from qwen2.post.checkers import Checker
+    from qwen2.post.checks.checkers import Checker
     from qwen2.post.synth.prompts import Prompts
     from qwen2.post.synth.sampling import EngineSampler
 
@@ -145,7 +145,7 @@ def exact(
     before = None if against is None else _report(against)
     checker, found = _read(asking, prompts)
 
-    from qwen2.post.exact import difference, measure
+    from qwen2.post.checks.exact import difference, measure
     from qwen2.train.folder import write_json
 
     try:
@@ -185,7 +185,7 @@ def difference(
     after
         The same of the other model.
     """
-    from qwen2.post.exact import difference as compare
+    from qwen2.post.checks.exact import difference as compare
 
     print(f"difference {compare([_report(path) for path in before], [_report(path) for path in after])}")
 
@@ -264,7 +264,7 @@ def _params(sampling: Flags) -> SamplingParams:
 
 def _read(asking: Asking, paths: tuple[Path, ...]) -> tuple[Checker, Prompts]:
     """The checker and the prompts, before a model is loaded."""
-    from qwen2.post.checkers import TestChecker
+    from qwen2.post.checks.checkers import TestChecker
     from qwen2.post.synth.prompts import read_prompts
 
     if not paths:

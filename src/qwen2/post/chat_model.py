@@ -21,7 +21,7 @@ from torch import nn
 
 from qwen2.config import ModelConfig
 from qwen2.model.lora import adapted_layers
-from qwen2.post.encode import end_of_turn
+from qwen2.post.rows.encode import end_of_turn
 from qwen2.tokenizer import ChatTemplate
 from qwen2.train.folder import write_json
 from qwen2.train.saved import GENERATION

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.config.lora import LoraSettings
-    from qwen2.post.sft_settings import SftSettings
+    from qwen2.post.finetuning.settings import SftSettings
 
 REACHED = 0.5  # of the matrix product's rate
 FULL = 4  # bytes of a float32

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from qwen2.post.checkers import Verdict
+from qwen2.post.checks.checkers import Verdict
 
 if TYPE_CHECKING:
-    from qwen2.post.checkers import Checker
+    from qwen2.post.checks.checkers import Checker
     from qwen2.post.synth.prompts import Prompt
     from qwen2.post.synth.sampling import Answers, Sampled
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from qwen2.tokenizer.messages import read_messages
 
 if TYPE_CHECKING:
-    from qwen2.post.checkers import Checker
+    from qwen2.post.checks.checkers import Checker
 
 ASKING = ("messages", "prompt", "question", "problem", "instruction")
 KEPT = {"source", "language", "id", "input", "system"}

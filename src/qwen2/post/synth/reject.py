@@ -32,7 +32,7 @@ from qwen2.weights.json_object import read_json
 from qwen2.weights.locks import alone
 
 if TYPE_CHECKING:
-    from qwen2.post.checkers import Checker
+    from qwen2.post.checks.checkers import Checker
     from qwen2.post.synth.prompts import Prompt, Prompts
     from qwen2.post.synth.sampling import Sampler
 

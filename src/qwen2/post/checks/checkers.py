@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qwen2.post import rationals
-from qwen2.post.sandbox import Limits, Sandbox
+from qwen2.post.checks import rationals
+from qwen2.post.checks.sandbox import Limits, Sandbox
 
 HERE = Path(__file__).parent
 KINDS = "number, tests, or a function of yours as FILE.py:NAME"

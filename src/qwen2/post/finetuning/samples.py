@@ -22,8 +22,8 @@ from qwen2.train.metrics import read_lines
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
-    from qwen2.post.records import Example
-    from qwen2.post.sft_settings import SftSettings
+    from qwen2.post.finetuning.settings import SftSettings
+    from qwen2.post.rows.records import Example
     from qwen2.weights.model import Model
 
 SHOWN = 200  # characters of a prompt or an answer on the terminal

@@ -22,8 +22,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qwen2.post.formats import record
-from qwen2.post.records import PlainText, Record, Skipped
+from qwen2.post.rows.formats import record
+from qwen2.post.rows.records import PlainText, Record, Skipped
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zst")
 PROSE = (".txt", ".md")

@@ -24,9 +24,9 @@ from qwen2.data.batches import IGNORE, Batch, Row, pack
 from qwen2.model.lora import add_lora
 from qwen2.model.packed import TiedEmbedding
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
-from qwen2.post.noise import with_noise
-from qwen2.post.packing import PackedRows
-from qwen2.post.samples import Samples
+from qwen2.post.finetuning.noise import with_noise
+from qwen2.post.finetuning.samples import Samples
+from qwen2.post.rows.packing import PackedRows
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
@@ -42,8 +42,8 @@ from qwen2.weights.json_object import read_json
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.model import Qwen2
-    from qwen2.post.examples import Collected, Examples
-    from qwen2.post.sft_settings import SftSettings
+    from qwen2.post.finetuning.settings import SftSettings
+    from qwen2.post.rows.examples import Collected, Examples
     from qwen2.weights.model import Model
 
 HELD_OUT_LOSS = "held-out loss"

@@ -1,4 +1,4 @@
-"""Preference training: pairs become batches in which a prompt is computed once for both answers, a loss of preference.py is minimised.
+"""Preference training: pairs become batches in which a prompt is computed once for both answers, a loss of losses.py is minimised.
 
 A step: the answers' log-probabilities, chunk by chunk and never as N x V logits (train/logprobs.py); their ratios to the reference's, which
 were computed once (reference.py) or come from the base under the adapter; the loss, a sum over pairs that the loop divides by the step's
@@ -27,12 +27,12 @@ from torch import Tensor
 from qwen2.engine.progress import Progress
 from qwen2.model import packed_attend
 from qwen2.model.lora import LoraSettings, add_lora, without_lora
-from qwen2.post.branches import Branches, Group, branch, branched_attend
 from qwen2.post.chat_model import as_chat, export, keep_texts
-from qwen2.post.objective import answers_objective, pairs_objective
-from qwen2.post.pairs import Order
-from qwen2.post.preference import divergence_of
-from qwen2.post.reference import Reference, weights_sha256
+from qwen2.post.preference.branches import Branches, Group, branch, branched_attend
+from qwen2.post.preference.losses import divergence_of
+from qwen2.post.preference.objective import answers_objective, pairs_objective
+from qwen2.post.preference.pairs import Order
+from qwen2.post.preference.reference import Reference, weights_sha256
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
@@ -48,8 +48,8 @@ from qwen2.weights.json_object import read_json
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.model import Qwen2
-    from qwen2.post.dpo_settings import DpoSettings
-    from qwen2.post.pairs import Collected, Items
+    from qwen2.post.preference.pairs import Collected, Items
+    from qwen2.post.preference.settings import DpoSettings
     from qwen2.weights.model import Model
 
 READ_TOKENS = 4096  # of a batch that is only read

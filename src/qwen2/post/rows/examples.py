@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen2.data.batches import IGNORE, Row
-from qwen2.post.account import Account, is_held
-from qwen2.post.encode import Encoded, TooLongError, encode
-from qwen2.post.records import Example, PlainText, Preference, Record, Skipped
+from qwen2.post.rows.account import Account, is_held
+from qwen2.post.rows.encode import Encoded, TooLongError, encode
+from qwen2.post.rows.records import Example, PlainText, Preference, Record, Skipped
 
 if TYPE_CHECKING:
-    from qwen2.post.sft_settings import SftSettings
+    from qwen2.post.finetuning.settings import SftSettings
     from qwen2.tokenizer import ChatTemplate
 
 TOO_LONG, UNWANTED, NOTHING, REFUSED = (

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qwen2.post.account import Account, is_held
-from qwen2.post.branches import Answer, Group
-from qwen2.post.encode import TooLongError
-from qwen2.post.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
+from qwen2.post.preference.branches import Answer, Group
+from qwen2.post.rows.account import Account, is_held
+from qwen2.post.rows.encode import TooLongError
+from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
 
 if TYPE_CHECKING:
-    from qwen2.post.dpo_settings import DpoSettings
+    from qwen2.post.preference.settings import DpoSettings
     from qwen2.tokenizer import ChatTemplate
 
 TOO_LONG, EQUAL, REFUSED = "longer than --length", "chosen and rejected are the same tokens", "refused by the template"

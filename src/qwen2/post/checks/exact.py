@@ -23,7 +23,7 @@ from qwen2.post.synth.judge import judged
 from qwen2.post.synth.progress import Progress
 
 if TYPE_CHECKING:
-    from qwen2.post.checkers import Checker
+    from qwen2.post.checks.checkers import Checker
     from qwen2.post.synth.prompts import Prompt, Prompts
     from qwen2.post.synth.sampling import Sampler
 

@@ -17,8 +17,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qwen2.post.examples import Examples
-    from qwen2.post.sft_settings import SftSettings
+    from qwen2.post.finetuning.settings import SftSettings
+    from qwen2.post.rows.examples import Examples
     from qwen2.tokenizer import Tokenizer
 
 LEARNED, OTHER = ("green", "bold bright_green"), ("bright_black", "default")

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qwen2.post.records import Messages, Tools
+from qwen2.post.rows.records import Messages, Tools
 from qwen2.tokenizer.messages import dump_json
 
 ROLES = {

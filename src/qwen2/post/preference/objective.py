@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwen2.post.preference import dpo, imitation, ipo, kto, odds, simpo
+from qwen2.post.preference.losses import dpo, imitation, ipo, kto, odds, simpo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwen2.post.dpo_settings import DpoSettings
+    from qwen2.post.preference.settings import DpoSettings
 
 Measured = tuple["Tensor", dict[str, "Tensor"]]  # losses (P,), and sums over them to report
 

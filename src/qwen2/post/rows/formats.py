@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qwen2.post.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
-from qwen2.post.turns import BROKEN, HAS_MEDIA, MEDIA, NO_KNOWN_FORMAT, RowError, text, tools, turns
+from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
+from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, MEDIA, NO_KNOWN_FORMAT, RowError, text, tools, turns
 from qwen2.tokenizer.messages import read_messages, read_tools
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from qwen2.post.records import Example, PlainText
+from qwen2.post.rows.records import Example, PlainText
 
 if TYPE_CHECKING:
     from qwen2.tokenizer import ChatTemplate
