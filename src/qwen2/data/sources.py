@@ -57,6 +57,7 @@ def _of_package(source: Source, corpus: Path | None) -> list[Input]:
         raise ValueError(f"{path}: is not what {CORPUS} says: cut short or altered; qwen2 data fetch {name} --corpus {corpus}")
     package = PACKAGES[name]
     assert package.role != "chat"  # which a recipe refuses
+    assert package.role != "preferences"
     return [Input(str(path), "jsonl", replace(source, role=package.role, licence=package.licence), path.stat().st_size)]
 
 
