@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from math import log
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from qwen2.cli.app import main
 from qwen2.data.shards import Shards
+from qwen2.model import packed_attend
 from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
 from qwen2.train.world import World
 from qwen2.weights.model import load
@@ -27,6 +30,26 @@ def test_the_same_as_a_run_s_evaluation(tiny_folder: Path, tmp_path: Path, capsy
     assert found["bits_per_byte"].keys() == {"de", "en"}
     assert found["mean"] == pytest.approx(sum(expected.values()) / 2)
     assert capsys.readouterr().out.splitlines()[-1] == f"{found['mean']:.3f} bits per byte, the mean of 2 languages"
+
+
+def test_texts_are_in_the_models_own_tokens(tiny_folder: Path, tmp_path: Path) -> None:
+    documents = [("de", "Der Hund schläft."), ("en", "A dog sleeps here all day."), ("en", "Not long")]
+    lines = [{"text": text, "language": language} for language, text in documents] + [
+        {"text": "learned", "language": "en", "split": "train"}
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["bits", str(tiny_folder), str(tmp_path / "texts.jsonl"), "--out", str(tmp_path / "bits.json")]) == 0
+    model, bits, sizes = load(tiny_folder, dtype="float32"), Counter[str](), Counter[str]()
+    for language, text in documents:
+        ids = model.tokenizer.encode(text)
+        with torch.no_grad():
+            rows = model.network.logits(model.network(torch.tensor(ids), packed_attend(model.config, torch.arange(len(ids)), [len(ids)])))[
+                :-1
+            ].log_softmax(-1)
+        bits[language] -= float(rows.gather(1, torch.tensor(ids[1:])[:, None]).sum()) / log(2)
+        sizes[language] += sum(len(model.tokenizer.token_bytes(id)) for id in ids[1:])
+    found = json.loads((tmp_path / "bits.json").read_text())["bits_per_byte"]
+    assert found == pytest.approx({language: bits[language] / sizes[language] for language in ("de", "en")}, rel=1e-4)
 
 
 def test_what_cannot_be_measured(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

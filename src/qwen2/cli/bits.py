@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qwen2.data.batches import Batch
     from qwen2.data.shards import Shards
     from qwen2.weights.model import Model
 
@@ -16,7 +17,7 @@ BATCH_TOKENS = 4096  # computed at once
 
 def bits(
     model: str,
-    shards: Path,
+    texts: str,
     /,
     *,
     tokens: int = 20_000,
@@ -31,8 +32,9 @@ def bits(
     ----------
     model
         A name, a file, a folder, or a training run.
-    shards
-        The folder that qwen2 data wrote, of the model's own tokenizer.
+    texts
+        The shards that qwen2 data wrote, of the model's own tokenizer; or texts as qwen2 tokenizer compare takes them (JSON lines,
+        plain text, folders of them, de=FILE).
     tokens
         Held-out tokens of each language that are read at most.
     length
@@ -48,27 +50,36 @@ def bits(
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value}: must be at least 1")
     from qwen2.cli.serve import check_device
-    from qwen2.data.shards import Shards
 
     check_device(device)
-    opened = Shards.open(shards)
+    opened = _opened(texts)
 
     import torch
 
-    from qwen2.cli.list import print_table
+    from qwen2.train.evaluate import bits_per_byte, bytes_by_token
     from qwen2.train.folder import write_json
+    from qwen2.train.world import World
 
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = _load(model)
     if length > loaded.config.window:
         raise ValueError(f"--length {length:,}: the window of {model} is {loaded.config.window:,} tokens")
-    found = _measured(loaded, opened, tokens, length, device)
+    batches = _batches(loaded, texts if opened is None else opened, tokens, length)
+    network = loaded.network.to(device).eval()
+    with torch.no_grad():
+        found = bits_per_byte(batches, bytes_by_token(loaded.tokenizer), World(device))(network)
     if not found:
-        raise ValueError(f"{shards}: no held-out text there")
+        raise ValueError(f"{texts}: no held-out text there")
     mean = fmean(found.values())
     if out is not None:
         write_json(out, {"model": model, "bits_per_byte": found, "mean": mean, "tokens": tokens, "length": length})
+    _show(found, mean)
+
+
+def _show(found: dict[str, float], mean: float) -> None:
+    from qwen2.cli.list import print_table
+
     print_table([{"language": code, "bits per byte": f"{value:.3f}"} for code, value in found.items()])
     print(f"{mean:.3f} bits per byte, the mean of {len(found)} languages")
 
@@ -83,18 +94,26 @@ def _load(model: str) -> Model:
     return take(model, lambda text: print(text, file=sys.stderr), dtype="float32")
 
 
-def _measured(model: Model, shards: Shards, tokens: int, length: int, device: str) -> dict[str, float]:
-    """Bits per byte by language. ValueError where the shards are of another tokenizer."""
-    import torch
+def _opened(texts: str) -> Shards | None:
+    """Shards, or None for texts; what is not there is said before a model is read."""
+    from qwen2.data.shards import MANIFEST, Shards
+    from qwen2.tokenizer.texts import read_texts
 
+    if (Path(texts) / MANIFEST).is_file():
+        return Shards.open(texts)
+    next(read_texts([texts]), None)
+    return None
+
+
+def _batches(model: Model, texts: Shards | str, tokens: int, length: int) -> dict[str, list[Batch]]:
+    """By language, in the model's ids. ValueError where shards are of another tokenizer."""
     from qwen2.tokenizer import Tokenizer
-    from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
-    from qwen2.train.world import World
+    from qwen2.tokenizer.texts import read_texts
+    from qwen2.train.evaluate import HELD_OUT, held_out, held_out_texts
 
-    tokenizer = Tokenizer.from_folder(shards.folder / "tokenizer")
-    if not tokenizer.same_tokens(model.tokenizer):
-        raise ValueError(f"{shards.folder}: made with another tokenizer than that of {model.name}; prepare the text again with its own")
-    batches = held_out(shards, length, max(BATCH_TOKENS, length), tokens)
-    network = model.network.to(device).eval()
-    with torch.no_grad():
-        return bits_per_byte(batches, bytes_by_token(tokenizer), World(device))(network)
+    at_once = max(BATCH_TOKENS, length)
+    if isinstance(texts, str):
+        return held_out_texts(read_texts([texts], HELD_OUT), model.tokenizer, length, at_once, tokens)
+    if not Tokenizer.from_folder(texts.folder / "tokenizer").same_tokens(model.tokenizer):
+        raise ValueError(f"{texts.folder}: made with another tokenizer than that of {model.name}; prepare the text again with its own")
+    return held_out(texts, length, at_once, tokens)

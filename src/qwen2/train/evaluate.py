@@ -8,7 +8,8 @@ such as <|endoftext|> stand for none and are left out on both sides. Documents l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from math import log
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,20 @@ def held_out(shards: Shards, length: int, batch_tokens: int, most: int) -> dict[
     for language in sorted({record.language for record in shards.select(HELD_OUT)}):
         batches[language] = list(whole_documents(_documents(shards, language, most), length, batch_tokens))
     return batches
+
+
+def held_out_texts(
+    texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, length: int, batch_tokens: int, most: int
+) -> dict[str, list[Batch]]:
+    """The same of (language, text), in a tokenizer's ids."""
+    found: dict[str, list[np.ndarray]] = {}
+    counts: Counter[str] = Counter()
+    for language, text in texts:
+        if counts[language] < most:
+            document = np.asarray(tokenizer.encode(text)[: most - counts[language]], dtype=np.int64)
+            found.setdefault(language, []).append(document)
+            counts[language] += len(document)
+    return {language: list(whole_documents(found[language], length, batch_tokens)) for language in sorted(found)}
 
 
 def _documents(shards: Shards, language: str, most: int) -> Iterator[np.ndarray]:
