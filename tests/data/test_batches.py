@@ -18,6 +18,8 @@ from qwen2.data.batches import Rows, pack, whole_documents
 
 @dataclass
 class Drawn:
+    shard: str
+    document: int
     ids: np.ndarray
 
 
@@ -28,8 +30,13 @@ class Cycle:
         self.documents, self.turn = [np.array(d, np.uint16) for d in documents], 0
 
     def __next__(self) -> Drawn:
+        document = self.turn % len(self.documents)
         self.turn += 1
-        return Drawn(self.documents[(self.turn - 1) % len(self.documents)])
+        return Drawn("a", document, self.documents[document])
+
+    def again(self, shard: str, document: int) -> np.ndarray:
+        assert shard == "a"
+        return self.documents[document]
 
     def state(self) -> dict[str, Any]:
         return {"turn": self.turn}
@@ -53,30 +60,41 @@ def test_by_hand():
 DOCUMENTS = st.lists(st.lists(st.integers(0, 60_000), max_size=20), min_size=1, max_size=6).filter(lambda d: any(d))
 
 
-@given(DOCUMENTS, st.integers(1, 12))
-def test_every_token_comes_once_and_every_successor_is_a_label(documents: list[list[int]], length: int):
-    rows = Rows(Cycle(documents), length)
+@given(DOCUMENTS, st.integers(1, 12), st.integers(1, 4))
+def test_every_token_comes_once_and_every_successor_is_a_label(documents: list[list[int]], length: int, streams: int):
+    """Each stream, read by itself, is whole documents end to end; together they are the walk's, none twice and none left out."""
+    rows, walk = Rows(Cycle(documents), length, streams), Cycle(documents)
     count = 3 * sum(map(len, documents)) // length + 1
-    batch = pack([next(rows) for _ in range(count)])
-    expected, labels = [], []
-    while len(expected) < count * length:
-        for document in documents:
-            expected += document
-            labels += document[1:] + [-100] * (len(document) > 0)
-    assert batch.tokens.tolist() == expected[: count * length]
-    assert batch.labels.tolist() == labels[: count * length]
-    assert sum(batch.lengths) == count * length
-    ends = np.cumsum(batch.lengths)
-    assert set(range(length, count * length + 1, length)) <= set(ends.tolist())  # no piece crosses a row's end
+    made = [[next(rows) for _ in range(streams)] for _ in range(count)]
+    expected: list[list[int]] = [[] for _ in range(streams)]
+    labels: list[list[int]] = [[] for _ in range(streams)]
+    for number in range(count):  # as the rows take them: a stream that has too little for its row gets the walk's next document
+        for stream in range(streams):
+            while len(expected[stream]) < (number + 1) * length:
+                document = next(walk).ids.tolist()
+                expected[stream] += document
+                labels[stream] += document[1:] + [-100] * (len(document) > 0)
+    for stream in range(streams):
+        batch = pack([several[stream] for several in made])
+        assert batch.tokens.tolist() == expected[stream][: count * length]
+        assert batch.labels.tolist() == labels[stream][: count * length]
+        assert sum(batch.lengths) == count * length
+        ends = np.cumsum(batch.lengths)
+        assert set(range(length, count * length + 1, length)) <= set(ends.tolist())  # no piece crosses a row's end
 
 
-@given(DOCUMENTS, st.integers(1, 12), st.integers(0, 15))
-def test_resumed_anywhere_the_rows_are_the_same(documents: list[list[int]], length: int, after: int):
-    rows = Rows(Cycle(documents), length)
+def test_a_long_document_is_no_step_of_its_own():
+    rows = Rows(Cycle([[1] * 40, [2] * 40, [3] * 40, [4] * 40]), length=5, streams=4)
+    assert [set(next(rows).tokens.tolist()) for _ in range(8)] == [{1}, {2}, {3}, {4}] * 2
+
+
+@given(DOCUMENTS, st.integers(1, 12), st.integers(0, 15), st.integers(1, 4))
+def test_resumed_anywhere_the_rows_are_the_same(documents: list[list[int]], length: int, after: int, streams: int):
+    rows = Rows(Cycle(documents), length, streams)
     for _ in range(after):
         next(rows)
     state = json.loads(json.dumps(rows.state()))
-    other = Rows(Cycle(documents), length).resume(state)
+    other = Rows(Cycle(documents), length, streams).resume(state)
     for _ in range(5):
         ours, theirs = next(rows), next(other)
         assert (ours.tokens == theirs.tokens).all()
@@ -88,10 +106,15 @@ def test_resumed_anywhere_the_rows_are_the_same(documents: list[list[int]], leng
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="length 0"):
         Rows(Cycle([[1]]), 0)
+    with pytest.raises(ValueError, match="streams 0"):
+        Rows(Cycle([[1]]), 4, 0)
     with pytest.raises(ValueError, match="without a token"):
         next(Rows(Cycle([[], []]), 4))
+    state = {"walk": {"turn": 0}, "turn": 0, "open": [["a", 0, 7]]}
     with pytest.raises(ValueError, match="7 tokens into a document of 2"):
-        Rows(Cycle([[1, 2]]), 4).resume({"walk": {"turn": 0}, "used": 7, "open": True})
+        Rows(Cycle([[1, 2]]), 4).resume(state)
+    with pytest.raises(ValueError, match="1 open documents, there are 2 here"):
+        Rows(Cycle([[1, 2]]), 4, 2).resume(state)
 
 
 def test_documents_for_evaluation_are_cut_and_none_is_lost():

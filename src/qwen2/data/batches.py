@@ -1,14 +1,17 @@
 """Batches for training: documents packed end to end into rows of one length, each attended to inside itself only.
 
-A document that reaches a row's end goes on at the start of the next one as a piece of its own, with positions from 0. Every token but
+A document that reaches a row's end goes on at the start of a later one as a piece of its own, with positions from 0. Every token but
 a document's first is a target exactly once: the label of a piece's last token is the document's next token, also where that lies
-in the next row; a document's last token, its <|endoftext|>, is a target and has none. Nothing is padded and nothing dropped.
+in a later row; a document's last token, its <|endoftext|>, is a target and has none. Nothing is padded and nothing dropped.
 
-The stream of rows is the same for every division of a step into micro-batches and ranks, and its state is a small dict: where the walk
-over the documents stood when it gave the one being cut, and how far that one is used up.
+Several documents are open at a time, and rows are cut from each in turn: consecutive pieces of one long document, all of a language
+and about one thing, would be a step of their own otherwise, and its gradient would say little about the rest.
+
+The rows are the same for every division of a step into micro-batches and ranks, and their state is a small dict: where the walk over
+the documents stands, which of them are open, and how far each is used up.
 Left out: the order of documents (mixture.py), and masks inside a document, which fine-tuning brings.
 
-    rows = Rows(order(shards, Mixture(), seed=0), length=512)
+    rows = Rows(order(shards, Mixture(), seed=0), length=512, streams=64)
     batch = pack([next(rows) for _ in range(8)])            # Batch of 8 x 512 tokens
 """
 
@@ -17,7 +20,7 @@ Left out: the order of documents (mixture.py), and masks inside a document, whic
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +59,13 @@ class Row:
 
 
 class Drawn(Protocol):
-    """A document in its turn."""
+    """A document in its turn, and where it lies."""
+
+    @property
+    def shard(self) -> str: ...
+
+    @property
+    def document(self) -> int: ...
 
     @property
     def ids(self) -> np.ndarray: ...
@@ -67,58 +76,83 @@ class Walk(Protocol):
 
     def __next__(self) -> Drawn: ...
 
+    def again(self, shard: str, document: int) -> np.ndarray:
+        """The ids of a document that was drawn before."""
+        ...
+
     def state(self) -> dict[str, Any]: ...
 
     def resume(self, state: Mapping[str, Any]) -> Any: ...
 
 
-class Rows(Iterator[Row]):
-    """Rows of `length` tokens from an endless walk over documents. ValueError where the documents hold no tokens at all."""
+@dataclass
+class Stream:
+    """An open document, and how many of its tokens are used; before the first one, none."""
 
-    def __init__(self, walk: Walk, length: int) -> None:
-        if length < 1:
-            raise ValueError(f"length {length}: a row has at least 1 token")
+    shard: str = ""
+    document: int = 0
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    used: int = 0
+
+
+class Rows(Iterator[Row]):
+    """Rows of `length` tokens from an endless walk over documents, cut from `streams` of them in turn.
+
+    ValueError where the documents hold no tokens at all.
+    """
+
+    def __init__(self, walk: Walk, length: int, streams: int = 1) -> None:
+        for name, value, what in (("length", length, "a row has at least 1 token"), ("streams", streams, "at least 1 document is open")):
+            if value < 1:
+                raise ValueError(f"{name} {value}: {what}")
         self.walk, self.length = walk, length
-        self.before: dict[str, Any] = walk.state()  # where the walk stood when it gave the document that is being cut
-        self.document, self.used = np.empty(0, np.int64), 0
+        self.streams, self.turn = [Stream() for _ in range(streams)], 0
 
     def __next__(self) -> Row:
         tokens, labels = np.empty(self.length, np.int64), np.full(self.length, IGNORE, np.int64)
         lengths: list[int] = []
         filled = 0
         while filled < self.length:
-            if self.used == len(self.document):
-                self._take()
-            piece = self.document[self.used : self.used + self.length - filled]
-            following = self.document[self.used + 1 : self.used + 1 + len(piece)]
+            stream = self.streams[self.turn]
+            if stream.used == len(stream.ids):
+                stream = self.streams[self.turn] = self._drawn()
+            piece = stream.ids[stream.used : stream.used + self.length - filled]
+            following = stream.ids[stream.used + 1 : stream.used + 1 + len(piece)]
             tokens[filled : filled + len(piece)] = piece
             labels[filled : filled + len(following)] = following
             lengths.append(len(piece))
             filled += len(piece)
-            self.used += len(piece)
+            stream.used += len(piece)
+        self.turn = (self.turn + 1) % len(self.streams)
         return Row(tokens, labels, tuple(lengths))
 
-    def _take(self) -> None:
+    def _drawn(self) -> Stream:
         """The next document that has tokens."""
         for _ in range(1_000_000):
-            self.before = self.walk.state()
-            self.document, self.used = np.asarray(next(self.walk).ids), 0
-            if len(self.document):
-                return
+            drawn = next(self.walk)
+            if len(drawn.ids):
+                return Stream(drawn.shard, drawn.document, np.asarray(drawn.ids))
         raise ValueError("a million documents without a token: the shards hold nothing to train on")
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON can hold it."""
-        return {"walk": self.before, "used": self.used, "open": len(self.document) > 0}
+        """Where the rows stand, as JSON can hold it."""
+        return {
+            "walk": self.walk.state(),
+            "turn": self.turn,
+            "open": [[stream.shard, stream.document, stream.used] for stream in self.streams],
+        }
 
     def resume(self, state: Mapping[str, Any]) -> Rows:
         """Go on from a state; returns itself. ValueError where the documents are not those that the state was taken of."""
+        if len(state["open"]) != len(self.streams):
+            raise ValueError(f"the data position is one of {len(state['open'])} open documents, there are {len(self.streams)} here")
         self.walk.resume(state["walk"])
-        self.before, self.document, self.used = state["walk"], np.empty(0, np.int64), 0
-        if state["open"]:
-            self.document, self.used = np.asarray(next(self.walk).ids), int(state["used"])
-            if self.used > len(self.document):
-                raise ValueError(f"the data position lies {self.used} tokens into a document of {len(self.document)}: other shards")
+        self.turn = int(state["turn"])
+        for number, (shard, document, used) in enumerate(state["open"]):
+            ids = np.asarray(self.walk.again(shard, document)) if used else Stream().ids
+            if used > len(ids):
+                raise ValueError(f"the data position lies {used} tokens into a document of {len(ids)}: other shards")
+            self.streams[number] = Stream(shard, document, ids, used)
         return self
 
 

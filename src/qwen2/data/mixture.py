@@ -140,6 +140,13 @@ class Order(Iterator[Drawn]):
         heapq.heapreplace(self._heap, ((tokens + len(ids)) / self.shares[group], group))
         return Drawn(*group, name, index, epoch, ids)
 
+    def again(self, shard: str, document: int) -> Ids:
+        """The ids of a document by where it lies. ValueError where it does not lie there."""
+        pile = next((pile for group in self.groups.values() for name, pile in group if name == shard), None)
+        if pile is None or not 0 <= document < len(pile):
+            raise ValueError(f"document {document} of shard {shard!r}: not among the shards")
+        return pile[document]
+
     @property
     def epochs(self) -> dict[Group, float]:
         """How often each group was read so far, by documents."""

@@ -76,6 +76,9 @@ def flops_per_token(config: ModelConfig) -> int:
     return 6 * (config.non_embedding_parameters(active_only=True) + config.embedding_parameters())
 
 
+STREAMS = 64  # documents that rows are cut from in turn at least, so that the next steps are not more of the same few
+
+
 class Data:
     """The rows of a run, cut into this rank's micro-batches."""
 
@@ -83,7 +86,7 @@ class Data:
         if settings.batch % world.data_size:
             raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different rows need a multiple of that")
         self.settings, self.world = settings, world
-        self.rows = Rows(order(shards, settings.mixture(), settings.seed), settings.length)
+        self.rows = Rows(order(shards, settings.mixture(), settings.seed), settings.length, max(settings.batch, STREAMS))
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of the next step; every rank reads all rows and keeps its own."""
