@@ -70,7 +70,8 @@ class Ran:
         if self.end == "output":
             return f"wrote more than {limits.output:,} bytes"
         if self.end == "signal":
-            return f"was ended by {signal.Signals(self.code or 0).name}"
+            names = {one.value: one.name for one in signal.Signals}  # the numbers of real time have none
+            return f"was ended by {names.get(self.code or 0, f'signal {self.code}')}"
         last = self.stderr.strip().rpartition("\n")[2]
         return f"exit code {self.code}" + (f": {last[:200]}" if last else "")
 
