@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +199,33 @@ def test_a_function_that_fails_is_named_and_the_next_answer_is_judged(mine: Call
     checker.path.unlink()  # nor does a process end the run that can no longer be started
     assert checker.check("exit", {}).right is None
     assert "FileNotFoundError" in checker.check("yes", {}).said
+
+
+STARTS = """
+import os, subprocess, sys
+CHILD = "import time; file = open({pipe!r}, 'w'); print(flush=True); time.sleep(20); file.write('left behind')"
+def f(answer, row):
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    if answer == "exit":
+        os._exit(3)
+    return answer == "leave" or child.wait() == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="a function's processes are its own where these have no groups")
+@pytest.mark.parametrize("answer", ["hang", "exit", "leave"])
+def test_what_a_function_started_ends_with_its_process(answer: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "starts.py").write_text(STARTS.format(pipe=str(tmp_path / "pipe")))
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    checker = FunctionChecker(tmp_path / "starts.py", "f", 3.0)
+    verdict = checker.check(answer, {})
+    checker.close()
+    os.set_blocking(pipe, True)
+    with open(pipe, "rb") as file:
+        assert file.read() == b""  # at its end as soon as nobody has it open
+    assert verdict.right is (True if answer == "leave" else None)
 
 
 def test_functions_that_cannot_be_had(tmp_path: Path, mine: Callable[..., FunctionChecker]) -> None:

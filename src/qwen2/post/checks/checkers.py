@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwen2.post.checks import rationals
-from qwen2.post.checks.sandbox import Limits, Sandbox
+from qwen2.post.checks.sandbox import Limits, Sandbox, kill_group
 
 HERE = Path(__file__).parent
 KINDS = "number, tests, or a function of yours as FILE.py:NAME"
@@ -250,7 +250,7 @@ class _Process:
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # Ctrl-C is the run's, which then ends these
+            start_new_session=True,  # Ctrl-C is the run's, which then ends these and what they started
         )
 
     def exchange(self, line: str | None, seconds: float) -> tuple[str, bool]:
@@ -260,7 +260,7 @@ class _Process:
 
         def stop() -> None:
             late.set()
-            process.kill()
+            kill_group(process)
 
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
@@ -278,14 +278,14 @@ class _Process:
         return (answer if answer.endswith("\n") and not late.is_set() else ""), late.is_set()
 
     def end(self) -> int:
-        """End it, by killing where it does not at once; its exit code."""
+        """End it, by killing where it does not at once, and what it started; its exit code."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018
         with contextlib.suppress(OSError):
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.5)
-        process.kill()
+        kill_group(process)
         code = process.wait()
         process.stdout.close()
         return code

@@ -165,11 +165,20 @@ class Sandbox:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the worker, its group and with them the program; nobody is left to wait for."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
+    kill_group(process)
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that has a session of its own, and what it started; where there are no groups of processes, only itself.
+
+    What has ended already is no error: what it left behind is killed.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter is macOS's word for a group that has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
