@@ -20,10 +20,11 @@ from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.lora import add_lora
 from qwen2.post.finetuning.noise import with_noise
-from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, held_out_batches, held_out_loss, steps_of
+from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, evaluation, held_out_batches, held_out_loss, steps_of
 from qwen2.post.rows.examples import Examples
 from qwen2.post.rows.records import Example
 from qwen2.tokenizer import ChatTemplate
+from qwen2.train import standard_error
 from qwen2.train.faults import TrainingError
 from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
@@ -241,6 +242,21 @@ def test_over_blocks_held_out_rows_are_computed_as_rows_of_a_step(tmp_path: Path
         count += batch.targets
     with torch.no_grad():
         assert held_out_loss(network, batches, World()) == pytest.approx(total / count, rel=1e-6)
+        assert evaluation(network, batches, World())[HELD_OUT_LOSS] == pytest.approx(total / count, rel=1e-6)
+
+
+def test_an_evaluation_has_the_error_of_its_examples() -> None:
+    network, examples, world = tiny_model().network, gathered(small()).examples, World()
+    batches = held_out_batches(examples, small())
+    assert max(len(batch.lengths) for batch in batches) > 1
+    with torch.no_grad():
+        found = evaluation(network, batches, world)
+        assert found[HELD_OUT_LOSS] == pytest.approx(held_out_loss(network, batches, world), rel=1e-6)
+        alone = [pack([examples.row([i])]) for i in range(len(examples))]
+        losses = torch.tensor([held_out_loss(network, [batch], world) for batch in alone])
+    counts = torch.tensor([batch.targets for batch in alone])
+    assert found[standard_error.named(HELD_OUT_LOSS)] == pytest.approx(standard_error.of_ratio(losses * counts, counts), rel=1e-4)
+    assert evaluation(network, alone[:1], world).keys() == {HELD_OUT_LOSS}  # one example tells nothing of others
 
 
 def test_held_out_rows_are_evaluated_by_learned_tokens(tmp_path: Path) -> None:

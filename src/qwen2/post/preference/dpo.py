@@ -34,6 +34,7 @@ from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
 from qwen2.post.preference.pairs import Order
 from qwen2.post.preference.reference import Reference, weights_sha256
+from qwen2.train import standard_error
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
@@ -199,7 +200,7 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
         if "wanted" in total:
             counts = {"wanted": total["wanted"], "unwanted": len(held_out) - total["wanted"]}
             found |= {f"reward_{name}": total[f"reward_{name}"] / count for name, count in counts.items() if count}
-        return found
+        return found | {standard_error.named("accuracy"): standard_error.of_share(found["accuracy"], len(held_out))}
 
     return evaluate
 
