@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from qwen2.config import GenerationDefaults, MoEConfig, tiny
-from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import Batch, pack
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
-from qwen2.model.lora import add_lora
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, evaluation, held_out_batches, held_out_loss, steps_of
 from qwen2.post.rows.examples import Examples
@@ -229,35 +227,6 @@ def test_transformers_reads_what_was_saved(tmp_path: Path) -> None:
     assert theirs == take(folder, print).template.render(messages[:3]).ids
 
 
-def test_over_blocks_held_out_rows_are_computed_as_rows_of_a_step(tmp_path: Path) -> None:
-    """QLoRA rounds no activations, evaluations included."""
-    to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
-    network = load(tmp_path / "base.gguf", packed=True).network
-    add_lora(network, LoraSettings(rank=4))
-    batches = held_out_batches(gathered(small()).examples, small())
-    total, count = 0.0, 0
-    for batch in batches:
-        hidden = network(batch.tokens, packed_attend(network.config, batch.positions, batch.lengths))
-        total += float(cross_entropy(network, hidden, batch.labels)[0].detach())
-        count += batch.targets
-    with torch.no_grad():
-        assert held_out_loss(network, batches, World()) == pytest.approx(total / count, rel=1e-6)
-
-
-def test_an_evaluation_has_the_error_of_its_examples() -> None:
-    network, examples, world = tiny_model().network, gathered(small()).examples, World()
-    batches = held_out_batches(examples, small())
-    assert max(len(batch.lengths) for batch in batches) > 1
-    with torch.no_grad():
-        found = evaluation(network, batches, world)
-        assert found[HELD_OUT_LOSS] == pytest.approx(held_out_loss(network, batches, world), rel=1e-6)
-        alone = [pack([examples.row([i])]) for i in range(len(examples))]
-        losses = torch.tensor([held_out_loss(network, [batch], world) for batch in alone])
-    counts = torch.tensor([batch.targets for batch in alone])
-    assert found[standard_error.named(HELD_OUT_LOSS)] == pytest.approx(standard_error.of_ratio(losses * counts, counts), rel=1e-4)
-    assert evaluation(network, alone[:1], world).keys() == {HELD_OUT_LOSS}  # one example tells nothing of others
-
-
 def test_held_out_rows_are_evaluated_by_learned_tokens(tmp_path: Path) -> None:
     examples = talks(40)
     run(tmp_path / "run", examples, eval_share=0.3, steps=6, samples=2, sample_tokens=5)
@@ -273,6 +242,20 @@ def test_held_out_rows_are_evaluated_by_learned_tokens(tmp_path: Path) -> None:
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in samples] == [0, 0, 3, 3, 6, 6]
     assert set(samples[0]) == {"step", "prompt", "answer", "reference", "ended"}
+
+
+def test_an_evaluation_has_the_error_of_its_examples() -> None:
+    network, examples, world = tiny_model().network, gathered(small()).examples, World()
+    batches = held_out_batches(examples, small())
+    assert max(len(batch.lengths) for batch in batches) > 1
+    with torch.no_grad():
+        found = evaluation(network, batches, world)
+        assert found[HELD_OUT_LOSS] == pytest.approx(held_out_loss(network, batches, world), rel=1e-6)
+        alone = [pack([examples.row([i])]) for i in range(len(examples))]
+        losses = torch.tensor([held_out_loss(network, [batch], world) for batch in alone])
+    counts = torch.tensor([batch.targets for batch in alone])
+    assert found[standard_error.named(HELD_OUT_LOSS)] == pytest.approx(standard_error.of_ratio(losses * counts, counts), rel=1e-4)
+    assert evaluation(network, alone[:1], world).keys() == {HELD_OUT_LOSS}  # one example tells nothing of others
 
 
 def test_samples_are_what_the_engine_answers_to_the_same_prompt(tmp_path: Path) -> None:
