@@ -28,7 +28,6 @@ from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
 from qwen2.post.rows.packing import PackedRows
-from qwen2.train import standard_error
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
@@ -38,6 +37,7 @@ from qwen2.train.precision import unrecorded
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
+from qwen2.train.standard_error import named, of_ratio
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.adapter import save_adapter
@@ -142,9 +142,9 @@ def evaluation(network: Qwen2, batches: list[Batch], world: World) -> dict[str, 
     if world.size > 1:
         return {HELD_OUT_LOSS: held_out_loss(network, batches, world)}
     sums, counts = torch.cat([example_losses(network, world.local(batch), world) for batch in batches]).unbind(1)
-    error = standard_error.of_ratio(sums, counts)
+    error = of_ratio(sums, counts)
     mean = float(sums.sum()) / max(float(counts.sum()), 1)
-    return {HELD_OUT_LOSS: mean, **({} if error is None else {standard_error.named(HELD_OUT_LOSS): error})}
+    return {HELD_OUT_LOSS: mean, **({} if error is None else {named(HELD_OUT_LOSS): error})}
 
 
 def example_losses(network: Qwen2, batch: Batch, world: World) -> Tensor:

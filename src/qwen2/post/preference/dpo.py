@@ -3,7 +3,6 @@
 A step: the answers' log-probabilities, chunk by chunk and never as N x V logits (train/logprobs.py); their ratios to the reference's, which
 were computed once (reference.py) or come from the base under the adapter; the loss, a sum over pairs that the loop divides by the step's
 number of them. KTO's divergence is estimated from the whole step before any of its micro-batches, so that these change nothing.
-Over weights in blocks the reference, the divergence and evaluations are computed as steps are, with inputs in floating point.
 
 What is left out: reading files (readers.py) and tokens (pairs.py), several ranks, and the balancing loss of a mixture of experts.
 
@@ -34,7 +33,6 @@ from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
 from qwen2.post.preference.pairs import Order
 from qwen2.post.preference.reference import Reference, weights_sha256
-from qwen2.train import standard_error
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
@@ -42,6 +40,7 @@ from qwen2.train.place import origin
 from qwen2.train.precision import chosen, computing, unrecorded
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
+from qwen2.train.standard_error import named, of_share
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.adapter import save_adapter
@@ -200,7 +199,7 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
         if "wanted" in total:
             counts = {"wanted": total["wanted"], "unwanted": len(held_out) - total["wanted"]}
             found |= {f"reward_{name}": total[f"reward_{name}"] / count for name, count in counts.items() if count}
-        return found | {standard_error.named("accuracy"): standard_error.of_share(found["accuracy"], len(held_out))}
+        return found | {named("accuracy"): of_share(found["accuracy"], len(held_out))}
 
     return evaluate
 
