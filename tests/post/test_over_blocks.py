@@ -14,7 +14,6 @@ import torch
 from qwen2.config.lora import LoraSettings
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.lora import add_lora
-from qwen2.post.finetuning import sft
 from qwen2.post.finetuning.sft import held_out_batches, held_out_loss
 from qwen2.post.preference.branches import Group, branch
 from qwen2.post.preference.dpo import Data, answer_logprobs, evaluation, pair_loss
@@ -93,4 +92,3 @@ def test_over_blocks_held_out_rows_are_computed_as_rows_of_a_step(over_blocks: Q
         count += batch.targets
     with torch.no_grad():
         assert held_out_loss(network, batches, World()) == pytest.approx(total / count, rel=1e-6)
-        assert sft.evaluation(network, batches, World())[sft.HELD_OUT_LOSS] == pytest.approx(total / count, rel=1e-6)

@@ -244,8 +244,12 @@ def test_held_out_rows_are_evaluated_by_learned_tokens(tmp_path: Path) -> None:
     assert set(samples[0]) == {"step", "prompt", "answer", "reference", "ended"}
 
 
-def test_an_evaluation_has_the_error_of_its_examples() -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["weights", "blocks"])
+def test_an_evaluation_has_the_error_of_its_examples(packed: bool, tmp_path: Path) -> None:
     network, examples, world = tiny_model().network, gathered(small()).examples, World()
+    if packed:
+        to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
+        network = load(tmp_path / "base.gguf", packed=True).network
     batches = held_out_batches(examples, small())
     assert max(len(batch.lengths) for batch in batches) > 1
     with torch.no_grad():
