@@ -46,7 +46,9 @@ class Results:
             flags, cores = ", ".join(machine["flags"]), f"{machine['load']:.2f} cores in use by others"
             source = f"{machine['name']} ({flags}; {cores}), {one['day']}, torch {one['torch']}: `{one['command']}`"
             by_source.setdefault(source, []).append(row)
-        return "\n".join([*self.table(self.rows), "", *(f"- {'; '.join(rows)}: {source}" for source, rows in by_source.items())]) + "\n"
+        alone = len(by_source) == 1 and len(self.rows) > 1
+        sources = [f"- {'all' if alone else '; '.join(rows)}: {source}" for source, rows in by_source.items()]
+        return "\n".join([*self.table(self.rows), "", *sources]) + "\n"
 
 
 def write_whole(path: Path, text: str) -> None:
