@@ -1,6 +1,6 @@
 """What adapters cost: a batch of 16 answers of one model with no adapter, with one, and with eight, alternating in one process.
 
-Prints Markdown: tokens a second of each, medians over the rounds, and their ratios. Adapters are random, of every linear layer, in
+Tokens a second of each, medians over the rounds, and their ratios, into bench/results/. Adapters are random, of every linear layer, in
 float32, so that none is stored in fewer bits. Guesses are off: what is measured is a step of 16 tokens. Left out: reading prompts,
 where an adapter's share is smaller, and more than one machine's worth of threads.
 
@@ -10,16 +10,21 @@ where an adapter's share is smaller, and more than one machine's worth of thread
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from peer.machine import processor
+from peer.results import Results
 
-from qwen2 import LLM, SamplingParams
+from qwen2 import LLM, SamplingParams, kernels
 from qwen2.model.adapted import ServedAdapter
 from qwen2.model.lora import Adapter, targeted
 
 BATCH, PROMPT = 16, 32
 KINDS = {"none": 0, "one": 1, "eight": 8}
+ASKED = {"eight": 0.8}  # of the tokens a second with one
 
 
 def random_adapter(llm: LLM, seed: int, rank: int) -> ServedAdapter:
@@ -53,7 +58,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="where results are kept; left out: bench/results/")
     asked = parser.parse_args()
+    results = Results("adapters", processor(), table, asked.out)  # waits until the machine is idle
     llm = LLM(asked.model, threads=asked.threads, max_batch=BATCH, context=1024, guesses=0)
     adapters = [random_adapter(llm, seed, asked.rank) for seed in range(max(KINDS.values()))]
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -62,12 +69,22 @@ def main() -> None:
     for _ in range(asked.rounds):
         for kind, count in KINDS.items():
             rates[kind].append(rate(llm, adapters[:count], asked.tokens))
-    size = adapters[0].nbytes / 1e6
-    print(f"{asked.model}, {BATCH} answers at once, adapters of rank {asked.rank} with {size:.0f} MB each, {asked.threads} threads\n")
-    print("| adapters | tokens/s | against one |\n|---|---|---|")
-    for kind, found in rates.items():
-        ratio = median(own / one for own, one in zip(found, rates["one"], strict=True))
-        print(f"| {kind} | {median(found):.1f} | {ratio:.2f} |")
+    what = f"{asked.model}, {BATCH} answers at once of {asked.tokens} tokens, adapters of rank {asked.rank}, {asked.threads} threads"
+    results.add(what, {"rates": rates, "adapter_bytes": adapters[0].nbytes, "isa": kernels.isa()})
+    print(results.text())
+
+
+def table(kept: dict[str, Any]) -> list[str]:
+    """All rows there are, as lines of Markdown."""
+    lines = ["# What adapters cost"]
+    for what, one in kept.items():
+        rates, size = one["rates"], f"{one['adapter_bytes'] / 1e6:.0f} MB each"
+        lines += ["", f"{what}; {size}, kernels for {one['isa']}, medians of {len(rates['one'])} rounds", ""]
+        lines += ["| adapters | tokens/s | against one | asked |", "|---|---|---|---|"]
+        for kind, found in rates.items():
+            ratio = median(own / one for own, one in zip(found, rates["one"], strict=True))
+            lines.append(f"| {kind} | {median(found):.1f} | {ratio:.2f} | {ASKED.get(kind, '')} |")
+    return lines
 
 
 if __name__ == "__main__":

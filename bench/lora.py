@@ -15,15 +15,14 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from peer.machine import command_line, processor
-from train import line_through, write_whole
+from peer.machine import processor
+from peer.results import Results
+from train import line_through
 
 from qwen2.config import ModelConfig
 from qwen2.config.family import FAMILY
@@ -53,16 +52,11 @@ def main() -> None:
         parser.error("--rounds, --steps, --threads and --layers: at least 1")
     if "qlora" in args.rows and args.file is None:
         parser.error("--rows qlora: name the file with --file")
-    machine = processor()
-    path = HERE / "results" / f"lora_{machine['kind']}.json"
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results = Results("lora", processor(), table)
     for row in args.rows:
         result = memory(args) if row == "memory" else qlora(args) if row == "qlora" else speed(args, row)
-        result |= {"command": command_line(), "machine": machine, "torch": torch.__version__, "day": time.strftime("%Y-%m-%d")}
-        kept[row if row == "qlora" else f"{row} {args.precision}"] = result
-        write_whole(path, json.dumps(kept, indent=1) + "\n")
-        write_whole(path.with_suffix(".md"), table(kept))
-    print(table(kept))
+        results.add(row if row == "qlora" else f"{row} {args.precision}", result)
+    print(results.text())
 
 
 def run(args: argparse.Namespace, program: str, **asked: Any) -> Any:
@@ -132,8 +126,8 @@ def qlora(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(kept: dict[str, Any]) -> str:
-    """All rows there are, as Markdown."""
+def table(kept: dict[str, Any]) -> list[str]:
+    """All rows there are, as lines of Markdown."""
     lines = ["# LoRA steps beside trl and peft", ""]
     lines += ["| | qwen2 | compared with | ratio | asked |", "|---|---|---|---|---|"]
     for row, r in kept.items():
@@ -156,11 +150,7 @@ def table(kept: dict[str, Any]) -> str:
             lines.append(
                 f"| QLoRA on {r['file']}, 1 x 1,024: peak in all | {ours} | {size} | {r['ratio']:.2f} | at most {ASKED['qlora']} |"
             )
-    lines.append("")
-    for row, r in kept.items():
-        machine = r["machine"]
-        lines.append(f"- {row}: {machine['name']} ({', '.join(machine['flags'])}), {r['day']}, torch {r['torch']}: `{r['command']}`")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

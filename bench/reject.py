@@ -1,11 +1,12 @@
 """Rejection sampling beside transformers' generate: answers per second of k samples a prompt, same weights, prompts, sampling and ends.
 
 Ours runs the file as it is (`post/synth/sampling.py`, the engine's batch kept full across prompts); transformers gets the same weights
-widened, once per precision and batch size, and its best figure counts. Prompts are sorted by length for it, so that it pads little; a
-group's next prompts wait for its slowest answer, as `generate` does. Each run is a process of its own, after a warm-up; prompts are
-arithmetic in 25 languages (`post/synth/arithmetic.py`). Checking is left out of both: a number is read in microseconds.
+widened, once per precision and batch size, and of both the quickest row counts. Prompts are sorted by length for it, so that it pads
+little; a group's next prompts wait for its slowest answer, as `generate` does. Each run is a process of its own, after a warm-up;
+prompts are arithmetic in 25 languages (`post/synth/arithmetic.py`). Checking is left out of both: a number is read in microseconds.
 
-    python bench/reject.py [--model qwen2.5-coder:0.5b] [--k 16] [--prompts 12] [--rows ours float32:32 bfloat16:32 ...]
+    python bench/reject.py [--model qwen2.5-coder:0.5b] [--k 16] [--prompts 12] [--batches 16 32 64] [--precisions bfloat16 float32]
+    python bench/reject.py --ours --precisions float32 --batches 64         # a row more; those that are there are kept
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peer.machine import command_line, processor
+from peer.machine import processor
+from peer.results import Results
 
-HERE = Path(__file__).parent
-ROWS = ("ours:16", "ours:32", "float32:16", "bfloat16:16", "bfloat16:32", "bfloat16:64")
+ASKED = 2  # times as many answers a second
 SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -66,7 +68,9 @@ def theirs(args: argparse.Namespace, precision: str, batch: int) -> dict[str, fl
     dtype = getattr(torch, precision)
     with torch.device("meta"):
         peer = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    peer.load_state_dict(dict(model.network.tensors()), assign=True)
+    weights = dict(model.network.tensors())
+    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])  # where it is tied, one tensor is both
+    peer.load_state_dict(weights, assign=True)
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config)
     peer.eval()
     rows = [json.loads(line) for line in Path(args.file).read_text(encoding="utf-8").splitlines()]
@@ -97,7 +101,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), help="ours:BATCH, float32:BATCH, bfloat16:BATCH")
+    parser.add_argument("--ours", type=int, nargs="*", default=[16, 32], metavar="BATCH", help="our answers at a time; none: not run")
+    parser.add_argument("--batches", type=int, nargs="*", default=[16, 32, 64], metavar="BATCH", help="the same of transformers")
+    parser.add_argument("--precisions", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
+    parser.add_argument("--out", type=Path, help="where results are kept; left out: bench/results/")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     parser.add_argument("--file", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -105,21 +112,18 @@ def main() -> None:
         kind, _, batch = args.one.partition(":")
         print(json.dumps(ours(args, int(batch)) if kind == "ours" else theirs(args, kind, int(batch))))
         return
-    args.machine, results = processor(), HERE / "results"  # waits until the machine is idle
-    results.mkdir(exist_ok=True)
-    found: dict[str, dict[str, float]] = {}
+    if min(args.k, args.prompts, args.max_tokens, args.threads, *args.ours, *args.batches) < 1:
+        parser.error("--k, --prompts, --max-tokens, --threads, --ours and --batches: at least 1")
+    rows = [f"ours:{batch}" for batch in args.ours]
+    rows += [f"{precision}:{batch}" for precision in args.precisions for batch in args.batches]
+    results = Results("reject", processor(), table, args.out)  # waits until the machine is idle
+    asked = f"{args.model}, {args.prompts} prompts, k = {args.k}, at most {args.max_tokens} tokens, {args.threads} threads"
     with tempfile.TemporaryDirectory() as folder:
         args.file = str(Path(folder) / "prompts.jsonl")
         Path(args.file).write_text("".join(json.dumps(row) + "\n" for row in prompts_of(args.prompts)), encoding="utf-8")
-        for row in args.rows:
-            found[row] = measured(args, row)
-            write(results / f"reject_{args.machine['kind']}.md", report(args, found))
-    print("\n".join(report(args, found)))
-
-
-def write(path: Path, lines: list[str]) -> None:
-    """After each row, so that a run that is broken off leaves what it found."""
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for row in rows:
+            results.add(f"{row}, {asked}", {"row": row, "asked": asked, **measured(args, row)})
+    print(results.text())
 
 
 def measured(args: argparse.Namespace, row: str) -> dict[str, float]:
@@ -127,26 +131,28 @@ def measured(args: argparse.Namespace, row: str) -> dict[str, float]:
     flags = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in ("model", "k", "max_tokens", "threads", "file")]
     done = subprocess.run([sys.executable, __file__, *flags, "--one", row], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{row}: {found['answers'] / found['seconds']:.2f} answers/s", file=sys.stderr, flush=True)
+    print(f"{row}: {rate(found):.2f} answers/s", file=sys.stderr, flush=True)
     return found
 
 
-def report(args: argparse.Namespace, found: dict[str, dict[str, float]]) -> list[str]:
-    rates = {row: one["answers"] / one["seconds"] for row, one in found.items()}
-    best = {side: max((rate for row, rate in rates.items() if row.startswith("ours") == side), default=0.0) for side in (True, False)}
-    machine = args.machine
-    lines = [
-        "# Rejection sampling beside transformers' generate",
-        f"{machine['name']}; {args.threads} threads; {args.model}; {args.prompts} prompts, k = {args.k}, at most {args.max_tokens} tokens",
-        f"command: {command_line()}",
-        "",
-        "| what:answers at a time | answers/s | tokens/s | tokens an answer |",
-        "|---|---|---|---|",
-    ]
-    for row, one in found.items():
-        lines.append(f"| {row} | {rates[row]:.2f} | {one['tokens'] / one['seconds']:.0f} | {one['tokens'] / one['answers']:.1f} |")
-    if best[False] and best[True]:
-        lines += ["", f"ours / transformers, the quicker row of each: {best[True] / best[False]:.2f} (asked: 2)"]
+def rate(found: Mapping[str, Any]) -> float:
+    return float(found["answers"] / found["seconds"])
+
+
+def table(kept: dict[str, Any]) -> list[str]:
+    """All rows there are, as lines of Markdown: those of equal prompts and sampling together."""
+    lines = ["# Rejection sampling beside transformers' generate"]
+    for asked in dict.fromkeys(one["asked"] for one in kept.values()):
+        rows = [one for one in kept.values() if one["asked"] == asked]
+        lines += ["", asked, "", "| what:answers at a time | answers/s | tokens/s | tokens an answer |", "|---|---|---|---|"]
+        for one in rows:
+            tokens = f"{one['tokens'] / one['seconds']:.0f} | {one['tokens'] / one['answers']:.1f}"
+            lines.append(f"| {one['row']} | {rate(one):.2f} | {tokens} |")
+        sides = [[one for one in rows if one["row"].startswith("ours") == is_ours] for is_ours in (True, False)]
+        if all(sides):
+            best, peer = (max(side, key=rate) for side in sides)
+            ratio = f"{rate(best) / rate(peer):.2f} (asked: {ASKED})"
+            lines += ["", f"{best['row']} / {peer['row']}, the quickest of {len(sides[0])} and {len(sides[1])} rows: {ratio}"]
     return lines
 
 

@@ -15,14 +15,13 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from peer.machine import command_line, processor
+from peer.machine import processor
+from peer.results import Results
 
 from qwen2.config import ModelConfig, MoEConfig
 from qwen2.config.family import FAMILY, nano
@@ -60,22 +59,11 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.rounds, args.steps, args.threads, *(args.layers or [1])) < 1:
         parser.error("--rounds, --steps, --threads and --layers: at least 1")
-    machine = processor()
-    path = HERE / "results" / f"train_{machine['kind']}.json"
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results = Results("train", processor(), table)
     for row in args.rows:
         result = memory(args) if row == "memory" else mixture(args, row[4:]) if row.startswith("moe") else speed(args, row)
-        kept[row] = result | {"command": command_line(), "machine": machine, "torch": torch.__version__, "day": time.strftime("%Y-%m-%d")}
-        write_whole(path, json.dumps(kept, indent=1) + "\n")
-        write_whole(path.with_suffix(".md"), table(kept))
-    print(table(kept))
-
-
-def write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    part.replace(path)
+        results.add(row, result)
+    print(results.text())
 
 
 def run(
@@ -150,8 +138,8 @@ def line_through(depths: list[int], values: list[float], layers: int) -> float:
     return values[0] + (values[-1] - values[0]) * (layers - depths[0]) / (depths[-1] - depths[0])
 
 
-def table(kept: dict[str, Any]) -> str:
-    """All rows there are, as Markdown."""
+def table(kept: dict[str, Any]) -> list[str]:
+    """All rows there are, as lines of Markdown."""
     lines = ["# A training step beside transformers' Trainer", ""]
     lines += ["| | qwen2 | compared with | ratio | asked |", "|---|---|---|---|---|"]
     for row in ("fp32", "bf16"):
@@ -173,11 +161,7 @@ def table(kept: dict[str, Any]) -> str:
             what = f"nano with 16 experts, 4 active, {row[4:]}: 6 N_active tokens/s, GFLOP/s"
             ours = f"{r['flops']['mixture'] / 1e9:.0f} ({r['tokens']['mixture']:,.0f} tokens/s)"
             lines.append(f"| {what} | {ours} | {r['flops']['dense'] / 1e9:.0f}, our dense nano | {r['ratio']:.2f} | {ASKED['moe']} |")
-    lines.append("")
-    for row, r in kept.items():
-        machine = r["machine"]
-        lines.append(f"- {row}: {machine['name']} ({', '.join(machine['flags'])}), {r['day']}, torch {r['torch']}: `{r['command']}`")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,11 @@ class FakeSampler:
     digest: str = "0123456789abcdef"
     params: dict[str, Any] = field(default_factory=lambda: {"temperature": 1.0, "top_k": 0})
     asked: list[str] = field(default_factory=list)
+    before: list[dict[str, Any]] = field(default_factory=list)  # messages of its own
     most: int | None = None  # prompts after which the process is killed, by itself
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [*self.before, *map(dict, messages)]
 
     def sample(self, prompts: Iterable[Prompt], k: int, seed: int) -> Generator[tuple[Prompt, Answers | str], None, None]:
         for number, prompt in enumerate(sorted(prompts, key=lambda prompt: prompt.key)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,36 @@ def test_unit_tests(coder: TestChecker, code: str, verdict: Verdict) -> None:
 
 
 @UNIX
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import json\njson.dumps = lambda *a, **k: 'x'", "0 of 1 tests passed"),
+        ('import json\njson.dumps = lambda *a, **k: \'{"passed": 1, "failed": ""}\'', "0 of 1 tests passed"),
+        ("import os\nwrite = os.write\nos.write = lambda file, data: write(file, data.replace(b'0', b'1', 1)[:33])", "0 of 1 tests passed"),
+        ("import builtins\nbuiltins.exec = builtins.compile = lambda *a: ''", "0 of 1 tests passed"),
+        ("import builtins\nbuiltins.enumerate = lambda *a, **k: [(1, '')]", "0 of 1 tests passed"),
+        ("import __main__\n__main__.executing = lambda: None\n__main__.told = lambda *a: ''", "0 of 1 tests passed"),
+        ("import builtins\nbuiltins.BaseException = MemoryError", "exit code 1: AssertionError"),
+        (
+            "import os\nfor file in range(3, 9):\n    try: os.write(file, b'x' * 65480)\n    except OSError: pass",
+            "wrote more than 65,536 bytes",
+        ),
+        ("import os\nfor file in range(3, 9):\n    try: os.write(file, b'x' * 99)\n    except OSError: pass", "0 of 1 tests passed"),
+        ("import os\nos.closerange(3, 9)", "exit code 1: OSError: [Errno 9] Bad file descriptor"),
+        ("import sys\nsys.stdout = None\ndef f(x): raise ValueError('\\udc80')", "0 of 1 tests passed; test 1: ValueError: ?"),
+        (  # who does look for the word, and writes what is no report: a verdict still
+            "import os, sys\nword = sys._getframe(2).f_locals['word'].encode()\n"
+            "for file in range(3, 9):\n    try: os.write(file, word + b'9' * 5000 + word)\n    except OSError: pass\nos._exit(0)",
+            "ended before its tests",
+        ),
+    ],
+)
+def test_a_solution_that_meddles_with_its_report(coder: TestChecker, code: str, said: str) -> None:
+    verdict = coder.check(code, {"tests": ["assert globals().get('f', abs)(1) == 2"]})
+    assert (verdict.right, verdict.said.startswith(said)) == (False, True), verdict
+
+
+@UNIX
 def test_a_program_that_hangs() -> None:
     assert TestChecker(Limits(seconds=0.3)).check("while True: pass", {"tests": "pass"}) == Verdict(False, "ran longer than 0.3 s")
 
@@ -126,6 +157,10 @@ def odd(answer, row):
         os._exit(3)
     if answer == "none":
         return None
+    if answer == "astray":
+        for file in range(3, 20):
+            try: os.write(file, b"\\xff[]\\n")
+            except OSError: pass
     print("this must not be taken for a verdict")
     return answer == "yes"
 """
@@ -159,7 +194,38 @@ def test_a_function_that_fails_is_named_and_the_next_answer_is_judged(mine: Call
     assert checker.check("hang", {}) == Verdict(None, "ran longer than 1 s")
     assert checker.check("exit", {}) == Verdict(None, "ended its process (exit code 3)")
     assert checker.check("none", {}) == Verdict(None, "returned NoneType, not True or False")
+    assert checker.check("astray", {}) == Verdict(None, "wrote into what its process answers with")
     assert checker.check("yes", {}) == Verdict(True, "right")
+    checker.path.unlink()  # nor does a process end the run that can no longer be started
+    assert checker.check("exit", {}).right is None
+    assert "FileNotFoundError" in checker.check("yes", {}).said
+
+
+STARTS = """
+import os, subprocess, sys
+CHILD = "import time; file = open({pipe!r}, 'w'); print(flush=True); time.sleep(20); file.write('left behind')"
+def f(answer, row):
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    if answer == "exit":
+        os._exit(3)
+    return answer == "leave" or child.wait() == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="a function's processes are its own where these have no groups")
+@pytest.mark.parametrize("answer", ["hang", "exit", "leave"])
+def test_what_a_function_started_ends_with_its_process(answer: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "starts.py").write_text(STARTS.format(pipe=str(tmp_path / "pipe")))
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    checker = FunctionChecker(tmp_path / "starts.py", "f", 3.0)
+    verdict = checker.check(answer, {})
+    checker.close()
+    os.set_blocking(pipe, True)
+    with open(pipe, "rb") as file:
+        assert file.read() == b""  # at its end as soon as nobody has it open
+    assert verdict.right is (True if answer == "leave" else None)
 
 
 def test_functions_that_cannot_be_had(tmp_path: Path, mine: Callable[..., FunctionChecker]) -> None:

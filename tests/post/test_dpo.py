@@ -221,6 +221,9 @@ def test_a_model_learns_which_answers_are_better(tmp_path: Path):
     assert evals[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # the model is its own reference before the first step
     assert abs(evals[0]["margin"]) < 1e-3
     assert evals[-1]["accuracy"] == 1.0
+    held = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["held_out"]
+    for found in evals:
+        assert found["accuracy_standard_error"] == pytest.approx((found["accuracy"] * (1 - found["accuracy"]) / held) ** 0.5)
     assert evals[-1]["margin"] > 1 > 0.2 > evals[-1]["loss"]
     logged = [line for line in lines if "loss" in line]
     for name in ("accuracy", "margin", "reward_chosen", "reward_rejected", "logp_chosen", "length_chosen", "length_rejected"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen2.post.checks.checkers import make_checker
+from qwen2.post.rows.formats import record
+from qwen2.post.rows.records import Example
 from qwen2.post.synth.prompts import Prompts, read_prompts
 
 NUMBER = make_checker("number")
@@ -45,10 +48,19 @@ def test_more_of_a_row(tmp_path: Path) -> None:
     row = {"instruction": "Add.", "input": "1 and 1", "answer": 2, "source": "s", "language": "de", "id": 5, "difficulty": 3}
     found = prompts_of(tmp_path, row, system="Be brief.")
     (prompt,) = found.found
-    assert [message["content"] for message in prompt.messages] == ["Be brief.", "Add.\n\n1 and 1"]
+    assert [message["content"] for message in prompt.messages] == ["Be brief.", "Add.\n1 and 1"]
+    trained = record({**row, "output": "2"}, "here", Counter())
+    assert isinstance(trained, Example)
+    assert trained.messages[0] == prompt.messages[1]  # what is asked is what training on the same row has
     assert (prompt.source, prompt.language, found.unused) == ("s", "de", ("difficulty",))
     own = prompts_of(tmp_path, {"prompt": [{"role": "system", "content": "Mine."}, *USER], "answer": 2}, system="Be brief.").found[0]
     assert own.messages[0]["content"] == "Mine."
+
+
+def test_what_training_learns_is_nothing_to_a_prompt(tmp_path: Path) -> None:
+    before = [{"role": "user", "content": "0 + 1?"}, {"role": "assistant", "content": "1", "weight": 0}]
+    (prompt,) = prompts_of(tmp_path, {"messages": [*before, *USER, {"role": "assistant", "content": "2", "weight": 1}]}).found
+    assert prompt.messages == [before[0], {"role": "assistant", "content": "1"}, *USER]
 
 
 def test_columns_by_name(tmp_path: Path) -> None:

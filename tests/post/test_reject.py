@@ -82,6 +82,31 @@ def test_the_rows_are_what_training_reads(prompts: Prompts, tmp_path: Path) -> N
     assert encode(tiny_model().template, examples[0])
 
 
+def test_rows_hold_what_was_asked_and_the_sampled_answer_alone_is_learned(prompts: Prompts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before = [{"role": "system", "content": "you are a fox"}, {"role": "user", "content": "Ha?"}, {"role": "assistant", "content": "Ho."}]
+    reject(FakeSampler(before=before), prompts, NUMBER, K8, out)
+    (first, *_), pairs, template = read([out / "sft.jsonl"]), list(read([out / "pairs.jsonl"])), tiny_model().template
+    assert isinstance(first, Example)
+    assert first.messages[:4] == [*before, *prompts.found[0].messages]
+    assert all(isinstance(pair, Preference) and pair.messages[:3] == before for pair in pairs)
+    encoded = encode(template, first)
+    learned = [id for id, is_learned in zip(encoded.ids, encoded.mask, strict=True) if is_learned]
+    assert learned == template.render(first.messages, add_generation_prompt=False).ids[encoded.mask.index(True) :][: len(learned)]
+    assert template.tokenizer.decode(learned).startswith(first.messages[-1]["content"])
+
+
+def test_answers_without_text_are_counted_and_in_no_row(tmp_path: Path) -> None:
+    prompts = read_prompts([write(tmp_path / "sums.jsonl", sums(2))], NUMBER)
+    checker, out = mine(tmp_path, "return not answer.strip() or answer == 'a'"), tmp_path / "out"
+    sampler = FakeSampler(lambda prompt, k, seed: [Sampled(text, 1, "stop") for text in ("", " ", "a", "b")])
+    summary = reject(sampler, prompts, checker, RejectSettings(k=4), out)
+    checker.close()
+    assert (summary.right, summary.empty, summary.sft_rows, summary.pairs) == (6, 4, 2, 2)
+    assert "right and empty, in no row: 4" in list(summary.lines())
+    assert [record.messages[-1]["content"] for record in read([out / "sft.jsonl"]) if isinstance(record, Example)] == ["a", "a"]
+
+
 def test_the_same_seed_gives_the_same_rows_in_whatever_order(prompts: Prompts, tmp_path: Path) -> None:
     reject(FakeSampler(), prompts, NUMBER, K8, tmp_path / "a")
     backwards = Prompts(prompts.found[::-1])
@@ -274,9 +299,10 @@ def test_programs_are_judged_while_others_are_written(tmp_path: Path) -> None:
     listed = [{"prompt": f"f(x) = x + {i}", "tests": [f"assert f(1) == {1 + i}"]} for i in range(4)]
     prompts = read_prompts([write(tmp_path / "code.jsonl", listed)], checker)
     codes = ["def f(x): return x + 1", "```python\ndef f(x):\n    return x + 2\n```", "1 / 0", "no code"]
+    codes += ["import json\njson.dumps = lambda *a, **k: 'x'"]  # the harness's too, if it asked for it then
     sampler = FakeSampler(lambda prompt, k, seed: [Sampled(code, len(code), "stop") for code in codes])
-    summary = reject(sampler, prompts, checker, RejectSettings(k=4), tmp_path / "out")
-    assert (summary.right, summary.wrong, summary.solved, summary.pairs) == (2, 14, 2, 2)
+    summary = reject(sampler, prompts, checker, RejectSettings(k=5), tmp_path / "out")
+    assert (summary.right, summary.wrong, summary.solved, summary.pairs) == (2, 18, 2, 2)
     verdicts = {answer["said"] for row in rows(tmp_path / "out" / "answers.jsonl") for answer in row["answers"]}
     assert {
         "1 of 1 tests passed",

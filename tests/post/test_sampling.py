@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 
 from qwen2 import LLM, SamplingParams
 from qwen2.post.checks.checkers import Verdict, make_checker
+from qwen2.post.rows.encode import encode
+from qwen2.post.rows.readers import read
+from qwen2.post.rows.records import Example
 from qwen2.post.synth.prompts import Prompts, read_prompts
 from qwen2.post.synth.reject import reject
 from qwen2.post.synth.sampling import EngineSampler, Sampled, digest_of, digest_of_weights, seed_of
 from qwen2.post.synth.settings import RejectSettings
 from qwen2.weights.model import load
-from tests.conftest import tiny_model
+from qwen2.weights.modelfile import Modelfile
+from tests.conftest import random_adapter, tiny_model
 from tests.post.test_reject import rows, sums, write
 
 NUMBER = make_checker("number")
@@ -100,6 +105,19 @@ def test_a_whole_run_of_an_engine_twice(llm: LLM, tmp_path: Path) -> None:
     assert (config["sampling"]["temperature"], config["sampling"]["max_tokens"], config["answers"]) == (1, 12, {"k": 4, "seed": 0})
 
 
+def test_rows_are_of_the_conversation_that_was_asked(tmp_path: Path) -> None:
+    fox = LLM(replace(tiny_model(), made=Modelfile(system="you are a fox", messages=(("user", "who?"), ("assistant", "a fox")))))
+    prompts, params = asked(tmp_path, 2), SamplingParams(temperature=1, max_tokens=200, stop=("a",))
+    assert reject(EngineSampler(fox, params, digest="fox"), prompts, Even(), RejectSettings(k=16), tmp_path / "out").sft_rows
+    for row in rows(tmp_path / "out" / "sft.jsonl"):
+        (prompt,) = (one for one in prompts.found if one.key == row["provenance"]["key"])
+        (record,) = read([write(tmp_path / "one.jsonl", [row])])
+        assert isinstance(record, Example)
+        trained, prompt_ids = encode(fox.template, record), fox.ask(prompt.messages).request.prompt
+        assert trained.ids[: len(prompt_ids)] == list(prompt_ids)
+        assert trained.mask.index(True) == len(prompt_ids)
+
+
 def test_equal_answers_are_refused_at_once(llm: LLM, tmp_path: Path) -> None:
     sampler = EngineSampler(llm, SamplingParams(temperature=0), digest="tiny")
     with pytest.raises(ValueError, match="k 2 at temperature 0, this model's own default or what you gave: all answers would be alike"):
@@ -109,12 +127,26 @@ def test_equal_answers_are_refused_at_once(llm: LLM, tmp_path: Path) -> None:
 
 def test_a_model_is_told_by_its_files(tiny_folder: Path) -> None:
     model = load(tiny_folder)
-    digest = digest_of(model)
-    assert (len(digest), digest_of(load(tiny_folder))) == (16, digest)
-    assert digest_of(replace(model, made=replace(model.made, system="Be brief."))) != digest
+    digest = digest_of(LLM(model))
+    assert (len(digest), digest_of(LLM(tiny_folder))) == (16, digest)
+    assert digest_of(LLM(replace(model, made=replace(model.made, system="Be brief.")))) != digest
     with pytest.raises(ValueError, match="no weights here to tell the model by"):
-        digest_of(tiny_model())
+        digest_of(LLM(tiny_model()))
     assert digest_of_weights(tiny_model()) == digest_of_weights(tiny_model()) != digest_of_weights(tiny_model(seed=1))
+
+
+def test_a_model_is_told_by_its_adapter_wherever_that_lies(tiny_folder: Path, tmp_path: Path) -> None:
+    model, folder = load(tiny_folder), tmp_path / "mine"
+    found = [EngineSampler(LLM(model), PARAMS)]
+    for seed in (1, 2, 1):
+        shutil.rmtree(folder, ignore_errors=True)
+        found.append(EngineSampler(LLM(model, adapter=random_adapter(model.config, folder, seed)), PARAMS))
+    made = replace(model, made=replace(model.made, adapter="elsewhere"), adapter=folder)
+    found.append(EngineSampler(LLM(made), PARAMS))
+    bare, first, second, again, own = (sampler.digest for sampler in found)
+    assert first == again == own
+    assert len({bare, first, second}) == 3
+    assert [sampler.name for sampler in found] == [model.name, *[f"{model.name} with the adapter mine"] * 3, model.name]
 
 
 def test_the_real_model_gives_the_same_rows_in_any_batch(smollm: Path, tmp_path: Path) -> None:

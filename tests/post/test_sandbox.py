@@ -33,6 +33,8 @@ def test_a_program_runs(sandbox: Sandbox) -> None:
     assert sandbox.run({"main.py": "import part.two; print(input(), part.two.x)", "part/two.py": "x = 7"}, "\u4e2d").stdout == "\u4e2d 7\n"
     assert run(sandbox, "raise ValueError('so')") == ("exit", "", "exit code 1: ValueError: so")
     assert run(sandbox, "import os; os.abort()") == ("signal", "", "was ended by SIGABRT")
+    if sys.platform == "linux":  # a signal without a name
+        assert run(sandbox, "import signal; signal.raise_signal(40)") == ("signal", "", "was ended by signal 40")
 
 
 @pytest.mark.parametrize("line", ["while True: pass", "import time; time.sleep(60)", "import signal; signal.pause()"])

@@ -18,10 +18,11 @@ from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.post.finetuning.noise import with_noise
-from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, held_out_batches, held_out_loss, steps_of
+from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, evaluation, held_out_batches, held_out_loss, steps_of
 from qwen2.post.rows.examples import Examples
 from qwen2.post.rows.records import Example
 from qwen2.tokenizer import ChatTemplate
+from qwen2.train import standard_error
 from qwen2.train.faults import TrainingError
 from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
@@ -241,6 +242,24 @@ def test_held_out_rows_are_evaluated_by_learned_tokens(tmp_path: Path) -> None:
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in samples] == [0, 0, 3, 3, 6, 6]
     assert set(samples[0]) == {"step", "prompt", "answer", "reference", "ended"}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["weights", "blocks"])
+def test_an_evaluation_has_the_error_of_its_examples(packed: bool, tmp_path: Path) -> None:
+    network, examples, world = tiny_model().network, gathered(small()).examples, World()
+    if packed:
+        to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
+        network = load(tmp_path / "base.gguf", packed=True).network
+    batches = held_out_batches(examples, small())
+    assert max(len(batch.lengths) for batch in batches) > 1
+    with torch.no_grad():
+        found = evaluation(network, batches, world)
+        assert found[HELD_OUT_LOSS] == pytest.approx(held_out_loss(network, batches, world), rel=1e-6)
+        alone = [pack([examples.row([i])]) for i in range(len(examples))]
+        losses = torch.tensor([held_out_loss(network, [batch], world) for batch in alone])
+    counts = torch.tensor([batch.targets for batch in alone])
+    assert found[standard_error.named(HELD_OUT_LOSS)] == pytest.approx(standard_error.of_ratio(losses * counts, counts), rel=1e-4)
+    assert evaluation(network, alone[:1], world).keys() == {HELD_OUT_LOSS}  # one example tells nothing of others
 
 
 def test_samples_are_what_the_engine_answers_to_the_same_prompt(tmp_path: Path) -> None:

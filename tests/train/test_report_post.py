@@ -83,6 +83,7 @@ def test_the_summary_and_the_page(run: Path) -> None:
     page.feed(write_page(run, "tiny").read_text())
     assert page.open == []
     words = " ".join(page.words)
+    assert "standard error" not in words
     for shown in (
         "25% \u2192 50% exact match, after-sft to after-dpo",
         "1.500 \u2192 0.750 held-out loss",
@@ -107,3 +108,13 @@ def test_a_run_goes_on_from_another_once(run: Path, tmp_path: Path, capsys: pyte
     (run / "after-dpo").mkdir()
     with pytest.raises(ValueError, match=r"neither exact\.json nor bits\.json; nothing was measured there"):
         report(run)
+
+
+def test_held_out_figures_are_shown_with_their_errors(run: Path) -> None:
+    path = run / "sft" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"reward_chosen"', '"held-out loss standard error"'))
+    page = Balanced()
+    page.feed(write_page(run, "tiny").read_text())
+    words = " ".join(page.words)
+    assert "1.500 \u00b1 2.500 \u2192 0.750 \u00b1 1.750 held-out loss" in words
+    assert "standard error" not in words

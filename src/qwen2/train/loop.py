@@ -32,6 +32,7 @@ from qwen2.train.metrics import Metrics, draw
 from qwen2.train.optim import Average, clip, make_adamw, rate_share, set_rate
 from qwen2.train.precision import chosen, computing, product_rate
 from qwen2.train.progress import Progress
+from qwen2.train.standard_error import said
 from qwen2.train.task import B
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class Loop(Generic[B]):
             self.progress.say(
                 f"step {self.state.step:,}: {mean:.4f} {self.task.evaluated}, the mean of {len(values)}"
                 if len(values) > 1 and self.task.evaluated
-                else f"step {self.state.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+                else f"step {self.state.step:,}: " + ", ".join(said(values))
             )
         return values
 

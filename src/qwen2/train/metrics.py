@@ -1,8 +1,9 @@
 """What a run says of itself: JSON lines, TensorBoard events, the picture at its end.
 
 `metrics.jsonl` has one object a line: logged steps {step, tokens, loss, lr, grad_norm, tokens_per_s, mfu, ...}, evaluations
-{step, eval: {name: value}}, and events {step, event, text}: batches left out, spikes, going back, settings that were changed. When a run is
-resumed or goes back, lines behind the checkpoint's step are taken away, since those steps come again.
+{step, eval: {name: value}}, standard errors among them (standard_error.py), and events {step, event, text}: batches left out, spikes,
+going back, settings that were changed. When a run is resumed or goes back, lines behind the checkpoint's step are taken away, since
+those steps come again.
 
     for line in read_lines(Path("RUN/metrics.jsonl")): print(line.get("loss"))
 """
@@ -15,6 +16,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from qwen2.train.standard_error import is_error
 
 EXTRA = "needs packages that are not installed; get them with: pip install 'qwen2[train]'"
 
@@ -127,7 +130,7 @@ def draw(folder: Path, evaluated: str = "bits per byte") -> Path:
             axes.flat[0].axvline(line["step"], color="tab:red", linewidth=0.5)
     last = axes.flat[3]
     evaluations = [line for line in lines if "eval" in line]
-    for name in sorted({name for line in evaluations for name in line["eval"]}):
+    for name in sorted({name for line in evaluations for name in line["eval"] if not is_error(name)}):
         drawn = [(line["step"], line["eval"][name]) for line in evaluations if line["eval"].get(name) is not None]
         last.plot([step for step, _ in drawn], [value for _, value in drawn], marker=".", linewidth=1, label=name)
     last.set(title=evaluated if evaluated else "evaluation", xlabel="step")

@@ -19,6 +19,7 @@ from typing import Any
 from qwen2.train.charts import dot_chart, line_chart
 from qwen2.train.metrics import read_lines
 from qwen2.train.report import Figures, begins, in_percent, write_report
+from qwen2.train.standard_error import is_error, named
 
 PAGE = "report.html"
 STYLE = """
@@ -166,9 +167,18 @@ def _training(stage: Figures, folder: Path) -> list[str]:
 
 def _tuning(stage: Figures, folder: Path) -> list[str]:
     held_out = stage.get("held_out", {"before": {}, "after": {}})
-    both = [(name, value, held_out["after"].get(name)) for name, value in held_out["before"].items()]
-    shown = [(name, before, after) for name, before, after in both if before is not None and after is not None]
-    return _run(stage, folder, [(f"{before:.3f} \u2192 {after:.3f}", _held_out(name)) for name, before, after in shown])
+    cards = []
+    for name in held_out["before"]:
+        sides = [_with_error(held_out[when], name) for when in ("before", "after")]
+        if not is_error(name) and all(sides):
+            cards.append((" \u2192 ".join(sides), _held_out(name)))
+    return _run(stage, folder, cards)
+
+
+def _with_error(values: Figures, name: str) -> str:
+    """A figure with its standard error, where it has one; nothing where there is none."""
+    value, error = values.get(name), values.get(named(name))
+    return "" if value is None else f"{value:.3f}" + ("" if error is None else f" \u00b1 {error:.3f}")
 
 
 def _held_out(name: str) -> str:

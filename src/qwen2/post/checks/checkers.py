@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwen2.post.checks import rationals
-from qwen2.post.checks.sandbox import Limits, Sandbox
+from qwen2.post.checks.sandbox import Limits, Sandbox, kill_group
 
 HERE = Path(__file__).parent
 KINDS = "number, tests, or a function of yours as FILE.py:NAME"
 SETUPS = ("setup", "test_setup_code", "test_imports")  # columns; the latter two are MBPP's
+ASTRAY = "wrote into what its process answers with"
 STARTING = 60.0  # seconds that a user's file may take to be imported
 Row = Mapping[str, Any]
 
@@ -124,12 +125,13 @@ class TestChecker:
             return Verdict(False, "no Python code")
         job = json.dumps({"solution": "\n".join([*setup_of(row), code]), "tests": tests, "word": word})
         ran = self.sandbox.run({"main.py": self.harness}, job)
-        _, found, report = ran.stdout.partition(word)
-        if not found:
-            return Verdict(False, ran.why(self.sandbox.limits) if ran.end != "exit" or ran.code else "ended before its tests")
-        told = json.loads(report)
-        right = told["passed"] == len(tests) and not told["failed"]
-        return Verdict(right, f"{told['passed']} of {len(tests)} tests passed" + (f"; {told['failed']}" if told["failed"] else ""))
+        _, *report = ran.stdout.split(word)
+        if len(report) != 2 or report[0] not in map(str, range(len(tests) + 1)):  # whatever it is, it is not the harness's whole report
+            return Verdict(False, "ended before its tests" if ran.ok else ran.why(self.sandbox.limits))
+        passed, failed = report
+        return Verdict(
+            passed == str(len(tests)) and not failed, f"{passed} of {len(tests)} tests passed" + (f"; {failed}" if failed else "")
+        )
 
     def close(self) -> None:
         """Nothing to end: every program has ended."""
@@ -194,14 +196,21 @@ class FunctionChecker:
         try:
             process = self._idle.get_nowait()
         except queue.Empty:
-            process = self._start()
+            try:
+                process = self._start()
+            except ValueError as error:  # it could be imported before
+                return Verdict(None, str(error))
         line, late = process.exchange(json.dumps({"answer": answer, "row": dict(row)}), self.seconds)
         if not line:
             code = process.end()
             return Verdict(None, f"ran longer than {self.seconds:g} s" if late else f"ended its process (exit code {code})")
+        told = _object(line)
+        if told is None:
+            process.end()
+            return Verdict(None, ASTRAY)
         self._idle.put(process)
-        told = json.loads(line)
-        return Verdict(None, told["error"]) if "error" in told else Verdict(told["right"], "right" if told["right"] else "wrong")
+        right = told.get("right")
+        return Verdict(right, "right" if right else "wrong") if isinstance(right, bool) else Verdict(None, str(told.get("error")))
 
     def close(self) -> None:
         """End the processes that are left."""
@@ -212,12 +221,21 @@ class FunctionChecker:
     def _start(self) -> _Process:
         process = _Process([sys.executable, str(HERE / "check_worker.py"), str(self.path), self.function])
         line, late = process.exchange(None, STARTING)
-        broken = f"its import took longer than {STARTING:g} s" if late else "its import ended Python"
-        told = json.loads(line) if line else {"refused": broken}
+        broken = f"its import took longer than {STARTING:g} s" if late else f"its import {ASTRAY if line else 'ended Python'}"
+        told = _object(line) or {"refused": broken}
         if "refused" in told:
             process.end()
             raise ValueError(f"check {self.path}:{self.function}: {told['refused']}")
         return process
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """What a process answered; None where it is no JSON object: the user's function shares the process, and may write anywhere."""
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) else None
 
 
 class _Process:
@@ -231,7 +249,8 @@ class _Process:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is the run's, which then ends these
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is the run's, which then ends these and what they started
         )
 
     def exchange(self, line: str | None, seconds: float) -> tuple[str, bool]:
@@ -241,7 +260,7 @@ class _Process:
 
         def stop() -> None:
             late.set()
-            process.kill()
+            kill_group(process)
 
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
@@ -259,14 +278,14 @@ class _Process:
         return (answer if answer.endswith("\n") and not late.is_set() else ""), late.is_set()
 
     def end(self) -> int:
-        """End it, by killing where it does not at once; its exit code."""
+        """End it, by killing where it does not at once, and what it started; its exit code."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018
         with contextlib.suppress(OSError):
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.5)
-        process.kill()
+        kill_group(process)
         code = process.wait()
         process.stdout.close()
         return code

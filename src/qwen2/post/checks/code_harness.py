@@ -1,43 +1,53 @@
 """What runs inside the sandbox: a solution, then its tests one by one, then a report that only it can have written.
 
 Sent there as main.py by `checkers.py`; knows nothing of the rest of qwen2. The job is JSON on stdin, so that no file names the tests;
-the report goes to what stdout was, after a word that the solution does not know, and what the solution prints goes nowhere. A
-program that goes looking for this word in the memory of its own process finds it: verdicts are for models that try to solve the
-problem, and samples of what was kept are worth reading.
+what the solution prints goes nowhere. The report goes to what stdout was: a word that the solution does not know, how many tests
+passed, the word again, and what failed first. What runs, counts and writes is bound before the solution is there, which may replace
+every name in every module. A program that goes looking for the word in the memory of its own process finds it, and one whose results
+say that they equal everything passes tests that ask no more: verdicts are for models that try to solve the problem, and samples of
+what was kept are worth reading.
 """
 
 import json
 import linecache
 import os
 import sys
+from collections.abc import Callable
 
 
 def main() -> None:
     """Run, count, report."""
     job = json.loads(sys.stdin.read())
+    word, solution, tests = job["word"], job["solution"], list(enumerate(job["tests"], start=1))
     out, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
+    run, tell, write, leave = executing(), told, os.write, os._exit
     passed, failed = 0, ""
     scope = {"__name__": "solution"}
     try:
-        execute("solution", job["solution"], scope)
+        run("solution", solution, scope)
     except BaseException as error:
-        failed = "the solution raised " + told(error)
+        failed = "the solution raised " + tell(error)
     else:
-        for number, test in enumerate(job["tests"], start=1):
+        for number, test in tests:
             try:
-                execute(f"test {number}", test, scope)
+                run(f"test {number}", test, scope)
                 passed += 1
             except BaseException as error:
-                failed = failed or f"test {number}: {told(error)}"
-    os.write(out, (job["word"] + json.dumps({"passed": passed, "failed": failed[:300]})).encode())
-    os._exit(0)
+                failed = failed or f"test {number}: {tell(error)}"
+    write(out, f"{word}{passed}{word}{failed[:300]}".encode("utf-8", "replace"))
+    leave(0)
 
 
-def execute(name: str, source: str, scope: dict) -> None:
-    """Run a source in a scope; its lines can be shown."""
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    exec(compile(source, name, "exec"), scope)
+def executing() -> Callable[[str, str, dict], None]:
+    """What runs a source in a scope, so that its lines can be shown."""
+    compiled, run, cache = compile, exec, linecache.cache
+
+    def execute(name: str, source: str, scope: dict) -> None:
+        cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        run(compiled(source, name, "exec"), scope)
+
+    return execute
 
 
 def told(error: BaseException) -> str:

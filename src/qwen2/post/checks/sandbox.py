@@ -70,7 +70,8 @@ class Ran:
         if self.end == "output":
             return f"wrote more than {limits.output:,} bytes"
         if self.end == "signal":
-            return f"was ended by {signal.Signals(self.code or 0).name}"
+            names = {one.value: one.name for one in signal.Signals}  # the numbers of real time have none
+            return f"was ended by {names.get(self.code or 0, f'signal {self.code}')}"
         last = self.stderr.strip().rpartition("\n")[2]
         return f"exit code {self.code}" + (f": {last[:200]}" if last else "")
 
@@ -164,11 +165,20 @@ class Sandbox:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the worker, its group and with them the program; nobody is left to wait for."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
+    kill_group(process)
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that has a session of its own, and what it started; where there are no groups of processes, only itself.
+
+    What has ended already is no error: what it left behind is killed.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter is macOS's word for a group that has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()

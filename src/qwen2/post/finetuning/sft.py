@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
@@ -28,12 +29,15 @@ from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
 from qwen2.post.rows.packing import PackedRows
 from qwen2.train.folder import RunFolder
+from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
 from qwen2.train.place import origin
+from qwen2.train.precision import unrecorded
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
+from qwen2.train.standard_error import named, of_ratio
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.adapter import save_adapter
@@ -125,11 +129,33 @@ def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
     total, count = 0.0, 0
     for whole in batches:
         batch = world.local(whole)
-        hidden = network(batch.tokens, world.attend(network.config, batch))
-        _, _, sums = cross_entropy(network, hidden, batch.labels)
+        with unrecorded(network):
+            hidden = network(batch.tokens, world.attend(network.config, batch))
+            _, _, sums = cross_entropy(network, hidden, batch.labels)
         total += float(sums["nll"])
         count += whole.targets
     return world.sum([total])[0] / world.data_size / max(count, 1)
+
+
+def evaluation(network: Qwen2, batches: list[Batch], world: World) -> dict[str, float]:
+    """The held-out loss with its standard error over examples. A network that is divided among ranks has the loss alone."""
+    if world.size > 1:
+        return {HELD_OUT_LOSS: held_out_loss(network, batches, world)}
+    sums, counts = torch.cat([example_losses(network, world.local(batch), world) for batch in batches]).unbind(1)
+    error = of_ratio(sums, counts)
+    mean = float(sums.sum()) / max(float(counts.sum()), 1)
+    return {HELD_OUT_LOSS: mean, **({} if error is None else {named(HELD_OUT_LOSS): error})}
+
+
+def example_losses(network: Qwen2, batch: Batch, world: World) -> Tensor:
+    """(E, 2) float64, of each of a batch's examples: the loss of its learned tokens in nats, and how many these are."""
+    rows = (batch.labels != IGNORE).nonzero().squeeze(1)  # (n,)
+    with unrecorded(network):
+        hidden = network(batch.tokens, world.attend(network.config, batch))
+        losses = -token_logprobs(network, hidden, rows, batch.labels[rows]).detach().cpu().double()
+    owners = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))[rows.cpu()]
+    found = torch.zeros(len(batch.lengths), 2, dtype=torch.float64)
+    return found.index_add(0, owners, torch.stack([losses, torch.ones_like(losses)], 1))
 
 
 def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, float]] | None = None) -> Task[Batch]:
@@ -169,7 +195,7 @@ def sft(job: Job, world: World | None = None) -> State:
         samples = Samples(job.data.prompts or job.data.first, job.start, job.settings, folder.path / "samples.jsonl")
 
         def evaluate(network: Qwen2) -> dict[str, float]:
-            found = {HELD_OUT_LOSS: held_out_loss(network, batches, world)} if batches else {}
+            found = evaluation(network, batches, world) if batches else {}
             if world.size == 1:  # a network that is divided cannot be asked by one rank
                 samples(network, loop.state.step)
             return found

@@ -206,10 +206,15 @@ def _prompt(row: Row, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
         return turns(given, key, unused)
     about = row.has(tuple(one for one in CONTEXTS if one != key))
     parts = [text(given, key)] + ([text(row.take(about), about)] if about is not None else [])
-    question = "\n".join(part for part in parts if part)
-    if not question.strip():
+    asked = question(*parts)
+    if not asked.strip():
         raise RowError(NO_PROMPT, f"{key} is empty")
-    return [*past, {"role": "user", "content": question}], untrained
+    return [*past, {"role": "user", "content": asked}], untrained
+
+
+def question(*parts: str) -> str:
+    """An instruction and what it is about as one text, a line behind the other, as the field's tools join them."""
+    return "\n".join(part for part in parts if part)
 
 
 def _continuation(value: Any, at: str, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:

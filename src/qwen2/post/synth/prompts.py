@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen2.post.rows.formats import question
+from qwen2.post.rows.turns import WEIGHTS
 from qwen2.tokenizer.messages import read_messages
 
 if TYPE_CHECKING:
@@ -155,11 +157,11 @@ def _messages(row: dict[str, Any], prompt_column: str | None) -> list[dict[str, 
         raise ValueError(f"nothing is asked: a row needs {' or '.join(names)}{has}")
     asked = row[name]
     if isinstance(asked, list) and asked and all(isinstance(message, dict) for message in asked):
-        return list(asked)
+        return [{key: value for key, value in message.items() if key not in WEIGHTS} for message in asked]  # training's business
     if not isinstance(asked, str):
         raise ValueError(f"{name} is {type(asked).__name__}: must be a text or a list of messages")
     more = row.get("input") if name == "instruction" else None
-    return [{"role": "user", "content": asked + (f"\n\n{more}" if isinstance(more, str) and more else "")}]
+    return [{"role": "user", "content": question(asked, more) if isinstance(more, str) else asked}]
 
 
 def _named(row: dict[str, Any], name: str) -> str:

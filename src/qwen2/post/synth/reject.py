@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,7 +155,8 @@ def _write(out: Path, journal: Journal, prompts: Prompts, sampler: Sampler, chec
     records = {record["key"]: record for record in journal.records}
     finished = [(prompt, records[prompt.key]) for prompt in prompts.found if prompt.key in records]
     about = {"model": sampler.name, "digest": sampler.digest, "sampling": sampler.params, "checker": checker.name}
-    chosen = [rows_of(prompt, record, about, settings) for prompt, record in finished if "refused" not in record]
+    asked = [(replace(prompt, messages=sampler.conversation(prompt.messages)), record) for prompt, record in finished]
+    chosen = [rows_of(prompt, record, about, settings) for prompt, record in asked if "refused" not in record]
     sft, pairs = [row for rows, _ in chosen for row in rows], [row for _, rows in chosen for row in rows]
     write_lines(out / SFT, sft)
     write_lines(out / PAIRS, pairs)

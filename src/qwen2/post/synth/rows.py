@@ -1,4 +1,9 @@
-"""A finished prompt's rows: conversations for SFT and preference pairs, each with where it comes from."""
+"""A finished prompt's rows: conversations for SFT and preference pairs, each with where it comes from.
+
+They hold what the model really read, with what its Modelfile puts before a prompt. Of a conversation the sampled answer alone is
+learned: earlier ones have the weight 0, as OpenAI's format and ours write it. An answer without text is in no row, whatever its checker
+says.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +20,11 @@ Rows = list[dict[str, Any]]
 
 
 def rows_of(prompt: Prompt, record: dict[str, Any], about: dict[str, Any], settings: RejectSettings) -> tuple[Rows, Rows]:
-    """SFT rows and pairs of a prompt's record; `about` is what all of a run's rows have in common."""
-    whole = [(Candidate(i, one["text"], one["tokens"], one["said"]), one) for i, one in enumerate(record["answers"])]
+    """SFT rows and pairs of a prompt's record; `about` is what all of a run's rows have in common. The prompt's messages are the rows'."""
+    listed = [(Candidate(i, one["text"], one["tokens"], one["said"]), one) for i, one in enumerate(record["answers"])]
+    whole = [(candidate, one) for candidate, one in listed if candidate.text.strip()]
     right = [candidate for candidate, one in whole if one["right"]]
-    wrong = [candidate for candidate, one in whole if one["right"] is False and one["finish"] == "stop" and candidate.text.strip()]
+    wrong = [candidate for candidate, one in whole if one["right"] is False and one["finish"] == "stop"]
     order, least = settings.pick, settings.least_distance
     taken = pick(right, max(settings.per_prompt, settings.pairs_per_prompt), order, least)
     known = {"source": prompt.source, "language": prompt.language, "prompt": prompt.where, "key": prompt.key}
@@ -27,9 +33,9 @@ def rows_of(prompt: Prompt, record: dict[str, Any], about: dict[str, Any], setti
     def told(candidate: Candidate) -> dict[str, Any]:
         return {"seed": seed_of(settings.seed, prompt.key) + candidate.index, "sample": candidate.index, "verdict": candidate.said}
 
+    before = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in prompt.messages]
     sft: Rows = [
-        {"messages": [*prompt.messages, *turn(candidate)], "provenance": {**about, **told(candidate)}}
-        for candidate in taken[: settings.per_prompt]
+        {"messages": [*before, *turn(candidate)], "provenance": {**about, **told(candidate)}} for candidate in taken[: settings.per_prompt]
     ]
     chosen: Rows = [
         {

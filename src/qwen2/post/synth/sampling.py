@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -51,6 +51,9 @@ class Sampler(Protocol):
     digest: str
     params: dict[str, Any]
 
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """A prompt's messages with what the model itself has before them."""
+
     def sample(self, prompts: Iterable[Prompt], k: int, seed: int) -> Generator[tuple[Prompt, Answers | str], None, None]:
         """Each prompt with its k answers, in whatever order they are ready; with a reason where it cannot be asked."""
 
@@ -64,8 +67,13 @@ class EngineSampler:
         self.greedy = resolved.temperature == 0
         known = {f.name: _plain(getattr(resolved, f.name)) for f in fields(resolved) if f.name not in PER_ANSWER}
         self.params = {name: value for name, value in known.items() if value not in (None, False, [], {}) or isinstance(value, int | float)}
-        self.name = llm.model.name if name is None else name
-        self.digest = digest_of(llm.model) if digest is None else digest
+        beside = "" if llm.adapter is None or llm.model.adapter is not None else f" with the adapter {llm.adapter.name}"
+        self.name = f"{llm.model.name}{beside}" if name is None else name
+        self.digest = digest_of(llm) if digest is None else digest
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with its Modelfile's SYSTEM and MESSAGEs, as `LLM.render` reads them."""
+        return [dict(message) for message in self.llm.model.made.conversation(messages)]
 
     def sample(self, prompts: Iterable[Prompt], k: int, seed: int) -> Generator[tuple[Prompt, Answers | str], None, None]:
         """The same as of any sampler; a prompt that does not fit the window is refused. ValueError, at once, for k equal answers."""
@@ -127,16 +135,21 @@ def seed_of(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest(), "little") >> 2
 
 
-def digest_of(model: Model) -> str:
-    """What a model is, in 16 hex digits: its files' contents, and what its Modelfile makes of them. Reads all of its weights once."""
-    path, digest = Path(model.path), hashlib.sha256()
+def digest_of(llm: LLM) -> str:
+    """What a model is, in 16 hex digits: its files' contents, its adapter's, and what its Modelfile makes of them.
+
+    Reads all of its weights once. Raises ValueError for a model that is in no file.
+    """
+    path, digest = Path(llm.model.path), hashlib.sha256()
     files = [path] if path.is_file() else sorted({found for pattern in WEIGHTS for found in path.glob(pattern)})
     if not files:
         raise ValueError(f"{path}: no weights here to tell the model by; save it first, and sample from its folder")
     for file in files:
         digest.update(f"{'' if path.is_file() else file.name} {file_digest(file).hexdigest()}\n".encode())
-    if model.made:
-        digest.update(repr(model.made).encode())
+    if made := replace(llm.model.made, adapter=None):  # which is a path, where others may come to lie
+        digest.update(repr(made).encode())
+    if llm.adapter is not None:
+        digest.update(f"adapter {llm.adapter.digest}\n".encode())
     return digest.hexdigest()[:16]
 
 

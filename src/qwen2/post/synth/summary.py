@@ -48,6 +48,7 @@ class Summary:
     right: int
     wrong: int
     cut: int
+    empty: int  # of the right ones those without text, which become no rows
     failed: dict[str, int]  # answers by how the checker failed
     pass_at: dict[int, float]
     by_source: dict[str, Group]
@@ -67,6 +68,8 @@ class Summary:
         yield f"right {self.right:,} ({self.acceptance:.1%}), wrong {self.wrong:,}, cut off {self.cut:,}{failed}"
         if self.pass_at:
             yield "  ".join(f"pass@{k} {value:.1%}" for k, value in self.pass_at.items())
+        if self.empty:
+            yield f"right and empty, in no row: {self.empty:,}"
         for title, counts in (("checker failed", self.failed), ("not asked", self.refused), ("row left out", self.broken)):
             for reason, count in counts.items():
                 yield f"{title}: {count:,} x {reason}"
@@ -100,6 +103,7 @@ def summarise(prompts: Prompts, finished: Sequence[tuple[Prompt, dict[str, Any]]
         right,
         len(answers) - right - cut - failed.total(),
         cut,
+        sum(answer["right"] is True and not answer["text"].strip() for answer in answers),
         dict(failed.most_common(REASONS)),
         {size: sum(pass_at(k, count, size) for count in counts) / len(counts) for size in sizes(k)} if counts else {},
         groups((prompt.source, listed) for prompt, listed in asked),
