@@ -70,7 +70,9 @@ class ExactSignatures(PipelineStep):
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Each document's hash, those of held-out ones apart, and a training document's paragraphs'."""
-        whole, held, lines = [], [], []
+        whole: list[Hashes] = []
+        held: list[Hashes] = []
+        lines: list[Hashes] = []
         for document in data:
             text = analysed(document)
             is_training = document.metadata["role"] == "train"
