@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from qwen2.data.extract import instructions
-from qwen2.data.fetch import Archive, Wanted, write_texts
 from qwen2.data.packages import PACKAGES
 from qwen2.data.recipe import Source
+from qwen2.data.texts import Archive, Wanted, write_texts
 from qwen2.post.rows.formats import record
 from qwen2.post.rows.records import Preference
 

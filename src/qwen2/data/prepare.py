@@ -238,7 +238,10 @@ class Chain:
                     yield fields["metadata"]["language"], text
 
     def _items(self) -> Iterator[tuple[str, str]]:
-        """Evaluation sets, and the held-out text line by line. Items that do not read are counted, in the report's first step."""
+        """Evaluation sets, and the held-out text, whole and line by line: lines may be short, or stand in other texts alone.
+
+        Items that do not read are counted, in the report's first step.
+        """
         unread = Tally()
         for entry in self.evaluation:
             for number, (text, fields) in enumerate(read(Path(entry.path), entry.format)):
@@ -253,8 +256,8 @@ class Chain:
         for rank in range(self.recipe.tasks):
             for text, fields in read_texts(self.work / "documents" / f"{rank:05d}.jsonl"):
                 if fields["metadata"]["role"] == "held-out":
-                    for line in text.split("\n"):
-                        yield f"{fields['metadata']['source']}:", line
+                    for part in dict.fromkeys([text, *text.split("\n")]):
+                        yield f"{fields['metadata']['source']}:", part
 
     def _later(self) -> list[str]:
         return [step for step in self.recipe.steps if step not in ("language", "heuristics")]

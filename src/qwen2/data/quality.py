@@ -13,6 +13,7 @@ Left out: taste. What is true, kind or worth reading is not looked at.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -183,12 +184,11 @@ def learn(documents: Iterable[tuple[str, str]], seed: int) -> tuple[Classifier, 
 
     ValueError where there are fewer than 50 documents.
     """
-    known = sorted({text[:LOOKED_AT]: (language, text[:LOOKED_AT]) for language, text in documents if text.strip()}.values())
-    if len(known) < 50:
+    chosen = balanced(((language, text[:LOOKED_AT]) for language, text in documents if text.strip()), seed)
+    if len(chosen) < 50:
         raise ValueError(
-            f"{len(known)} documents to learn quality from: 50 are needed; mark more sources as reference, or leave the step out"
+            f"{len(chosen)} documents to learn quality from: 50 are needed; mark more sources as reference, or leave the step out"
         )
-    chosen = _balanced(known, seed)
     seen: list[tuple[str, bool]] = []
     held: list[tuple[str, str, str, str]] = []
     kinds = list(DAMAGE)
@@ -212,16 +212,46 @@ def learn(documents: Iterable[tuple[str, str]], seed: int) -> tuple[Classifier, 
     return classifier, measured
 
 
-def _balanced(known: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
-    """At most MOST documents, in which no language has more than its share as long as others have some."""
-    piles: dict[str, list[str]] = {}
-    for language, text in known:
-        piles.setdefault(language, []).append(text)
-    chosen: list[tuple[str, str]] = []
-    share = MOST // len(piles)
-    for language in sorted(piles):
-        chosen += [(language, text) for text in sorted(piles[language], key=lambda text: _number(text, seed + 1))[:share]]
-    return chosen
+def balanced(documents: Iterable[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """At most MOST different (language, text), of each language those with the smallest hashes, and of none more than its share.
+
+    Never more than MOST are held while documents come: the share shrinks with each new language, and what is cut off stays so.
+    """
+    piles: dict[str, Smallest] = {}
+    for language, text in documents:
+        if language not in piles:
+            piles[language] = Smallest()
+            for pile in piles.values():
+                pile.cut(MOST // len(piles))
+        piles[language].add(_number(text, seed + 1), text)
+    return [(language, text) for language in sorted(piles) for text in piles[language].texts()]
+
+
+class Smallest:
+    """Of the texts that are added, those with the smallest numbers, each once."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._heap: list[tuple[int, str]] = []  # the largest number first, negated
+        self._numbers: set[int] = set()
+
+    def cut(self, most: int) -> None:
+        """Hold no more than `most` from now on."""
+        self.most = most
+        while len(self._heap) > most:
+            self._numbers.discard(-heapq.heappop(self._heap)[0])
+
+    def add(self, number: int, text: str) -> None:
+        """One more, where it is among the smallest and new."""
+        if number in self._numbers or (len(self._heap) == self.most and (not self.most or number > -self._heap[0][0])):
+            return
+        self._numbers.add(number)
+        heapq.heappush(self._heap, (-number, text))
+        self.cut(self.most)
+
+    def texts(self) -> list[str]:
+        """By number."""
+        return [text for _, text in sorted(self._heap, reverse=True)]
 
 
 def _by(scored: list[tuple[str, str, float, float]], column: int) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 What cannot be read is counted and skipped, one document at a time where the format allows it: broken UTF-8, a line that is no
 JSON, a page without text. A file that is cut short, altered or not what its ending says is read as far as it goes, and named in
-the report. Files may be compressed, by gzip (.gz) or Zstandard (.zst). Every document gets its source, language (as far as it is
-declared), licence and role.
+the report. Files may be compressed, by gzip (.gz) or Zstandard (.zst). Every document gets its source, licence, role and language:
+the declared one, or the likeliest of ours ("?" where that is another or there is none).
 
 Left out: fetching pages (WARC files hold them), and PDF.
 """
@@ -26,8 +26,9 @@ from datatrove.data import Document
 from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 
+from qwen2.data.languages import choose, detect
 from qwen2.data.recipe import DETECT, FORMATS, Source
-from qwen2.data.steps import KEPT, Tally
+from qwen2.data.steps import DETECTED, KEPT, UNKNOWN, Tally
 
 READ, UNREAD = "read", "not readable"  # the step, and the outcome of what could not be read
 PAGE_BYTES = 2**24  # of an HTML page; larger ones are no prose
@@ -79,12 +80,16 @@ class ReadInputs(PipelineStep):
     def _document(self, entry: Input, number: int, text: str | None, fields: dict[str, Any]) -> Document:
         source, declared = entry.source, fields.get("language")
         language = source.language or (valid(declared) if isinstance(declared, str) else "") or DETECT
-        metadata = {"source": source.label, "role": source.role, "licence": source.licence, "language": language}
+        cleaned = "" if text is None else clean(text)
+        metadata: dict[str, Any] = {"source": source.label, "role": source.role, "licence": source.licence, "language": language}
+        if language == DETECT:
+            found = detect(cleaned)
+            code = choose(found, 0.0)
+            metadata |= {"language": code or UNKNOWN, DETECTED: found[code] if code else 0.0}
         given = fields.get("id")
         label = valid(str(given) if isinstance(given, (str, int, float)) else f"{Path(entry.path).name}/{number}")
         if source.held_out and held(f"{source.label}:{label}", source.held_out):
             metadata["role"] = "held-out"
-        cleaned = "" if text is None else clean(text)
         return Document(text=cleaned, id=f"{source.label}:{label}", metadata=metadata)
 
     def _reason(self, document: Document, text: str | None, source: Source, taken: Counter[str]) -> str | None:

@@ -38,7 +38,7 @@ class Source:
     path: str = ""  # a file, a folder, or a pattern of files
     name: str = ""  # in counts and mixtures; by default the package's name or the path's last part
     format: str = ""  # jsonl, parquet, text, html or warc; by default the file's ending says it
-    language: str = ""  # a code, or "detect"; by default the document's own field, else detected
+    language: str = ""  # a code, or "detect"; by default the document's own field, else detected as it is read
     licence: str = "unknown"
     role: Role = "train"
     held_out: float = 0.0  # share of the documents that become held-out text, chosen by their ids

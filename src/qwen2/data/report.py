@@ -14,7 +14,7 @@ from typing import Any
 from qwen2.data.languages import LANGUAGES
 from qwen2.data.recipe import STEPS
 from qwen2.data.shards import write_json
-from qwen2.data.steps import KEPT, SAMPLES
+from qwen2.data.steps import KEPT, SAMPLES, UNKNOWN
 
 ORDER = ("read", *STEPS)
 BARS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
@@ -79,6 +79,16 @@ def left(report: dict[str, Any], key: str, unit: str = "kept_bytes") -> list[Cou
     return found
 
 
+def left_by_language(report: dict[str, Any]) -> list[Counter[str]]:
+    """For each step, the bytes it left of our languages, and of all others, declared or not known, together as "?"."""
+    found = []
+    for counted in left(report, "language"):
+        ours = Counter({code: counted[code] for code in LANGUAGES if counted[code]})
+        ours[UNKNOWN] = counted.total() - ours.total()
+        found.append(ours)
+    return found
+
+
 def broken_files(report: dict[str, Any]) -> Iterator[str]:
     """A line for each file that could not be read to its end."""
     for step in report["steps"]:
@@ -95,8 +105,10 @@ def show(out: Path) -> Iterator[str]:
         why = "; ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items(), key=lambda entry: -entry[1]))
         yield f"{step['step']:14} kept {kept['documents']:>9,} documents, {kept['bytes'] / 1e6:>8.1f} MB   dropped: {why or 'none'}"
     yield from broken_files(report)
-    first, last = left(report, "language")[0], left(report, "language")[-1]
-    yield "  ".join(f"{code} {last[code] / 1e6:.2f}/{first[code] / 1e6:.2f}" for code in LANGUAGES if first[code]) + "  MB kept/read"
+    stages = left_by_language(report)
+    first, last = stages[0], stages[-1]
+    codes = [code for code in (*LANGUAGES, UNKNOWN) if first[code]]
+    yield "  ".join(f"{code} {last[code] / 1e6:.2f}/{first[code] / 1e6:.2f}" for code in codes) + "  MB kept/read"
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -107,8 +119,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 8), layout="constrained")
-    stages = left(report, "language")
-    codes = [code for code in (*LANGUAGES, "?") if any(stage[code] for stage in stages)]
+    stages = left_by_language(report)
+    codes = [code for code in (*LANGUAGES, UNKNOWN) if any(stage[code] for stage in stages)]
     above.bar(codes, [stages[0][code] / 1e6 for code in codes], color="#d0d0d0", label="read")
     above.bar(codes, [stages[-1][code] / 1e6 for code in codes], color=BARS[0], label="left")
     above.set_ylabel("MB of text")

@@ -35,6 +35,7 @@ SEEN = ".verified.json"
 SETTLED = 2_000_000_000  # nanoseconds: coarser than any file system's clock
 SPLITS = ("train", "held-out")
 SHORT_IDS = 2**16  # vocabularies up to here are stored in two bytes an id
+NAME = 80  # characters of a language or source in a file's name
 SHARD_TOKENS = 2**28  # of one file: at four bytes an id a gigabyte
 BUFFER = 2**25  # bytes kept in memory before files are appended to; hundreds of open files would exceed a process's share
 
@@ -283,14 +284,19 @@ class ShardWriter:
         records, names = [], set[str]()
         for split, language, source in sorted(self._parts):
             for number, part in enumerate(self._parts[split, language, source]):
-                stem = f"{split}-{language}-{re.sub(r'[^A-Za-z0-9.]+', '_', source)}"
-                while f"{stem}-{number:05}" in names:  # two sources whose names differ in such characters only
+                stem = f"{split}-{_in_a_name(language)}-{_in_a_name(source)}"
+                while f"{stem}-{number:05}" in names:  # two languages or sources whose names differ in such characters only
                     stem += "_"
                 name = f"{stem}-{number:05}"
                 names.add(name)
                 records.append(part.finish(self.folder / name, Shard(name, split, language, source, 0, 0, 0, "", "")))
         manifest = {"format": FORMAT, "recipe": self.recipe, "tokenizer": asdict(self.tokenizer), "shards": [asdict(r) for r in records]}
         write_json(self.folder / MANIFEST, {**manifest, **self.extra})
+
+
+def _in_a_name(text: str) -> str:
+    """What any file system takes: a document may call its language what it likes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text)[:NAME]
 
 
 class _Part:

@@ -24,6 +24,8 @@ logger.disable("datatrove")  # its words for every task; what it would say of an
 SAMPLES = 3  # of each reason and task
 SHOWN = 300  # characters of a sample
 ANALYSED = "_text"  # key of a document's metadata that lives as long as the pipeline; such keys are not written
+DETECTED = "_detected"  # another: how likely the language is, where it is not a declared one
+UNKNOWN = "?"  # in a language's place
 
 
 def analysed(document: Document) -> Text:
@@ -54,7 +56,7 @@ class Tally:
 
     def add(self, document: Document, outcome: str, sample: str | None = None) -> None:
         """Count one document; `sample` is the text to show, where one is to be shown."""
-        key = (document.metadata.get("language") or "?", document.metadata["source"], outcome)
+        key = (document.metadata.get("language") or UNKNOWN, document.metadata["source"], outcome)
         self.documents[key] += 1
         self.bytes[key] += len(document.text.encode("utf-8", "replace"))
         if sample is not None:
@@ -87,16 +89,20 @@ class CountedFilter(PipelineStep):
     def begin(self, rank: int) -> None:
         """Called once, before the first document of a task."""
 
+    def concerns(self, document: Document) -> bool:
+        """Whether the step looks at a document; others stay as they are."""
+        return bool(document.metadata["role"] == "train")
+
     @abstractmethod
     def look(self, document: Document) -> str | None:
-        """The reason to drop a document of the training split, or None."""
+        """The reason to drop a document that the step concerns, or None."""
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Documents that stay; those of other splits always do."""
+        """Documents that stay."""
         self.begin(rank)
         for document in data:
             with self.track_time():
-                reason = self.look(document) if document.metadata["role"] == "train" else None
+                reason = self.look(document) if self.concerns(document) else None
                 self.tally.add(document, reason or KEPT, document.text if reason else None)
             self.stat_update("kept" if reason is None else "dropped")
             if reason is None:
