@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qwen2.train.precision import unrecorded
+
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
 
@@ -69,7 +71,7 @@ def trace(network: Qwen2, forward: Callable[[], Any], of_loss: bool) -> str:
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
     try:
-        with torch.no_grad():
+        with unrecorded(network):
             forward()
     finally:
         for hook in hooks:

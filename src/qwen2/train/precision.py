@@ -7,11 +7,16 @@ refused (settings.py says why).
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 
 from qwen2.model.linear import product
+
+if TYPE_CHECKING:
+    from qwen2.model import Qwen2
 
 SIDE = 1024  # of the square matrices that are multiplied to measure
 SECONDS = 0.3  # how long that takes at least
@@ -35,6 +40,28 @@ def has_bfloat16(device: torch.device) -> bool:
 def computing(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     """Around a forward pass: autocast, where the type is not the weights' own."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def unrecorded(network: Qwen2) -> Iterator[None]:
+    """No gradient is followed meanwhile, and what is computed is computed as in a step.
+
+    Under `torch.no_grad` alone, weights in blocks are multiplied with inputs in int8, as an engine does; a step's stay in floating point.
+    So for such networks recording stays on, and no parameter wants a gradient meanwhile.
+    """
+    if not (network.packed or any(getattr(module, "int8_input", False) for module in network.modules())):
+        with torch.no_grad():
+            yield
+        return
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:

@@ -31,6 +31,7 @@ from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
 from qwen2.train.place import origin
+from qwen2.train.precision import unrecorded
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
@@ -125,8 +126,9 @@ def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
     total, count = 0.0, 0
     for whole in batches:
         batch = world.local(whole)
-        hidden = network(batch.tokens, world.attend(network.config, batch))
-        _, _, sums = cross_entropy(network, hidden, batch.labels)
+        with unrecorded(network):
+            hidden = network(batch.tokens, world.attend(network.config, batch))
+            _, _, sums = cross_entropy(network, hidden, batch.labels)
         total += float(sums["nll"])
         count += whole.targets
     return world.sum([total])[0] / world.data_size / max(count, 1)

@@ -3,6 +3,7 @@
 A step: the answers' log-probabilities, chunk by chunk and never as N x V logits (train/logprobs.py); their ratios to the reference's, which
 were computed once (reference.py) or come from the base under the adapter; the loss, a sum over pairs that the loop divides by the step's
 number of them. KTO's divergence is estimated from the whole step before any of its micro-batches, so that these change nothing.
+Over weights in blocks the reference, the divergence and evaluations are computed as steps are, with inputs in floating point.
 
 What is left out: reading files (readers.py) and tokens (pairs.py), several ranks, and the balancing loss of a mixture of experts.
 
@@ -37,7 +38,7 @@ from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
 from qwen2.train.place import origin
-from qwen2.train.precision import chosen, computing
+from qwen2.train.precision import chosen, computing, unrecorded
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
 from qwen2.train.task import Task
@@ -113,7 +114,7 @@ class Reader:
         """Groups of as many answers each -> (number of groups, answers), in their order."""
         found, at, training = [], 0, self.network.training
         self.network.eval()
-        with torch.no_grad(), computing(self.dtype, self.device):
+        with unrecorded(self.network), computing(self.dtype, self.device):
             while at < len(groups):
                 part = [groups[at]]
                 while at + len(part) < len(groups) and sum(group.tokens for group in part) + groups[at + len(part)].tokens <= READ_TOKENS:
@@ -168,13 +169,14 @@ def pair_loss(settings: DpoSettings) -> Callable[[Qwen2, PairBatch], tuple[Tenso
     of_pairs, of_answers = pairs_objective(settings), answers_objective(settings)
 
     def loss(network: Qwen2, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        sums, counts, reference = answer_logprobs(network, batch.branches), batch.branches.counts, batch.reference
+        counts, reference = batch.branches.counts, batch.reference
+        if settings.reference == "adapter":
+            with without_lora(network), unrecorded(network):
+                reference = answer_logprobs(network, batch.branches).view(-1, 2)
+        sums = answer_logprobs(network, batch.branches)
         if settings.loss == "kto":
             losses, said = of_answers(sums, counts, reference[:, 0], batch.wanted, batch.divergence)
             return losses.sum(), said
-        if settings.reference == "adapter":
-            with without_lora(network), torch.no_grad():
-                reference = answer_logprobs(network, batch.branches).view(-1, 2)
         losses, said = of_pairs(sums.view(-1, 2), counts.view(-1, 2), reference)
         return losses.sum(), said
 
@@ -188,7 +190,8 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
     def evaluate(network: Qwen2) -> dict[str, float]:
         total: dict[str, float] = {}
         for batch in data.batches(held_out):
-            value, sums = loss(network, batch.to(world.device))
+            with unrecorded(network):
+                value, sums = loss(network, batch.to(world.device))
             for name, sum_of in {"loss": value, **sums}.items():
                 total[name] = total.get(name, 0.0) + float(sum_of)
         shown = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
@@ -259,7 +262,7 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
     if not settings.has_reference or settings.reference == "adapter":
         return torch.empty(len(groups), 0)
     learned, data = len(job.data.items), hashlib.sha256((job.data.items.sha256() + job.data.held_out.sha256()).encode()).hexdigest()
-    found = Reference(folder, {"model": weights, "data": data, "computed in": str(read.dtype)}, (len(groups), 2))
+    found = Reference(folder, {"model": weights, "data": data, "computed in": f"{read.dtype} as steps are"}, (len(groups), 2))
     say = partial(print, file=sys.stderr, flush=True)
     found.read(say)
     order = Order(learned, settings.seed)
