@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.rows.formats import EMPTY_ANSWER, EQUAL, NO_ANSWER, NO_PROMPT, record
+from qwen2.post.rows.formats import EMPTY_ANSWER, EQUAL, NO_ANSWER, NO_PROMPT, SEVERAL, record
 from qwen2.post.rows.records import Example, PlainText, Preference, Skipped
 from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, NO_KNOWN_FORMAT, UNKNOWN_ROLE
 
@@ -200,6 +200,8 @@ def test_calls_of_tools(row: dict[str, Any], messages: list[dict[str, Any]], too
 
 PREFERENCES: dict[str, dict[str, Any]] = {
     "llama-factory-alpaca": {"instruction": "q1", "input": "", "chosen": "good", "rejected": "bad"},
+    "llama-factory-ranking": {"instruction": "q1", "input": "", "output": ["good", "bad"]},
+    "llama-factory-ranking-prompt": {"prompt": "q1", "output": ["good", "bad"]},
     "llama-factory-sharegpt": {
         "conversations": [{"from": "human", "value": "q1"}],
         "chosen": {"from": "gpt", "value": "good"},
@@ -229,6 +231,20 @@ PREFERENCES: dict[str, dict[str, Any]] = {
 def test_a_preference_of_each_format(name: str) -> None:
     made = record(PREFERENCES[name], "f:1", Counter())
     assert made == Preference([user("q1")], [assistant("good")], [assistant("bad")], None, "f:1"), made
+
+
+def test_a_list_of_answers_says_what_to_do() -> None:
+    made = record({"question": "q1", "answer": ["Paris", "City of Light"]}, "f:1", Counter())
+    assert isinstance(made, Skipped)
+    assert "answer is a list of 2: write the one to learn as a text, or a better and a worse one as chosen and rejected" in made.detail
+
+
+def test_ranked_answers_beside_a_pair_are_a_column_without_use() -> None:
+    unused: Counter[str] = Counter()
+    made = record({"instruction": "q1", "chosen": "good", "rejected": "bad", "output": ["x", "y"]}, "f:1", unused)
+    assert isinstance(made, Preference)
+    assert made.rejected == [assistant("bad")]
+    assert unused == {"output": 1}
 
 
 def test_of_a_preference_the_chosen_answer_is_learned() -> None:
@@ -280,6 +296,13 @@ def test_plain_texts(row: dict[str, Any], text: str) -> None:
         pytest.param({"messages": [user("q1"), assistant("")]}, EMPTY_ANSWER, id="empty"),
         pytest.param({"messages": [user("q1"), assistant(" \n")]}, EMPTY_ANSWER, id="blank"),
         pytest.param({"prompt": "q1", "completion": ""}, EMPTY_ANSWER, id="empty-completion"),
+        pytest.param({"question": "q1", "answer": ["Paris", "City of Light"]}, SEVERAL, id="answers"),
+        pytest.param({"question": "q1", "answer": ["Paris"]}, SEVERAL, id="a-list-of-one"),
+        pytest.param({"instruction": "q1", "output": ["a", "b", "c"]}, SEVERAL, id="three-ranked"),
+        pytest.param({"prompt": "q1", "completion": ["a", "b", "c", "d"]}, SEVERAL, id="four-samples"),
+        pytest.param({"completion": ["q1", "a1"]}, SEVERAL, id="texts-without-a-prompt"),
+        pytest.param({"prompt": "q1", "chosen": ["a", "b"], "rejected": ["c"]}, SEVERAL, id="sides-of-several"),
+        pytest.param({"instruction": "q1", "output": ["same", "same"]}, EQUAL, id="ranked-equal"),
         pytest.param({"prompt": "", "completion": "a1"}, NO_PROMPT, id="empty-prompt"),
         pytest.param({"messages": [user("q1"), {"role": "narrator", "content": "x"}, assistant("a1")]}, UNKNOWN_ROLE, id="role"),
         pytest.param({"conversations": [{"from": 7, "value": "q1"}]}, UNKNOWN_ROLE, id="role-number"),

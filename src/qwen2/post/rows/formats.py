@@ -4,8 +4,11 @@ A row is a preference where it has two answers (chosen and rejected, under whate
 turns (turns.py), else a prompt with an answer, else a text. A conversation in which only an assistant speaks is a text too, as ms-swift
 writes pre-training data. What cannot be used is `Skipped` with the reason; columns that nothing was made of are counted by name.
 
-What is left out: Axolotl's template-free segments (there is one renderer, and it writes the format), lists of ranked answers, and
-columns of other names, as a dataset_info.json may give them.
+Two texts under `output`, beside an instruction or a prompt, are a preference too, the better one first: so older ranking files of
+LLaMA-Factory have it. Any other list of texts as an answer says of none of them what it is, and is skipped.
+
+What is left out: Axolotl's template-free segments (there is one renderer, and it writes the format), and columns of other names, as a
+dataset_info.json may give them.
 
     record({"instruction": "Add.", "input": "1+1", "output": "2"}, "sums.jsonl:1", Counter())
 """
@@ -35,10 +38,12 @@ ANSWERS = ("output", "response", "completion", "solution", "answer", "target", "
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content")
 LABELS = ("label", "kto_tag")
+RANKED = (("instruction", "prompt"), "output")  # of LLaMA-Factory's older files: what is answered, and the answers, the better one first
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
 
 NO_ANSWER, EMPTY_ANSWER, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
 EQUAL, EMPTY_TEXT = "chosen and rejected are equal", "an empty text"
+SEVERAL = "a list of texts as an answer"
 
 
 class Row:
@@ -71,6 +76,7 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
     try:
         if any(row.values.get(key) for key in MEDIA):
             raise RowError(HAS_MEDIA)
+        _rank(row)
         made = _preference(row, where, found) or _conversation(row, where, found) or _answered(row, where, found) or _text(row, where)
         if made is None:
             raise RowError(*_nothing(row))
@@ -81,6 +87,15 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
     unused.update(found)
     unused.update(row.values.keys() - row.used)
     return made
+
+
+def _rank(row: Row) -> None:
+    """Give two ranked answers the names of a pair."""
+    prompts, answers = RANKED
+    given = row.values.get(answers)
+    pair = isinstance(given, list) and len(given) == 2 and all(isinstance(one, str) for one in given)
+    if pair and row.has(prompts) and row.has(tuple(key for both in PAIRS for key in both)) is None:
+        row.values["chosen"], row.values["rejected"] = row.values.pop(answers)
 
 
 def _nothing(row: Row) -> tuple[str, str]:
@@ -213,7 +228,10 @@ def _prompt(row: Row, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
 
 
 def _continuation(value: Any, at: str, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
-    """An answer as messages: a text, a message or a list of them."""
+    """An answer as messages: a text, a message or a list of them. RowError for a list of texts."""
+    if isinstance(value, list) and any(isinstance(one, str) for one in value):
+        more = "write the one to learn as a text, or a better and a worse one as chosen and rejected"
+        raise RowError(SEVERAL, f"{at} is a list of {len(value):,}: {more}")
     if isinstance(value, list | Mapping):
         messages, untrained = turns(value, at, unused)
         if not messages:
