@@ -197,9 +197,32 @@ def test_another_prompts_answer_fits_behind_this_one():
     assert all(group.answers[1].length for group in found.items.groups)
 
 
-def test_kto_needs_two_prompts():
-    with pytest.raises(ValueError, match="all rows have the same prompt"):
-        gathered([PAIRS["one turn"]], loss="kto")
+@pytest.mark.parametrize("count", [2, 10, 20, 40])
+def test_few_rows_of_kto_are_enough_with_one_prompt_held_out(count: int):
+    """Whichever rows the share holds out: each side's second answers are of other prompts, those of the other side where need be."""
+    lone = 0
+    for attempt in range(8):
+        rows: list[Record] = [pair([user(f"the {attempt} {i}")], [says(f"fox {i}")], [says(f"dog {i}")]) for i in range(count)]
+        try:
+            found = gathered(rows, loss="kto", eval_share=0.05 if count > 2 else 0.4)
+        except ValueError as error:
+            assert "nothing to learn from" in str(error), "all of them are held out"
+            continue
+        prompt_of = {bytes(group.answers[0].ids): bytes(group.prompt) for items in (found.items, found.held_out) for group in items.groups}
+        for items in (found.items, found.held_out):
+            assert all(prompt_of[bytes(group.answers[1].ids)] != bytes(group.prompt) for group in items.groups)
+            lone += len({bytes(group.prompt) for group in items.groups}) == 1
+    assert lone, "one side has one prompt at times"
+
+
+def test_kto_of_one_prompt_takes_other_answers_to_it():
+    rows: list[Record] = [pair([user("hello")], [says(f"fox {i}")], [says("dog")]) for i in range(2)]
+    found = gathered(rows, loss="kto")
+    ours = [group.answers[0] for group in found.items.groups]
+    assert [group.answers[1] for group in found.items.groups] == [*ours[1:], ours[0]]
+    assert "all have the same prompt" in found.lines()[-1]
+    alone = gathered([Example([user("a"), says("fox")], None, "x:1", label=True)], loss="kto").items.groups[0]
+    assert alone.answers[0] == alone.answers[1]
 
 
 def test_following_by_brute_force():

@@ -67,12 +67,14 @@ class Collected(Account):
     items: Items = field(default_factory=Items)
     held_out: Items = field(default_factory=Items)
     read: int = 0
+    one_prompt: bool = False  # of KTO: there is no answer to another one
 
     def lines(self) -> list[str]:
         """The account, for people."""
         what = "answers with a label" if self.items.wanted else "pairs"
         said = f"{self.read:,} rows read: {len(self.items):,} {what} to learn from, {len(self.held_out):,} held out"
-        return [said, *self.losses("prompts cut at the left")]
+        alone = ["all have the same prompt: the divergence is estimated from other answers to it"] if self.one_prompt else []
+        return [said, *self.losses("prompts cut at the left"), *alone]
 
 
 def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] = ()) -> Collected:
@@ -86,8 +88,9 @@ def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSett
             found.read += 1
             _take(found, record, template, settings, held)
     if settings.loss == "kto":
-        for items in (found.items, found.held_out):
-            mismatch(items, settings.length)
+        for items, others in ((found.items, found.held_out), (found.held_out, found.items)):
+            mismatch(items, others, settings.length)
+        found.one_prompt = len({bytes(array("i", group.prompt)) for group in (*found.items.groups, *found.held_out.groups)}) == 1
     if not len(found.items):
         raise ValueError(f"there is nothing to learn from: {'; '.join(found.lines())}")
     return found
@@ -160,17 +163,18 @@ def answer_of(template: ChatTemplate, prompt: Messages, side: Messages, tools: T
     return Answer(array("i", ids[: len(mask)]), bytes(mask))
 
 
-def mismatch(items: Items, length: int) -> None:
+def mismatch(items: Items, others: Items, length: int) -> None:
     """Give each item of KTO a second answer: that of the next prompt that is another, as much of it as fits into `length` tokens.
 
-    ValueError where all have the same prompt.
+    Where these items have one prompt in all, it is an answer of the `others`, of which nothing is learned by that; where these have no
+    other prompt either, the next answer to the same one.
     """
     groups = list(items.groups)
     after = following([bytes(array("i", group.prompt)) for group in groups])
+    unlike = [group for group in others.groups if group.prompt != groups[0].prompt] if None in after else []
+    rest = unlike or [*groups[1:], *others.groups, *groups[:1]]
     for i, (group, other) in enumerate(zip(groups, after, strict=True)):
-        if other is None:
-            raise ValueError("kto estimates the divergence from answers to other prompts, and all rows have the same prompt; take dpo")
-        answer, room = groups[other].answers[0], length - len(group.prompt)
+        answer, room = (rest[i % len(rest)] if other is None else groups[other]).answers[0], length - len(group.prompt)
         items.groups[i] = Group(group.prompt, (group.answers[0], Answer(answer.ids[:room], answer.mask[:room])))
 
 
