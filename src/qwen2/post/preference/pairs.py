@@ -188,6 +188,17 @@ def following(values: Sequence[Any]) -> list[int | None]:
     return found
 
 
+def last_of(count: int, settings: DpoSettings) -> int | None:
+    """Turns of a run over `count` items where its epochs end it, None where its steps do."""
+    total = turns_of(count, settings.epochs)
+    return total if settings.epochs and settings.steps == -(-total // settings.batch) else None
+
+
+def turns_of(count: int, epochs: float) -> int:
+    """Turns of so many epochs, at least one."""
+    return max(1, round(epochs * count))
+
+
 class Order:
     """Which items come when: every one once an epoch, in an order drawn from the seed and the epoch's number."""
 
