@@ -20,7 +20,6 @@ from qwen2.engine.llm import LLM
 from qwen2.model import Qwen2
 from qwen2.model.lora import add_lora
 from qwen2.post.preference import dpo as job_module
-from qwen2.post.preference.branches import Group, branch
 from qwen2.post.preference.dpo import Data, Job, PairBatch, Reader, dpo, pair_loss
 from qwen2.post.preference.losses import divergence_of, kto
 from qwen2.post.preference.pairs import Collected, Items, collect
@@ -28,7 +27,6 @@ from qwen2.post.preference.settings import DpoSettings
 from qwen2.post.rows.records import Example, Preference, Record
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
-from qwen2.train.world import World
 from qwen2.weights.export import to_gguf, to_hf_folder
 from qwen2.weights.model import Model, load
 from tests.conftest import SHAPES, random_network, tiny_model
@@ -334,60 +332,6 @@ def test_adapters_of_a_base_that_stays_packed(tmp_path: Path):
     assert losses[0][0] == pytest.approx(0.6931, abs=1e-3)
     assert losses[0][-1] < 0.68
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-@pytest.fixture
-def over_blocks(tmp_path: Path) -> Qwen2:
-    """A packed network with adapters that still add nothing."""
-    to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
-    network = load(tmp_path / "base.gguf", packed=True).network
-    add_lora(network, LoraSettings(rank=4), torch.Generator().manual_seed(0))
-    return network.train()
-
-
-def moved(network: Qwen2) -> Qwen2:
-    """The same after its adapters learned something."""
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
-    return network
-
-
-@pytest.mark.parametrize("kind", ["cache", "adapter"])
-def test_before_the_first_step_the_policy_over_blocks_is_its_reference(over_blocks: Qwen2, kind: Any):
-    """Both are computed with floating-point inputs: each answer's ratio, which the step sees, is 1."""
-    settings = small(reference=kind)
-    items = gathered(settings, rows(4)).items
-    sums = reader(over_blocks)(items.groups) if kind == "cache" else torch.empty(len(items), 0)
-    (batch,) = Data(items, settings, sums, reader(over_blocks)).batches(range(4))
-    total, said = pair_loss(settings)(over_blocks, batch)
-    assert total.requires_grad
-    assert all(parameter.requires_grad for name, parameter in over_blocks.named_parameters() if "lora_" in name)
-    for index in range(4):
-        (batch,) = Data(items, settings, sums, reader(over_blocks)).batches([index])
-        _, said = pair_loss(settings)(over_blocks, batch)
-        assert float(said["reward_chosen"].abs() + said["reward_rejected"].abs()) < 1e-5, "beta times a ratio of nats"
-
-
-@pytest.mark.parametrize("loss", ["dpo", "kto"])
-def test_evaluations_over_blocks_are_those_of_a_step(over_blocks: Qwen2, loss: Any):
-    """The same pairs, held out or learned from, have the same loss; so has the divergence."""
-    settings = small(loss=loss, micro_batch=6, batch=24)
-    items = gathered(settings, rows(6)).items
-    data = Data(items, settings, reader(over_blocks)(items.groups), reader(over_blocks))
-    moved(over_blocks)
-    with torch.no_grad():
-        evaluated = job_module.evaluation(data, settings, World())(over_blocks)
-    batches = data.batches(range(len(items)))
-    found = [pair_loss(settings)(over_blocks, batch) for batch in batches]
-    assert found[0][0].requires_grad
-    assert evaluated["loss"] == pytest.approx(sum(float(value.detach()) for value, _ in found) / len(items), abs=1e-5)
-    if loss == "kto":
-        groups = [Group(group.prompt, group.answers[1:]) for group in items.groups]
-        recorded = job_module.answer_logprobs(over_blocks, branch(groups))
-        assert recorded.requires_grad
-        assert batches[0].divergence == pytest.approx(float(divergence_of(recorded.detach() - data.sums[:, 1])), abs=1e-4)
 
 
 def test_a_frozen_head_gets_the_same_adapter_gradients():

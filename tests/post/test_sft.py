@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from qwen2.config import GenerationDefaults, MoEConfig, tiny
-from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import Batch, pack
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
-from qwen2.model.lora import add_lora
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, held_out_batches, held_out_loss, steps_of
 from qwen2.post.rows.examples import Examples
@@ -226,21 +224,6 @@ def test_transformers_reads_what_was_saved(tmp_path: Path) -> None:
     messages = talk(random.Random(1), 2)
     theirs = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, return_dict=False)
     assert theirs == take(folder, print).template.render(messages[:3]).ids
-
-
-def test_over_blocks_held_out_rows_are_computed_as_rows_of_a_step(tmp_path: Path) -> None:
-    """QLoRA rounds no activations, evaluations included."""
-    to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
-    network = load(tmp_path / "base.gguf", packed=True).network
-    add_lora(network, LoraSettings(rank=4))
-    batches = held_out_batches(gathered(small()).examples, small())
-    total, count = 0.0, 0
-    for batch in batches:
-        hidden = network(batch.tokens, packed_attend(network.config, batch.positions, batch.lengths))
-        total += float(cross_entropy(network, hidden, batch.labels)[0].detach())
-        count += batch.targets
-    with torch.no_grad():
-        assert held_out_loss(network, batches, World()) == pytest.approx(total / count, rel=1e-6)
 
 
 def test_held_out_rows_are_evaluated_by_learned_tokens(tmp_path: Path) -> None:
