@@ -165,6 +165,19 @@ def test_one_prompt_is_never_on_both_sides():
     assert (len(other.items), len(other.held_out)) == (50, 50)
 
 
+def test_a_prompt_that_is_cut_differently_for_its_answers_stays_on_one_side():
+    asked = [user(f"{i} " + "the lazy dog " * 15) for i in range(40)]
+    records: list[Record] = [
+        Preference([prompt], [says("fox " * size)], [says("dog")], None, f"f:{i}")
+        for i, prompt in enumerate(asked)
+        for size in (1, 9, 17, 25)
+    ]
+    found = gathered(records, eval_share=0.3, length=64, too_long="cut")
+    assert found.cut >= 120
+    assert found.held_out.where
+    assert set(found.held_out.where).isdisjoint(found.items.where)
+
+
 # --- KTO
 
 

@@ -118,7 +118,8 @@ def _take(found: Collected, record: Record, template: ChatTemplate, settings: Dp
         return
     found.cut += cut > 0
     found.cut_tokens += cut
-    items = found.held_out if held or is_held(group.prompt, settings.eval_share) else found.items
+    asked = template.render(prompt_of(record), record.tools).ids if cut else group.prompt  # a prompt is cut as its answers want it
+    items = found.held_out if held or is_held(asked, settings.eval_share) else found.items
     labels = [record.label] if isinstance(record, Example) else [True, False]
     for groups, label in (
         [(Group(group.prompt, (a,)), b) for a, b in zip(group.answers, labels, strict=True)] if single else [(group, None)]
@@ -134,11 +135,8 @@ def group_of(template: ChatTemplate, record: Preference | Example, length: int |
     TooLongError where the longest has more than `length` tokens (`cut`: where it has without the prompt), ValueError where the template
     refuses it or writes the prompt differently once it is answered.
     """
-    if isinstance(record, Preference):
-        prompt, sides = record.messages, [record.chosen, record.rejected]
-    else:
-        last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
-        prompt, sides = record.messages[:last], [record.messages[last : last + 1]]
+    prompt = prompt_of(record)
+    sides = [record.chosen, record.rejected] if isinstance(record, Preference) else [record.messages[len(prompt) : len(prompt) + 1]]
     before = template.render(prompt, record.tools).ids
     answers = tuple(answer_of(template, prompt, side, record.tools, before) for side in sides)
     longest = max(len(answer.ids) for answer in answers)
@@ -148,6 +146,13 @@ def group_of(template: ChatTemplate, record: Preference | Example, length: int |
     if over > 0 and over >= len(before):
         raise TooLongError(f"its longer answer alone has {longest:,} tokens, at most {length:,} are taken")
     return Group(array("i", before[max(over, 0) :]), answers), max(over, 0)
+
+
+def prompt_of(record: Preference | Example) -> Messages:
+    """What is answered: of an example what comes before its last answer."""
+    if isinstance(record, Preference):
+        return record.messages
+    return record.messages[: max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")]
 
 
 def answer_of(template: ChatTemplate, prompt: Messages, side: Messages, tools: Tools | None, before: list[int]) -> Answer:

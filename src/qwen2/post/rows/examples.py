@@ -1,7 +1,8 @@
 """Records as the examples of a run: encoded once, in flat arrays; what was left out and why, counted; a share held out.
 
 A text longer than a row becomes pieces that overlap by one token, so that every token but the first is learned once. Whether an
-example is held out follows from its tokens alone: the same ones in every run, and copies of one example never on both sides.
+example is held out follows from the tokens of what it asks alone: the same ones in every run, and answers to one prompt never on both
+sides.
 
     found = collect(read(["data.jsonl"]), template, SftSettings(length=512))
     found.examples.row([0, 3])                              # one row of two examples
@@ -148,7 +149,7 @@ def _take(found: Collected, record: Record, template: ChatTemplate, settings: Sf
     found.kinds[KINDS[type(record)]] += 1
     found.cut += made.cut > 0
     found.cut_tokens += made.cut
-    held = held or is_held(made.ids, settings.eval_share)
+    held = held or is_held(made.prompt, settings.eval_share)
     place = found.held_out if held else found.examples
     for ids, mask in pieces(made, settings.length):
         place.add(ids, mask, record.where)
