@@ -95,6 +95,8 @@ def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path
         (["nowhere.jsonl", "--length", "128"], "nowhere.jsonl: no such file"),
         (["{pairs}"], "length 1,024: the model's window is 512 tokens"),
         (["{pairs}", "--length", "8"], "there is nothing to learn from"),
+        (["{pairs}", "--length", "128", "--eval-data", "{bad}"], "nothing of the data for evaluation can be used: 42 rows read"),
+        (["{pairs}", "--length", "128", "--eval-data", "{empty}"], "nothing of the data for evaluation can be used: 41 rows read"),
         (["{pairs}", "--resume"], "no run to resume here"),
         (["{pairs}", "--wat"], "--wat"),
         (["{pairs}", "--loss", "ppo"], "ppo"),
@@ -103,7 +105,9 @@ def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path
 def test_mistakes_end_in_a_line(
     words: list[str], message: str, tiny_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [word.format(pairs=pairs) for word in words]
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}')
+    (tmp_path / "empty.jsonl").write_text("")
+    given = [word.format(pairs=pairs, bad=tmp_path / "bad.jsonl", empty=tmp_path / "empty.jsonl") for word in words]
     assert main(["dpo", str(tiny_folder), *given, "--out", str(tmp_path / "run")]) in (1, 2)
     said = capsys.readouterr().err
     assert message in said

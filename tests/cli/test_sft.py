@@ -142,6 +142,9 @@ def test_what_is_refused_in_one_line(
             model, str(tmp_path / "empty.jsonl"), "--out", out,
         ],
         "no such file or folder": [model, str(tmp_path / "missing.jsonl"), "--out", out],
+        "nothing of the data for evaluation can be used: 34 conversations, 2 texts read": [
+            model, str(data), "--out", out, *FEW, "--eval-data", str(tmp_path / "empty.jsonl"),
+        ],
         "the model's window is": [model, str(data), "--out", out, "--length", "9999"],
         "--lora-alpha: is of adapters": [model, str(data), "--out", out, "--lora-alpha", "3"],
         "holds a run already": [model, str(data), "--out", str(ended), *FEW],

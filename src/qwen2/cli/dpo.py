@@ -138,7 +138,7 @@ def _collected(data: tuple[Path, ...], what: What, template: ChatTemplate, setti
 
     unused: Counter[str] = Counter()
     settings = replace(settings, eval_share=0.0) if what.eval_data else settings
-    found = collect(read(data, unused), template, settings, read(what.eval_data or [], unused))
+    found = collect(read(data, unused), template, settings, read(what.eval_data, unused) if what.eval_data else None)
     found.unused = unused
     return found
 

@@ -164,7 +164,7 @@ def _prepared(
     wanted = first_settings(chosen, written, LORA_LR if adapters else None)
     settings = SftSettings(**wanted)
     unused: Counter[str] = Counter()
-    found = collect(read(data, unused), start.template, settings, read(what.eval_data or [], unused))
+    found = collect(read(data, unused), start.template, settings, read(what.eval_data, unused) if what.eval_data else None)
     found.unused = unused
     if "steps" not in chosen and settings.epochs:
         wanted["steps"] = steps_of(found.examples, settings)

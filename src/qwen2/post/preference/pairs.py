@@ -77,13 +77,15 @@ class Collected(Account):
         return [said, *self.losses("prompts cut at the left"), *alone]
 
 
-def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] = ()) -> Collected:
+def collect(
+    records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] | None = None
+) -> Collected:
     """All records as items; those of `evaluation` are held out, and of the others the share that the settings say.
 
-    ValueError where there is nothing to learn from.
+    ValueError where there is nothing to learn from, or `evaluation` is given and nothing of it can be used.
     """
     found = Collected()
-    for records_of, held in ((records, False), (evaluation, True)):
+    for records_of, held in ((records, False), (() if evaluation is None else evaluation, True)):
         for record in records_of:
             found.read += 1
             _take(found, record, template, settings, held)
@@ -93,6 +95,8 @@ def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSett
         found.one_prompt = len({bytes(array("i", group.prompt)) for group in (*found.items.groups, *found.held_out.groups)}) == 1
     if not len(found.items):
         raise ValueError(f"there is nothing to learn from: {'; '.join(found.lines())}")
+    if evaluation is not None and not len(found.held_out):
+        raise ValueError(f"nothing of the data for evaluation can be used: {'; '.join(found.lines())}")
     return found
 
 

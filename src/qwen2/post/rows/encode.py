@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Encoded(NamedTuple):
     """Ids of a record, which of them are learned, how many were cut off at the left; and what it asks, before any cut.
 
-    What it asks are the ids up to the first one that is learned; all of them where nobody asked, as in a text.
+    What it asks are the ids up to the first answer that the file wants learned; all of them where nobody asked, as in a text.
     """
 
     ids: list[int]
@@ -58,9 +58,10 @@ def encode(
             if turn not in meant:
                 mask[start:end] = [False] * (end - start)
     learned = [start for start, end in spans if mask[start]]
-    asked = bool(learned) and any(message["role"] == "user" for message in record.messages[: meant[0]])
     kept, over = _fitted(mask, length, cut, learned[-1] if learned else 0)
-    return Encoded(ids[over:], kept, over, ids[: learned[0]] if asked else ids)
+    turn, start = next(((turn, start) for turn, (start, _) in zip(turns, spans, strict=False) if turn not in record.untrained), (0, 0))
+    asked = any(message["role"] == "user" for message in record.messages[:turn])
+    return Encoded(ids[over:], kept, over, ids[:start] if asked else ids)
 
 
 def answers(mask: list[bool]) -> list[tuple[int, int]]:

@@ -110,17 +110,21 @@ class Collected(Account):
 KINDS = {Example: "conversations", Preference: "preferences (the chosen answer is learned)", PlainText: "texts"}
 
 
-def collect(records: Iterable[Record], template: ChatTemplate, settings: SftSettings, evaluation: Iterable[Record] = ()) -> Collected:
+def collect(
+    records: Iterable[Record], template: ChatTemplate, settings: SftSettings, evaluation: Iterable[Record] | None = None
+) -> Collected:
     """All records as examples; those of `evaluation` are held out, and of the others the share that the settings say.
 
     ValueError where there is nothing to learn from, or nothing held out where that was asked for.
     """
     found = Collected()
-    for records_of, held in ((records, False), (evaluation, True)):
+    for records_of, held in ((records, False), (() if evaluation is None else evaluation, True)):
         for record in records_of:
             _take(found, record, template, settings, held)
     if not len(found.examples):
         raise ValueError(f"there is nothing to learn from: {'; '.join(found.lines())}")
+    if evaluation is not None and not len(found.held_out):
+        raise ValueError(f"nothing of the data for evaluation can be used: {'; '.join(found.lines())}")
     if settings.eval_share and not len(found.held_out):
         raise ValueError(f"eval_share {settings.eval_share:g} of {len(found.examples):,} examples holds none out: take a larger share")
     return found
