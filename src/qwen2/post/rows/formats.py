@@ -15,6 +15,7 @@ dataset_info.json may give them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -38,12 +39,13 @@ ANSWERS = ("output", "response", "completion", "solution", "answer", "target", "
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content")
 LABELS = ("label", "kto_tag")
+WANTED = {**dict.fromkeys(("true", "1", "1.0"), True), **dict.fromkeys(("false", "0", "0.0"), False)}
 RANKED = (("instruction", "prompt"), "output")  # of LLaMA-Factory's older files: what is answered, and the answers, the better one first
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
 
 NO_ANSWER, EMPTY_ANSWER, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
 EQUAL, EMPTY_TEXT = "chosen and rejected are equal", "an empty text"
-SEVERAL = "a list of texts as an answer"
+SEVERAL, HALF = "a list of texts as an answer", "half a character"
 
 
 class Row:
@@ -80,6 +82,7 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
         made = _preference(row, where, found) or _conversation(row, where, found) or _answered(row, where, found) or _text(row, where)
         if made is None:
             raise RowError(*_nothing(row))
+        _whole(made)
     except RowError as error:
         return Skipped(error.why, where, error.detail)
     except ValueError as error:
@@ -96,6 +99,14 @@ def _rank(row: Row) -> None:
     pair = isinstance(given, list) and len(given) == 2 and all(isinstance(one, str) for one in given)
     if pair and row.has(prompts) and row.has(tuple(key for both in PAIRS for key in both)) is None:
         row.values["chosen"], row.values["rejected"] = row.values.pop(answers)
+
+
+def _whole(made: Record) -> None:
+    """RowError where a text has half a surrogate pair: there are no bytes for it, and ids would be those of another character."""
+    try:
+        json.dumps(vars(made), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(HALF, f"{error.object[error.start]!r} alone is a half of a surrogate pair, which UTF-8 cannot write") from None
 
 
 def _nothing(row: Row) -> tuple[str, str]:
@@ -218,7 +229,10 @@ def _prompt(row: Row, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
         return turns(given["messages"], key, unused)
     past, untrained = turns(row.take("history"), "history", unused) if row.values.get("history") else ([], ())
     if isinstance(given, list | Mapping):
-        return turns(given, key, unused)
+        messages, more = turns(given, key, unused)
+        first = bool(messages) and messages[0]["role"] == "system"  # which stays the first
+        marked = (*(i + first for i in untrained), *(i + len(past) if i >= first else i for i in more))
+        return messages[:first] + past + messages[first:], marked
     about = row.has(tuple(one for one in CONTEXTS if one != key))
     parts = [text(given, key)] + ([text(row.take(about), about)] if about is not None else [])
     question = "\n".join(part for part in parts if part)
@@ -253,9 +267,13 @@ def _tools(row: Row) -> Tools | None:
 
 
 def _label(row: Row) -> bool | None:
-    """Whether an answer is wanted; other labels, such as a class's number, are no such thing."""
+    """Whether an answer is wanted: true or false, also as a number or a text; other labels, such as a class's name, are no such thing."""
     key = row.has(LABELS)
-    return row.take(key) if key is not None and isinstance(row.values[key], bool) else None
+    given = None if key is None else row.values[key]
+    known = WANTED.get(str(given).lower()) if isinstance(given, bool | int | float | str) else None
+    if key is not None and known is not None:
+        row.take(key)
+    return known
 
 
 def _text(row: Row, where: str) -> Record | None:
