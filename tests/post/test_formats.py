@@ -361,6 +361,13 @@ def test_what_cannot_be_used_is_skipped_with_the_reason(row: object, why: str) -
     assert (made.why, made.where) == (why, "f:1")
 
 
+def test_a_system_prompt_beside_the_conversations_own_is_named() -> None:
+    unused: Counter[str] = Counter()
+    made = record({"system": "other", "messages": [system("S"), *TALK]}, "f:1", unused)
+    assert made == Example([system("S"), *TALK], None, "f:1")
+    assert unused == {"system": 1}
+
+
 def test_history_keeps_which_answers_are_learned() -> None:
     history = [user("q0"), assistant("a0", weight=0)]
     prompt = [system("S"), user("q1"), assistant("a1", weight=0), user("q2"), assistant("a2"), user("q3")]

@@ -256,8 +256,12 @@ def _continuation(value: Any, at: str, unused: Counter[str]) -> tuple[Messages, 
 
 def _system(row: Row, messages: Messages) -> Messages:
     """The row's own system prompt, unless the conversation has one."""
-    given = row.take(*SYSTEMS)
-    if not given or (messages and messages[0]["role"] == "system"):
+    key = row.has(SYSTEMS)
+    given = None if key is None else row.values[key]
+    if given and messages and messages[0]["role"] == "system":
+        return []  # and the column is one without use
+    row.take(*SYSTEMS)
+    if not given:
         return []
     return [{"role": "system", "content": text(given, "system")}]
 
