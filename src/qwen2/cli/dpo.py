@@ -22,6 +22,7 @@ from qwen2.cli.tuning import (
     load_start,
     moved_settings,
     option,
+    reading_of,
     written_of,
 )
 from qwen2.post.preference.settings import LORA_LR, DpoSettings
@@ -138,7 +139,8 @@ def _collected(data: tuple[Path, ...], what: What, template: ChatTemplate, setti
 
     unused: Counter[str] = Counter()
     settings = replace(settings, eval_share=0.0) if what.eval_data else settings
-    found = collect(read(data, unused), template, settings, read(what.eval_data, unused) if what.eval_data else None)
+    with reading_of(what) as reading:
+        found = collect(read(data, unused), template, settings, read(what.eval_data, unused) if what.eval_data else None, reading)
     found.unused = unused
     return found
 

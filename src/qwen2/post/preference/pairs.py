@@ -16,13 +16,15 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qwen2.post.preference.branches import Answer, Group
 from qwen2.post.rows.account import Account, is_held
 from qwen2.post.rows.encode import TooLongError
+from qwen2.post.rows.reading import Reading
 from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
 
 if TYPE_CHECKING:
@@ -78,17 +80,22 @@ class Collected(Account):
 
 
 def collect(
-    records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] | None = None
+    records: Iterable[Record],
+    template: ChatTemplate,
+    settings: DpoSettings,
+    evaluation: Iterable[Record] | None = None,
+    reading: Reading | None = None,
 ) -> Collected:
     """All records as items; those of `evaluation` are held out, and of the others the share that the settings say.
 
     ValueError where there is nothing to learn from, or `evaluation` is given and nothing of it can be used.
     """
-    found = Collected()
+    found, reading = Collected(), Reading() if reading is None else reading
+    work = partial(encoded, template, settings)
     for records_of, held in ((records, False), (() if evaluation is None else evaluation, True)):
-        for record in records_of:
+        for record, made in reading(work, records_of):
             found.read += 1
-            _take(found, record, template, settings, held)
+            _take(found, record, made, settings, held)
     if settings.loss == "kto":
         for items, others in ((found.items, found.held_out), (found.held_out, found.items)):
             mismatch(items, others, settings.length)
@@ -100,30 +107,42 @@ def collect(
     return found
 
 
-def _take(found: Collected, record: Record, template: ChatTemplate, settings: DpoSettings, held: bool) -> None:
-    """One record, encoded and put where it belongs."""
+class Encoded(NamedTuple):
+    """A prompt with its answers, how many tokens were cut off at its left, and the prompt before that."""
+
+    group: Group
+    cut: int
+    prompt: Sequence[int]
+
+
+def encoded(template: ChatTemplate, settings: DpoSettings, record: Record) -> Encoded | Skipped:
+    """A record as ids, or why it is left out."""
     if isinstance(record, Skipped):
-        found.skip(record.why, record.where, record.detail)
-        return
+        return record
     single = settings.loss == "kto"
     if isinstance(record, PlainText) or (isinstance(record, Example) and (not single or record.label is None)):
-        found.skip(TEXT if isinstance(record, PlainText) else NO_LABEL if single else NO_PAIR, record.where)
-        return
+        return Skipped(TEXT if isinstance(record, PlainText) else NO_LABEL if single else NO_PAIR, record.where)
     try:
         group, cut = group_of(template, record, settings.length, settings.too_long == "cut")
     except TooLongError as error:
-        found.skip(TOO_LONG, record.where, str(error))
-        return
+        return Skipped(TOO_LONG, record.where, str(error))
     except ValueError as error:
-        found.skip(REFUSED, record.where, str(error))
-        return
+        return Skipped(REFUSED, record.where, str(error))
     if len(group.answers) == 2 and group.answers[0].ids == group.answers[1].ids:
-        found.skip(EQUAL, record.where)
+        return Skipped(EQUAL, record.where)
+    return Encoded(group, cut, template.render(prompt_of(record), record.tools).ids if cut else group.prompt)
+
+
+def _take(found: Collected, record: Record, made: Encoded | Skipped, settings: DpoSettings, held: bool) -> None:
+    """Put a record where it belongs."""
+    if isinstance(made, Skipped):
+        found.skip(made.why, made.where, made.detail)
         return
-    found.cut += cut > 0
-    found.cut_tokens += cut
-    asked = template.render(prompt_of(record), record.tools).ids if cut else group.prompt  # a prompt is cut as its answers want it
-    items = found.held_out if held or is_held(asked, settings.eval_share) else found.items
+    assert isinstance(record, Example | Preference)
+    group, single = made.group, settings.loss == "kto"
+    found.cut += made.cut > 0
+    found.cut_tokens += made.cut
+    items = found.held_out if held or is_held(made.prompt, settings.eval_share) else found.items
     labels = [record.label] if isinstance(record, Example) else [True, False]
     for groups, label in (
         [(Group(group.prompt, (a,)), b) for a, b in zip(group.answers, labels, strict=True)] if single else [(group, None)]
