@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from qwen2.cli.lora_flags import NO_LORA, LoraFlags, lora_settings
-from qwen2.cli.ranks import first_here
+from qwen2.cli.ranks import first_here, ranks_here
 from qwen2.train.changes import with_end
 from qwen2.train.folder import CONFIG, steps_done, written_config
 from qwen2.train.place import is_run
@@ -111,11 +111,11 @@ def adapters_of(lora: LoraFlags, written: Written | None) -> tuple[LoraSettings 
 
 
 def reading_of(place: Place) -> Reading:
-    """How rows are encoded: by as many threads as the run has, and said by one process."""
+    """How rows are encoded: by as many processes as the run has threads, and said by one process of it."""
     from qwen2.kernels.cores import physical_cores
     from qwen2.post.rows.reading import Reading
 
-    return Reading(physical_cores() if place.threads is None else place.threads, shown=first_here())
+    return Reading(max(1, physical_cores() // ranks_here()) if place.threads is None else place.threads, shown=first_here())
 
 
 def load_start(model: str, packed: bool) -> Model:

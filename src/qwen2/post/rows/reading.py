@@ -1,25 +1,27 @@
-"""Rows made into ids by several threads, in their order, and how far that is, on stderr.
+"""Rows made into ids, many of them by several processes, and how far that is, on stderr.
 
-Most of a row's time goes into the tokenizer's own code, which runs beside other threads (tokenizer.py), so that threads are enough and
-nothing has to be sent to another process. (700 tokens a row: of 1.2 ms 0.9 are such; a pool of processes takes a third more time of the
-processors, and new ones seconds each to start.) Rows come back in the order in which they were read, so that nothing depends on how many
-threads there are.
+Threads would not do: half of a row's time is Python's, and the other half changes hands a dozen times. (Two cores, 700 tokens a row: 1,240
+rows/s alone, 1,260 by two threads, 1,620 by two processes; these take some seconds to start, so the first rows are encoded here.) Rows
+come back in the order in which they were read, so that nothing depends on how many processes there are.
 
-What is left out: reading files, which the caller's thread does meanwhile, and a cache: rows are encoded again at every start.
+What is left out: reading files, which the caller does meanwhile, and a cache: rows are encoded again at every start.
 
-    with Reading(threads=4, shown=True) as reading:
-        for record, made in reading(encode_one, read(["data.jsonl"])): ...
+    with Reading(workers=4, shown=True) as reading:
+        for record, made in reading(partial(encoded, template, settings), read(["data.jsonl"])): ...
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -27,37 +29,52 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-AHEAD = 256  # rows that were read and not taken yet, at most
+FIRST = 2000  # rows that are encoded here, before others are asked
+CHUNK = 64  # rows that are sent together
+AHEAD = 4  # of them, for each process, that were sent and not taken yet
 PATIENCE = 2.0  # seconds without a bar
 EVERY = 10.0  # seconds between two lines
 
+_work: list[Callable[[Any], Any]] = []  # of a process that encodes: put there as it starts, since it is too large to be sent with rows
+
 
 class Reading:
-    """How rows are encoded: by so many threads. `shown`: how many were is said on stderr, on a terminal as they come, else now and then."""
+    """How rows are encoded: by so many processes. `shown`: how many were is said on stderr, on a terminal as they come, else now and then.
 
-    def __init__(self, threads: int = 1, shown: bool = False) -> None:
-        self.threads, self.shown, self.done = threads, shown, 0
+    More than one needs what `multiprocessing` needs of a program: a main module that can be imported without doing anything.
+    """
+
+    def __init__(self, workers: int = 1, shown: bool = False) -> None:
+        self.workers, self.shown, self.done = workers, shown, 0
         self.start = self.last = time.perf_counter()
         self.bar: Bar | None = None
 
     def __call__(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-        """Each item and what `work` makes of it, in their order. What `work` raises is raised when its turn comes."""
-        for item, made in ((item, work(item)) for item in items) if self.threads == 1 else self._ahead(work, items):
+        """Each item and what `work` makes of it, in their order. What `work` raises is raised, and OSError where a process was ended."""
+        rest = iter(items)
+        for item in rest if self.workers == 1 else islice(rest, FIRST):
             self._count()
-            yield item, made
+            yield item, work(item)
+        following = list(islice(rest, CHUNK))
+        if following:
+            yield from self._by_others(work, following, rest)
 
-    def _ahead(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-        waiting: deque[tuple[T, Future[R]]] = deque()
-        pool = ThreadPoolExecutor(self.threads, "rows")
+    def _by_others(self, work: Callable[[T], R], chunk: list[T], rest: Iterator[T]) -> Iterator[tuple[T, R]]:
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context(method), _begin, (work,))
+        sent: deque[tuple[list[T], Future[list[R]]]] = deque()
         try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) == AHEAD:
-                    first, made = waiting.popleft()
-                    yield first, made.result()
-            while waiting:
-                first, made = waiting.popleft()
-                yield first, made.result()
+            while chunk or sent:
+                if chunk:
+                    sent.append((chunk, pool.submit(_many, chunk)))
+                    chunk = list(islice(rest, CHUNK))
+                if not chunk or len(sent) == AHEAD * self.workers:
+                    first, made = sent.popleft()
+                    for pair in zip(first, made.result(), strict=True):
+                        self._count()
+                        yield pair
+        except BrokenExecutor as error:
+            raise OSError("a process that encodes rows was ended, perhaps for its memory; --threads 1 needs none") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -84,6 +101,16 @@ class Reading:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    """In a new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that reads
+    _work[:] = [work]
+
+
+def _many(rows: list[Any]) -> list[Any]:
+    return [_work[0](row) for row in rows]
 
 
 def _bar() -> Bar:
