@@ -1,8 +1,8 @@
 """Rows made into ids, many of them by several processes, and how far that is, on stderr.
 
-Threads would not do: half of a row's time is Python's, and the other half changes hands a dozen times. (Two cores, 700 tokens a row: 1,240
-rows/s alone, 1,260 by two threads, 1,620 by two processes; these take some seconds to start, so the first rows are encoded here.) Rows
-come back in the order in which they were read, so that nothing depends on how many processes there are.
+Threads would not do: half of a row's time is Python's, and the other half changes hands a dozen times. (Two cores, 700 tokens a row: 1,000
+rows/s alone, as many by two threads, 1,300 by two processes; these take three seconds to start, so the first rows are encoded here.)
+Rows come back in the order in which they were read, so that nothing depends on how many processes there are.
 
 What is left out: reading files, which the caller does meanwhile, and a cache: rows are encoded again at every start.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-FIRST = 2000  # rows that are encoded here, before others are asked
+FIRST = 5000  # rows that are encoded here, before others are asked
 CHUNK = 64  # rows that are sent together
 AHEAD = 4  # of them, for each process, that were sent and not taken yet
 PATIENCE = 2.0  # seconds without a bar
