@@ -31,7 +31,7 @@ def test_a_run_goes_on_and_is_a_model(tiny_folder: Path, pairs: Path, tmp_path: 
     assert "41 rows read: " in said.err
     assert f"1 left out: chosen and rejected are equal ({pairs}:41)" in said.err
     assert "columns without use: source (40)" in said.err
-    assert "loss dpo, beta 0.2; 3 steps of 4: 0." in said.err
+    assert "loss dpo, beta 0.2; 3 steps of up to 4: 0." in said.err
     assert "step 3: loss 0." in said.err
     assert ", accuracy " in said.err
     assert said.out.startswith(f"{out / 'model'}: written after 3 steps and ")
@@ -61,7 +61,7 @@ def test_adapters_and_epochs(tiny_folder: Path, pairs: Path, tmp_path: Path, cap
     assert main(words) == 0
     said = capsys.readouterr()
     assert "40 pairs to learn from, 40 held out" in said.err
-    assert "adapters of rank 2; 2 steps of 4: 0.20 epochs" in said.err
+    assert "adapters of rank 2; 2 steps of up to 4: 0.20 epochs" in said.err
     assert (out / "adapter" / "adapter_model.safetensors").exists()
     written = json.loads((out / "config.json").read_text())
     assert (written["settings"]["lr"], written["lora"]["rank"]) == (2e-5, 2)
@@ -78,7 +78,7 @@ def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path
     assert "the 0 lazy dog" in said.out
     assert "[a fox<|im_end|>]" in said.out
     assert f"--- {pairs}:2: rejected, " in said.out
-    assert "5 steps of 16: 2.00 epochs" in said.err
+    assert "5 steps of up to 16: 2.00 epochs" in said.err
     assert "more if a prompt were computed for each of its answers" in said.out
 
 
@@ -95,6 +95,8 @@ def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path
         (["nowhere.jsonl", "--length", "128"], "nowhere.jsonl: no such file"),
         (["{pairs}"], "length 1,024: the model's window is 512 tokens"),
         (["{pairs}", "--length", "8"], "there is nothing to learn from"),
+        (["{pairs}", "--length", "128", "--eval-data", "{bad}"], "nothing of the data for evaluation can be used: 42 rows read"),
+        (["{pairs}", "--length", "128", "--eval-data", "{empty}"], "nothing of the data for evaluation can be used: 41 rows read"),
         (["{pairs}", "--resume"], "no run to resume here"),
         (["{pairs}", "--wat"], "--wat"),
         (["{pairs}", "--loss", "ppo"], "ppo"),
@@ -103,7 +105,9 @@ def test_a_dry_run_trains_nothing(tiny_folder: Path, pairs: Path, tmp_path: Path
 def test_mistakes_end_in_a_line(
     words: list[str], message: str, tiny_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [word.format(pairs=pairs) for word in words]
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}')
+    (tmp_path / "empty.jsonl").write_text("")
+    given = [word.format(pairs=pairs, bad=tmp_path / "bad.jsonl", empty=tmp_path / "empty.jsonl") for word in words]
     assert main(["dpo", str(tiny_folder), *given, "--out", str(tmp_path / "run")]) in (1, 2)
     said = capsys.readouterr().err
     assert message in said

@@ -26,7 +26,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad = [{"messages": rows[0]["messages"][:1], "score": 1}, {"prompt": "the fox?", "completion": "quick", "score": 2}]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *bad]) + "{broken\n")
     (folder / "b.json").write_text(json.dumps([{"instruction": "the dog?", "input": "", "output": "lazy"}] * 3, indent=1))
-    (folder / "c.txt").write_text("the quick brown fox\njumps over the lazy dog\n")
+    (folder / "c.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("the quick brown fox", "jumps over the lazy dog"))
+    )
+    (folder / "README.md").write_text("# The fox\nA data set.\n")
     return folder
 
 
@@ -81,6 +84,7 @@ def test_a_dry_run_shows_tokens_lengths_and_what_is_left_out(tiny_folder: Path, 
     assert f"<|im_start|>assistant\n[{first[1]['content']}<|im_end|>]" in shown
     assert "34 conversations, 2 texts read; 36 examples to learn from, 0 held out" in shown
     assert f"1 left out: no assistant turn ({data / 'a.jsonl'}:31)" in shown
+    assert f"1 left out: a file beside the data ({data / 'README.md'})" in shown
     assert f"1 left out: not JSON ({data / 'a.jsonl'}:33: " in shown
     assert "columns without use: score (1)" in shown
     assert "rows of 128 tokens" in shown
@@ -142,6 +146,9 @@ def test_what_is_refused_in_one_line(
             model, str(tmp_path / "empty.jsonl"), "--out", out,
         ],
         "no such file or folder": [model, str(tmp_path / "missing.jsonl"), "--out", out],
+        "nothing of the data for evaluation can be used: 34 conversations, 2 texts read": [
+            model, str(data), "--out", out, *FEW, "--eval-data", str(tmp_path / "empty.jsonl"),
+        ],
         "the model's window is": [model, str(data), "--out", out, "--length", "9999"],
         "--lora-alpha: is of adapters": [model, str(data), "--out", out, "--lora-alpha", "3"],
         "holds a run already": [model, str(data), "--out", str(ended), *FEW],

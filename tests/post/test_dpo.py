@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,21 @@ def test_a_model_learns_which_answers_are_better(tmp_path: Path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("count", "epochs", "batch"), [(17, 1.0, 16), (3, 1.0, 16), (20, 2.0, 6), (20, 0.55, 6), (12, 1.0, 6)])
+def test_a_run_by_epochs_reads_every_pair_as_often_as_it_has_epochs(count: int, epochs: float, batch: int):
+    settings = small(epochs=epochs, batch=batch, micro_batch=2)
+    items = gathered(settings, rows(count)).items
+    total = round(epochs * count)
+    settings = replace(settings, steps=-(-total // batch))
+    data = Data(items, settings, torch.arange(count)[:, None].float(), reader(tiny_model().network))  # which pair it is, as a reference
+    steps = [[int(index) for batch in data.next_step() for index in batch.reference[:, 0]] for _ in range(settings.steps)]
+    read = Counter(index for step in steps for index in step)
+    assert sum(read.values()) == total
+    assert set(read.values()) <= {int(epochs), -int(-epochs // 1)}
+    assert all(len(step) == batch for step in steps[:-1])
+    assert len(steps[-1]) == total - batch * (settings.steps - 1)
+
+
 class HaltError(Exception):
     pass
 
@@ -242,6 +258,7 @@ class HaltError(Exception):
 KINDS: dict[str, tuple[dict[str, Any], LoraSettings | None]] = {
     "dpo": ({}, None),
     "kto, averaged": ({"loss": "kto", "average": "ema", "ema_decay": 0.5}, None),
+    "by epochs, the last step of four pairs": ({"epochs": 2.0}, None),
     "adapters with dropout": ({}, LoraSettings(rank=4, dropout=0.2)),
     "the base as the reference": ({"reference": "adapter"}, LoraSettings(rank=4, dropout=0.2)),
 }

@@ -170,6 +170,28 @@ def test_the_held_out_share_is_the_same_in_every_run_and_copies_stay_together() 
     assert not learned & {tuple(found.held_out.example(i)[0]) for i in range(len(found.held_out))}
 
 
+def test_no_prompt_is_on_both_sides() -> None:
+    """Four answers to each of fifty prompts, in one turn and in several, also where a long answer has its prompt cut."""
+    words = ["fox", "dog", "it", "some " * 40]
+    for before in ([], talk(random.Random(1))):
+        asked = [[*before, {"role": "user", "content": f"the {number} lazy dog"}] for number in range(50)]
+        turns = [[*prompt, {"role": "assistant", "content": word}] for prompt in asked for word in words]
+        examples = [Example(messages, None, f"f:{i // 4}", untrained=(1,) if before else ()) for i, messages in enumerate(turns)]
+        found = collect(examples, template_of("qwen2"), small(eval_share=0.2, length=64, too_long="cut"))
+        assert found.cut >= 50
+        assert len(found.held_out) % 4 == 0
+        assert len(found.held_out) + len(found.examples) == 200
+        assert set(found.held_out.where).isdisjoint(found.examples.where)
+
+
+def test_conversations_that_nobody_asked_for_are_held_out_one_by_one() -> None:
+    """All begin with the same greeting of an assistant: a share of them is held out, not all or none."""
+    greeting = {"role": "assistant", "content": "hello"}
+    examples = [Example([greeting, *talk(random.Random(seed))], None, f"f:{seed}") for seed in range(100)]
+    found = collect(examples, template_of("qwen2"), small(eval_share=0.2))
+    assert 5 < len(found.held_out) < 40
+
+
 def test_nothing_to_learn_from_says_what_was_read() -> None:
     with pytest.raises(ValueError, match=r"nothing to learn from: .* 1 left out: longer than a row"):
         collect([Example(talk(random.Random(8)), None, "f:1")], template_of("qwen2"), small(length=4))

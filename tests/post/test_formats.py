@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.rows.formats import EMPTY_ANSWER, EQUAL, NO_ANSWER, NO_PROMPT, record
+from qwen2.post.rows.formats import EMPTY_ANSWER, EQUAL, HALF, NO_ANSWER, NO_PROMPT, SEVERAL, record
 from qwen2.post.rows.records import Example, PlainText, Preference, Skipped
 from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, NO_KNOWN_FORMAT, UNKNOWN_ROLE
 
@@ -65,6 +65,14 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "prompt-completion-messages": (
         {"prompt": [system("S"), user("q1")], "completion": [assistant("a1")]},
         [system("S"), user("q1"), assistant("a1")],
+    ),
+    "history-before-messages": (
+        {"history": [["q0", "a0"]], "prompt": [user("q1")], "completion": "a1"},
+        [user("q0"), assistant("a0"), user("q1"), assistant("a1")],
+    ),
+    "history-below-a-system-prompt": (
+        {"history": [["q0", "a0"]], "prompt": [system("S"), user("q1")], "completion": [assistant("a1")]},
+        [system("S"), user("q0"), assistant("a0"), user("q1"), assistant("a1")],
     ),
     # Axolotl
     "conversations-role-content": ({"conversations": TALK}, TALK),
@@ -200,6 +208,8 @@ def test_calls_of_tools(row: dict[str, Any], messages: list[dict[str, Any]], too
 
 PREFERENCES: dict[str, dict[str, Any]] = {
     "llama-factory-alpaca": {"instruction": "q1", "input": "", "chosen": "good", "rejected": "bad"},
+    "llama-factory-ranking": {"instruction": "q1", "input": "", "output": ["good", "bad"]},
+    "llama-factory-ranking-prompt": {"prompt": "q1", "output": ["good", "bad"]},
     "llama-factory-sharegpt": {
         "conversations": [{"from": "human", "value": "q1"}],
         "chosen": {"from": "gpt", "value": "good"},
@@ -231,13 +241,42 @@ def test_a_preference_of_each_format(name: str) -> None:
     assert made == Preference([user("q1")], [assistant("good")], [assistant("bad")], None, "f:1"), made
 
 
+def test_a_list_of_answers_says_what_to_do() -> None:
+    made = record({"question": "q1", "answer": ["Paris", "City of Light"]}, "f:1", Counter())
+    assert isinstance(made, Skipped)
+    assert "answer is a list of 2: write the one to learn as a text, or a better and a worse one as chosen and rejected" in made.detail
+
+
+def test_ranked_answers_beside_a_pair_are_a_column_without_use() -> None:
+    unused: Counter[str] = Counter()
+    made = record({"instruction": "q1", "chosen": "good", "rejected": "bad", "output": ["x", "y"]}, "f:1", unused)
+    assert isinstance(made, Preference)
+    assert made.rejected == [assistant("bad")]
+    assert unused == {"output": 1}
+
+
 def test_of_a_preference_the_chosen_answer_is_learned() -> None:
     made = record({"messages": [*TALK, user("q3")], "chosen": "good", "rejected": "bad"}, "f:1", Counter())
     assert isinstance(made, Preference)
     assert made.example() == Example([*TALK, user("q3"), assistant("good")], None, "f:1", untrained=(1, 3))
 
 
-@pytest.mark.parametrize(("row", "label"), [({"label": False}, False), ({"kto_tag": True}, True), ({"label": 1}, None), ({}, None)])
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        ({"label": False}, False),
+        ({"kto_tag": True}, True),
+        ({"label": 1}, True),
+        ({"label": 0}, False),
+        ({"label": 0.0}, False),
+        ({"kto_tag": "False"}, False),
+        ({"label": "true"}, True),
+        ({"label": 2}, None),
+        ({"label": "sports"}, None),
+        ({"label": None}, None),
+        ({}, None),
+    ],
+)
 def test_whether_an_answer_is_wanted(row: dict[str, Any], label: bool | None) -> None:
     made = record({"messages": TALK, **row}, "f:1", Counter())
     assert isinstance(made, Example)
@@ -280,6 +319,13 @@ def test_plain_texts(row: dict[str, Any], text: str) -> None:
         pytest.param({"messages": [user("q1"), assistant("")]}, EMPTY_ANSWER, id="empty"),
         pytest.param({"messages": [user("q1"), assistant(" \n")]}, EMPTY_ANSWER, id="blank"),
         pytest.param({"prompt": "q1", "completion": ""}, EMPTY_ANSWER, id="empty-completion"),
+        pytest.param({"question": "q1", "answer": ["Paris", "City of Light"]}, SEVERAL, id="answers"),
+        pytest.param({"question": "q1", "answer": ["Paris"]}, SEVERAL, id="a-list-of-one"),
+        pytest.param({"instruction": "q1", "output": ["a", "b", "c"]}, SEVERAL, id="three-ranked"),
+        pytest.param({"prompt": "q1", "completion": ["a", "b", "c", "d"]}, SEVERAL, id="four-samples"),
+        pytest.param({"completion": ["q1", "a1"]}, SEVERAL, id="texts-without-a-prompt"),
+        pytest.param({"prompt": "q1", "chosen": ["a", "b"], "rejected": ["c"]}, SEVERAL, id="sides-of-several"),
+        pytest.param({"instruction": "q1", "output": ["same", "same"]}, EQUAL, id="ranked-equal"),
         pytest.param({"prompt": "", "completion": "a1"}, NO_PROMPT, id="empty-prompt"),
         pytest.param({"messages": [user("q1"), {"role": "narrator", "content": "x"}, assistant("a1")]}, UNKNOWN_ROLE, id="role"),
         pytest.param({"conversations": [{"from": 7, "value": "q1"}]}, UNKNOWN_ROLE, id="role-number"),
@@ -298,12 +344,41 @@ def test_plain_texts(row: dict[str, Any], text: str) -> None:
         pytest.param({"chosen": "a", "rejected": "b"}, NO_PROMPT, id="pair-without-prompt"),
         pytest.param({"prompt": "q1", "chosen": "a", "rejected": ""}, EMPTY_ANSWER, id="empty-side"),
         pytest.param({"text": " "}, "an empty text", id="empty-text"),
+        pytest.param({"prompt": "q1", "completion": float("nan")}, BROKEN, id="nan"),
+        pytest.param({"prompt": "q1", "completion": float("inf")}, BROKEN, id="infinity"),
+        pytest.param({"prompt": "q1", "input": float("nan"), "completion": "a1"}, BROKEN, id="nan-for-an-input"),
+        pytest.param({"prompt": "q1", "completion": "\ud800 x"}, HALF, id="half-a-character"),
+        pytest.param({"text": "\ud800"}, HALF, id="half-a-character-of-a-text"),
+        pytest.param({"prompt": "q1", "chosen": "a", "rejected": "\udc00"}, HALF, id="half-a-character-of-a-side"),
+        pytest.param(
+            {"messages": [user("q1"), assistant("", tool_calls=[call("aqi", {"c": "\ud800"})])]}, HALF, id="half-a-character-of-a-call"
+        ),
     ],
 )
 def test_what_cannot_be_used_is_skipped_with_the_reason(row: object, why: str) -> None:
     made = record(row, "f:1", Counter())
     assert isinstance(made, Skipped), made
     assert (made.why, made.where) == (why, "f:1")
+
+
+def test_a_system_prompt_beside_the_conversations_own_is_named() -> None:
+    unused: Counter[str] = Counter()
+    made = record({"system": "other", "messages": [system("S"), *TALK]}, "f:1", unused)
+    assert made == Example([system("S"), *TALK], None, "f:1")
+    assert unused == {"system": 1}
+
+
+def test_history_keeps_which_answers_are_learned() -> None:
+    history = [user("q0"), assistant("a0", weight=0)]
+    prompt = [system("S"), user("q1"), assistant("a1", weight=0), user("q2"), assistant("a2"), user("q3")]
+    made = record({"history": history, "prompt": prompt, "completion": "a3"}, "f:1", Counter())
+    assert isinstance(made, Example)
+    assert [made.messages[i]["content"] for i in made.untrained] == ["a0", "a1"]
+
+
+def test_a_pair_of_surrogates_is_a_character() -> None:
+    made = record(json.loads('{"text": "\\ud83d\\ude00"}'), "f:1", Counter())
+    assert made == PlainText("\U0001f600", "f:1")
 
 
 def test_columns_that_nothing_was_made_of_are_named() -> None:

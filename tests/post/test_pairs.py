@@ -165,6 +165,19 @@ def test_one_prompt_is_never_on_both_sides():
     assert (len(other.items), len(other.held_out)) == (50, 50)
 
 
+def test_a_prompt_that_is_cut_differently_for_its_answers_stays_on_one_side():
+    asked = [user(f"{i} " + "the lazy dog " * 15) for i in range(40)]
+    records: list[Record] = [
+        Preference([prompt], [says("fox " * size)], [says("dog")], None, f"f:{i}")
+        for i, prompt in enumerate(asked)
+        for size in (1, 9, 17, 25)
+    ]
+    found = gathered(records, eval_share=0.3, length=64, too_long="cut")
+    assert found.cut >= 120
+    assert found.held_out.where
+    assert set(found.held_out.where).isdisjoint(found.items.where)
+
+
 # --- KTO
 
 
@@ -197,9 +210,27 @@ def test_another_prompts_answer_fits_behind_this_one():
     assert all(group.answers[1].length for group in found.items.groups)
 
 
-def test_kto_needs_two_prompts():
-    with pytest.raises(ValueError, match="all rows have the same prompt"):
-        gathered([PAIRS["one turn"]], loss="kto")
+@pytest.mark.parametrize("held", [1, 3, 19])
+def test_few_rows_of_kto_are_enough_with_one_prompt_on_a_side(held: int):
+    """Second answers are of other prompts: of the same side, or where that has one alone, of the other."""
+    rows: list[Record] = [pair([user(f"the {i}")], [says(f"fox {i}")], [says(f"dog {i}")]) for i in range(20)]
+    template, settings = ChatTemplate.of(tiny_tokenizer()), DpoSettings(loss="kto", length=128, eval_share=0.0)
+    found = collect(rows[held:], template, settings, rows[:held])
+    assert (len(found.items), len(found.held_out)) == (2 * (20 - held), 2 * held)
+    both = (found.items, found.held_out)
+    prompts = {bytes(group.answers[0].ids): bytes(group.prompt) for items in both for group in items.groups}
+    for items in both:
+        assert all(prompts[bytes(group.answers[1].ids)] != bytes(group.prompt) for group in items.groups)
+
+
+def test_kto_of_one_prompt_takes_other_answers_to_it():
+    rows: list[Record] = [pair([user("hello")], [says(f"fox {i}")], [says("dog")]) for i in range(2)]
+    found = gathered(rows, loss="kto")
+    ours = [group.answers[0] for group in found.items.groups]
+    assert [group.answers[1] for group in found.items.groups] == [*ours[1:], ours[0]]
+    assert "all have the same prompt" in found.lines()[-1]
+    alone = gathered([Example([user("a"), says("fox")], None, "x:1", label=True)], loss="kto").items.groups[0]
+    assert alone.answers[0] == alone.answers[1]
 
 
 def test_following_by_brute_force():

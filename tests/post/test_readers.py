@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.rows.readers import CUT_SHORT, NOT_JSON, NOT_UTF8, files, read
+from qwen2.post.rows.readers import BESIDE, BESIDE_ROWS, CUT_SHORT, NOT_JSON, NOT_UTF8, files, read
 from qwen2.post.rows.records import Example, PlainText, Preference, Record, Skipped
 
 ROWS: list[dict[str, Any]] = [
@@ -140,7 +140,37 @@ def test_folders_and_files_that_are_none(tmp_path: Path) -> None:
         list(read(tmp_path / "picture.png"))
     for name in ("b.jsonl", "a.jsonl", "dataset_info.json"):
         (tmp_path / name).write_bytes(lines(ROWS[:1]))
-    assert [path.name for path in files([tmp_path])] == ["a.jsonl", "b.jsonl"]
+    assert [path.name for path in files([tmp_path]) if isinstance(path, Path)] == ["a.jsonl", "b.jsonl"]
+
+
+def test_what_describes_a_folder_of_data_is_not_learned_and_is_said(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "description.md").write_text("x")
+    beside = ("LICENSE", "LICENSE.txt", "README.md", "README_zh.md", "dataset_info.json", "part/CHANGELOG.md", "picture.png")
+    for name in (*beside, "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "part" / "train.jsonl").write_bytes(lines(ROWS[:1]))
+    found = list(read(tmp_path))
+    assert [(record.why, record.where) for record in found if isinstance(record, Skipped)] == [
+        *[(BESIDE, str(tmp_path / name)) for name in beside[:5]],
+        (BESIDE_ROWS, str(tmp_path / "notes.txt")),
+        *[(BESIDE, str(tmp_path / name)) for name in beside[5:]],
+    ]
+    assert kinds(found)[len(beside) + 1 :] == [Example]
+    assert kinds(list(read(tmp_path / "README.md"))) == [Skipped], "a file that is named is read, and this one is no row"
+
+
+def test_a_folder_of_texts_alone_is_read_without_what_describes_it(tmp_path: Path) -> None:
+    for name in ("chapter.txt", "README.md", "more.md"):
+        (tmp_path / name).write_text(name)
+    assert [record.text for record in read(tmp_path) if isinstance(record, PlainText)] == ["chapter.txt", "more.md"]
+    (tmp_path / "chapter.txt").unlink()
+    (tmp_path / "more.md").unlink()
+    with pytest.raises(ValueError, match="no data in this folder"):
+        list(read(tmp_path))
+    (tmp_path / "readme_questions.jsonl").write_bytes(lines(ROWS[:1]))
+    assert kinds(list(read(tmp_path))) == [Skipped, Example]
 
 
 def test_unused_columns_of_all_files_are_counted(tmp_path: Path) -> None:

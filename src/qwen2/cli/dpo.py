@@ -22,6 +22,7 @@ from qwen2.cli.tuning import (
     load_start,
     moved_settings,
     option,
+    reading_of,
     written_of,
 )
 from qwen2.post.preference.settings import LORA_LR, DpoSettings
@@ -91,6 +92,7 @@ def dpo(
     import torch
 
     from qwen2.post.preference.dpo import check_window
+    from qwen2.post.preference.pairs import last_of, turns_of
     from qwen2.post.start import read_start
 
     if what.threads is not None:
@@ -102,11 +104,12 @@ def dpo(
     for line in found.lines():
         print(line, file=sys.stderr)
     if "steps" not in chosen and settings.epochs:
-        settings = replace(settings, steps=max(1, -(-round(settings.epochs * len(found.items)) // settings.batch)))
+        settings = replace(settings, steps=-(-turns_of(len(found.items), settings.epochs) // settings.batch))
     settings = DpoSettings(**moved_settings(as_dict(settings), chosen, written, what))
-    times = settings.steps * settings.batch / len(found.items)
+    times = (last_of(len(found.items), settings) or settings.steps * settings.batch) / len(found.items)
     trained = "" if adapters is None else f", adapters of rank {adapters.rank}"
-    said = f"loss {settings.loss}, beta {settings.strength:g}{trained}; {settings.steps:,} steps of {settings.batch}: {times:.2f} epochs"
+    steps = f"{settings.steps:,} steps of up to {settings.batch}: {times:.2f} epochs"
+    said = f"loss {settings.loss}, beta {settings.strength:g}{trained}; {steps}"
     print(said, file=sys.stderr)
     if what.dry_run:
         _preview(found, start.template.tokenizer, settings, what.show)
@@ -136,7 +139,8 @@ def _collected(data: tuple[Path, ...], what: What, template: ChatTemplate, setti
 
     unused: Counter[str] = Counter()
     settings = replace(settings, eval_share=0.0) if what.eval_data else settings
-    found = collect(read(data, unused), template, settings, read(what.eval_data or [], unused))
+    with reading_of(what) as reading:
+        found = collect(read(data, unused), template, settings, read(what.eval_data, unused) if what.eval_data else None, reading)
     found.unused = unused
     return found
 

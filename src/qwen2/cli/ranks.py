@@ -38,6 +38,11 @@ def first_here() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def ranks_here() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def world_of(device: str, ranks: Ranks) -> Iterator[World]:
     """The processes of this run as one world. ConnectionError in one line where one of the others is gone."""

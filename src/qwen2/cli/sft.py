@@ -23,6 +23,7 @@ from qwen2.cli.tuning import (
     load_start,
     moved_settings,
     option,
+    reading_of,
     written_of,
 )
 from qwen2.post.finetuning.settings import LORA_LR, SftSettings
@@ -164,7 +165,8 @@ def _prepared(
     wanted = first_settings(chosen, written, LORA_LR if adapters else None)
     settings = SftSettings(**wanted)
     unused: Counter[str] = Counter()
-    found = collect(read(data, unused), start.template, settings, read(what.eval_data or [], unused))
+    with reading_of(what) as reading:
+        found = collect(read(data, unused), start.template, settings, read(what.eval_data, unused) if what.eval_data else None, reading)
     found.unused = unused
     if "steps" not in chosen and settings.epochs:
         wanted["steps"] = steps_of(found.examples, settings)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from qwen2.cli.lora_flags import NO_LORA, LoraFlags, lora_settings
+from qwen2.cli.ranks import first_here, ranks_here
 from qwen2.train.changes import with_end
 from qwen2.train.folder import CONFIG, steps_done, written_config
 from qwen2.train.place import is_run
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
+    from qwen2.post.rows.reading import Reading
     from qwen2.weights.model import Model
 
 Written = dict[str, Any]  # a run's config.json
@@ -106,6 +108,14 @@ def adapters_of(lora: LoraFlags, written: Written | None) -> tuple[LoraSettings 
         return lora_settings(lora), lora.qlora
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written["lora"].items()}
     return LoraSettings(**values), written["start"]["weights"] == "packed"
+
+
+def reading_of(place: Place) -> Reading:
+    """How rows are encoded: by as many processes as the run has threads, and said by one process of it."""
+    from qwen2.kernels.cores import physical_cores
+    from qwen2.post.rows.reading import Reading
+
+    return Reading(max(1, physical_cores() // ranks_here()) if place.threads is None else place.threads, shown=first_here())
 
 
 def load_start(model: str, packed: bool) -> Model:

@@ -29,7 +29,7 @@ class SftSettings(Settings):
         "skip", "What to do with a conversation longer than a row: leave it out and count it, or cut its prompt at the left."
     )
     last_turn: bool = setting(False, "Learn the last answer of a conversation only, not all of them.")
-    eval_share: float = setting(0.0, "The share of the examples that is held out for evaluation; --eval-data names files instead.")
+    eval_share: float = setting(0.0, "The share of the prompts that is held out for evaluation; --eval-data names files instead.")
     eval_rows: int = setting(64, "Held-out rows that are evaluated at most.")
     samples: int = setting(2, "Held-out prompts (without any, prompts of the data) that are answered at each evaluation; 0 is none.")
     sample_tokens: int = setting(48, "Tokens of such an answer at most.")

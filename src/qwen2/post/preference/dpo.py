@@ -2,7 +2,9 @@
 
 A step: the answers' log-probabilities, chunk by chunk and never as N x V logits (train/logprobs.py); their ratios to the reference's, which
 were computed once (reference.py) or come from the base under the adapter; the loss, a sum over pairs that the loop divides by the step's
-number of them. KTO's divergence is estimated from the whole step before any of its micro-batches, so that these change nothing.
+number of them. A run by epochs ends with the last pair of its last epoch, however few that step has. KTO's divergence is estimated from
+the whole step before any of its micro-batches, so that these change nothing. Over weights in blocks the reference, the divergence and
+evaluations are computed as steps are, with inputs in floating point.
 
 What is left out: reading files (readers.py) and tokens (pairs.py), several ranks, and the balancing loss of a mixture of experts.
 
@@ -31,7 +33,7 @@ from qwen2.post.chat_model import as_chat, export, keep_texts
 from qwen2.post.preference.branches import Branches, Group, branch, branched_attend
 from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
-from qwen2.post.preference.pairs import Order
+from qwen2.post.preference.pairs import Order, last_of
 from qwen2.post.preference.reference import Reference, weights_sha256
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
@@ -135,11 +137,12 @@ class Data:
     def __init__(self, items: Items, settings: DpoSettings, sums: Tensor, read: Reader) -> None:
         self.items, self.settings, self.sums, self.read = items, settings, sums, read
         self.order = Order(len(items), settings.seed)
+        self.last = last_of(len(items), settings)
 
     def next_step(self) -> list[PairBatch]:
-        """The micro-batches of the next step."""
-        settings = self.settings
-        drawn = [next(self.order) for _ in range(settings.batch)]
+        """The micro-batches of the next step; the last one of a run by epochs has the items that are left."""
+        left = 0 if self.last is None else self.last - self.order.drawn
+        drawn = [next(self.order) for _ in range(min(self.settings.batch, left) if left > 0 else self.settings.batch)]
         return self.batches(drawn)
 
     def batches(self, drawn: Sequence[int]) -> list[PairBatch]:

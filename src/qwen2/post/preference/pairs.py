@@ -16,13 +16,15 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qwen2.post.preference.branches import Answer, Group
 from qwen2.post.rows.account import Account, is_held
 from qwen2.post.rows.encode import TooLongError
+from qwen2.post.rows.reading import Reading
 from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
 
 if TYPE_CHECKING:
@@ -67,55 +69,80 @@ class Collected(Account):
     items: Items = field(default_factory=Items)
     held_out: Items = field(default_factory=Items)
     read: int = 0
+    one_prompt: bool = False  # of KTO: there is no answer to another one
 
     def lines(self) -> list[str]:
         """The account, for people."""
         what = "answers with a label" if self.items.wanted else "pairs"
         said = f"{self.read:,} rows read: {len(self.items):,} {what} to learn from, {len(self.held_out):,} held out"
-        return [said, *self.losses("prompts cut at the left")]
+        alone = ["all have the same prompt: the divergence is estimated from other answers to it"] if self.one_prompt else []
+        return [said, *self.losses("prompts cut at the left"), *alone]
 
 
-def collect(records: Iterable[Record], template: ChatTemplate, settings: DpoSettings, evaluation: Iterable[Record] = ()) -> Collected:
+def collect(
+    records: Iterable[Record],
+    template: ChatTemplate,
+    settings: DpoSettings,
+    evaluation: Iterable[Record] | None = None,
+    reading: Reading | None = None,
+) -> Collected:
     """All records as items; those of `evaluation` are held out, and of the others the share that the settings say.
 
-    ValueError where there is nothing to learn from.
+    ValueError where there is nothing to learn from, or `evaluation` is given and nothing of it can be used.
     """
-    found = Collected()
-    for records_of, held in ((records, False), (evaluation, True)):
-        for record in records_of:
+    found, reading = Collected(), Reading() if reading is None else reading
+    work = partial(encoded, template, settings)
+    for records_of, held in ((records, False), (() if evaluation is None else evaluation, True)):
+        for record, made in reading(work, records_of):
             found.read += 1
-            _take(found, record, template, settings, held)
+            _take(found, record, made, settings, held)
     if settings.loss == "kto":
-        for items in (found.items, found.held_out):
-            mismatch(items, settings.length)
+        for items, others in ((found.items, found.held_out), (found.held_out, found.items)):
+            mismatch(items, others, settings.length)
+        found.one_prompt = len({bytes(array("i", group.prompt)) for group in (*found.items.groups, *found.held_out.groups)}) == 1
     if not len(found.items):
         raise ValueError(f"there is nothing to learn from: {'; '.join(found.lines())}")
+    if evaluation is not None and not len(found.held_out):
+        raise ValueError(f"nothing of the data for evaluation can be used: {'; '.join(found.lines())}")
     return found
 
 
-def _take(found: Collected, record: Record, template: ChatTemplate, settings: DpoSettings, held: bool) -> None:
-    """One record, encoded and put where it belongs."""
+class Encoded(NamedTuple):
+    """A prompt with its answers, how many tokens were cut off at its left, and the prompt before that."""
+
+    group: Group
+    cut: int
+    prompt: Sequence[int]
+
+
+def encoded(template: ChatTemplate, settings: DpoSettings, record: Record) -> Encoded | Skipped:
+    """A record as ids, or why it is left out."""
     if isinstance(record, Skipped):
-        found.skip(record.why, record.where, record.detail)
-        return
+        return record
     single = settings.loss == "kto"
     if isinstance(record, PlainText) or (isinstance(record, Example) and (not single or record.label is None)):
-        found.skip(TEXT if isinstance(record, PlainText) else NO_LABEL if single else NO_PAIR, record.where)
-        return
+        return Skipped(TEXT if isinstance(record, PlainText) else NO_LABEL if single else NO_PAIR, record.where)
     try:
         group, cut = group_of(template, record, settings.length, settings.too_long == "cut")
     except TooLongError as error:
-        found.skip(TOO_LONG, record.where, str(error))
-        return
+        return Skipped(TOO_LONG, record.where, str(error))
     except ValueError as error:
-        found.skip(REFUSED, record.where, str(error))
-        return
+        return Skipped(REFUSED, record.where, str(error))
     if len(group.answers) == 2 and group.answers[0].ids == group.answers[1].ids:
-        found.skip(EQUAL, record.where)
+        return Skipped(EQUAL, record.where)
+    return Encoded(group, cut, template.render(prompt_of(record), record.tools).ids if cut else group.prompt)
+
+
+def _take(found: Collected, record: Record, made: Encoded | Skipped, settings: DpoSettings, held: bool) -> None:
+    """Put a record where it belongs."""
+    if isinstance(made, Skipped):
+        found.skip(made.why, made.where, made.detail)
         return
-    found.cut += cut > 0
-    found.cut_tokens += cut
-    items = found.held_out if held or is_held(group.prompt, settings.eval_share) else found.items
+    assert isinstance(record, Example | Preference)
+    group, single = made.group, settings.loss == "kto"
+    found.cut += made.cut > 0
+    found.cut_tokens += made.cut
+    items = found.held_out if held or is_held(made.prompt, settings.eval_share) else found.items
     labels = [record.label] if isinstance(record, Example) else [True, False]
     for groups, label in (
         [(Group(group.prompt, (a,)), b) for a, b in zip(group.answers, labels, strict=True)] if single else [(group, None)]
@@ -131,11 +158,8 @@ def group_of(template: ChatTemplate, record: Preference | Example, length: int |
     TooLongError where the longest has more than `length` tokens (`cut`: where it has without the prompt), ValueError where the template
     refuses it or writes the prompt differently once it is answered.
     """
-    if isinstance(record, Preference):
-        prompt, sides = record.messages, [record.chosen, record.rejected]
-    else:
-        last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
-        prompt, sides = record.messages[:last], [record.messages[last : last + 1]]
+    prompt = prompt_of(record)
+    sides = [record.chosen, record.rejected] if isinstance(record, Preference) else [record.messages[len(prompt) : len(prompt) + 1]]
     before = template.render(prompt, record.tools).ids
     answers = tuple(answer_of(template, prompt, side, record.tools, before) for side in sides)
     longest = max(len(answer.ids) for answer in answers)
@@ -145,6 +169,13 @@ def group_of(template: ChatTemplate, record: Preference | Example, length: int |
     if over > 0 and over >= len(before):
         raise TooLongError(f"its longer answer alone has {longest:,} tokens, at most {length:,} are taken")
     return Group(array("i", before[max(over, 0) :]), answers), max(over, 0)
+
+
+def prompt_of(record: Preference | Example) -> Messages:
+    """What is answered: of an example what comes before its last answer."""
+    if isinstance(record, Preference):
+        return record.messages
+    return record.messages[: max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")]
 
 
 def answer_of(template: ChatTemplate, prompt: Messages, side: Messages, tools: Tools | None, before: list[int]) -> Answer:
@@ -160,17 +191,18 @@ def answer_of(template: ChatTemplate, prompt: Messages, side: Messages, tools: T
     return Answer(array("i", ids[: len(mask)]), bytes(mask))
 
 
-def mismatch(items: Items, length: int) -> None:
+def mismatch(items: Items, others: Items, length: int) -> None:
     """Give each item of KTO a second answer: that of the next prompt that is another, as much of it as fits into `length` tokens.
 
-    ValueError where all have the same prompt.
+    Where these items have one prompt in all, it is an answer of the `others`, of which nothing is learned by that; where these have no
+    other prompt either, the next answer to the same one.
     """
     groups = list(items.groups)
     after = following([bytes(array("i", group.prompt)) for group in groups])
+    unlike = [group for group in others.groups if group.prompt != groups[0].prompt] if None in after else []
+    rest = unlike or [*groups[1:], *others.groups, *groups[:1]]
     for i, (group, other) in enumerate(zip(groups, after, strict=True)):
-        if other is None:
-            raise ValueError("kto estimates the divergence from answers to other prompts, and all rows have the same prompt; take dpo")
-        answer, room = groups[other].answers[0], length - len(group.prompt)
+        answer, room = (rest[i % len(rest)] if other is None else groups[other]).answers[0], length - len(group.prompt)
         items.groups[i] = Group(group.prompt, (group.answers[0], Answer(answer.ids[:room], answer.mask[:room])))
 
 
@@ -182,6 +214,17 @@ def following(values: Sequence[Any]) -> list[int | None]:
         here, behind = i % n, (i + 1) % n
         found[here] = behind if values[here] != values[behind] else found[behind]
     return found
+
+
+def last_of(count: int, settings: DpoSettings) -> int | None:
+    """Turns of a run over `count` items where its epochs end it, None where its steps do."""
+    total = turns_of(count, settings.epochs)
+    return total if settings.epochs and settings.steps == -(-total // settings.batch) else None
+
+
+def turns_of(count: int, epochs: float) -> int:
+    """Turns of so many epochs, at least one."""
+    return max(1, round(epochs * count))
 
 
 class Order:

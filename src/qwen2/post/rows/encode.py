@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class Encoded(NamedTuple):
-    """Ids of a record, which of them are learned, and how many were cut off at the left."""
+    """Ids of a record, which of them are learned, how many were cut off at the left; and what it asks, before any cut.
+
+    What it asks are the ids up to the first answer that the file wants learned; all of them where nobody asked, as in a text.
+    """
 
     ids: list[int]
     mask: list[bool]
-    cut: int = 0
+    cut: int
+    prompt: list[int]
 
 
 class TooLongError(ValueError):
@@ -41,19 +45,23 @@ def encode(
     """
     if isinstance(record, PlainText):
         ids = [*template.tokenizer.encode(record.text), end_of_text(template)]
-        return Encoded(ids, [True] * len(ids))
+        return Encoded(ids, [True] * len(ids), 0, ids)
     rendered = template.render(record.messages, record.tools, add_generation_prompt=False)
     ids, mask = rendered.ids, list(rendered.mask)
     spans = answers(mask)
-    if record.untrained or last:
-        turns = [i for i, message in enumerate(record.messages) if message["role"] == "assistant"]
+    turns = [i for i, message in enumerate(record.messages) if message["role"] == "assistant"]
+    meant = [turn for turn in turns if turn not in record.untrained and (not last or turn == turns[-1])]
+    if len(meant) < len(turns):
         if len(turns) != len(spans):
             raise ValueError(f"the template writes {len(turns)} answers as {len(spans)}; which are meant cannot be told apart")
         for turn, (start, end) in zip(turns, spans, strict=True):
-            if turn in record.untrained or (last and turn != turns[-1]):
+            if turn not in meant:
                 mask[start:end] = [False] * (end - start)
     learned = [start for start, end in spans if mask[start]]
-    return _fitted(ids, mask, length, cut, learned[-1] if learned else 0)
+    kept, over = _fitted(mask, length, cut, learned[-1] if learned else 0)
+    turn, start = next(((turn, start) for turn, (start, _) in zip(turns, spans, strict=False) if turn not in record.untrained), (0, 0))
+    asked = any(message["role"] == "user" for message in record.messages[:turn])
+    return Encoded(ids[over:], kept, over, ids[:start] if asked else ids)
 
 
 def answers(mask: list[bool]) -> list[tuple[int, int]]:
@@ -67,20 +75,20 @@ def answers(mask: list[bool]) -> list[tuple[int, int]]:
     return found
 
 
-def _fitted(ids: list[int], mask: list[bool], length: int | None, cut: bool, answer: int) -> Encoded:
-    """What fits into `length` tokens; `answer` is where the last learned answer begins."""
-    over = 0 if length is None else len(ids) - length
+def _fitted(mask: list[bool], length: int | None, cut: bool, answer: int) -> tuple[list[bool], int]:
+    """The mask of what fits into `length` tokens, and how many are cut off; `answer` is where the last learned answer begins."""
+    over = 0 if length is None else len(mask) - length
     if over <= 0:
-        return Encoded(ids, mask)
+        return mask, 0
     if not cut:
-        raise TooLongError(f"{len(ids):,} tokens, a row has {length:,}")
+        raise TooLongError(f"{len(mask):,} tokens, a row has {length:,}")
     if over >= answer:
-        raise TooLongError(f"its last answer alone has {len(ids) - answer:,} tokens, a row has {length:,}")
+        raise TooLongError(f"its last answer alone has {len(mask) - answer:,} tokens, a row has {length:,}")
     kept = mask[over:]
     at = 0
     while kept[at]:  # of an answer that the cut goes through nothing is learned
         kept[at], at = False, at + 1
-    return Encoded(ids[over:], kept, over)
+    return kept, over
 
 
 def end_of_text(template: ChatTemplate) -> int:

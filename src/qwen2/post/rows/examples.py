@@ -1,7 +1,8 @@
 """Records as the examples of a run: encoded once, in flat arrays; what was left out and why, counted; a share held out.
 
 A text longer than a row becomes pieces that overlap by one token, so that every token but the first is learned once. Whether an
-example is held out follows from its tokens alone: the same ones in every run, and copies of one example never on both sides.
+example is held out follows from the tokens of what it asks alone: the same ones in every run, and answers to one prompt never on both
+sides.
 
     found = collect(read(["data.jsonl"]), template, SftSettings(length=512))
     found.examples.row([0, 3])                              # one row of two examples
@@ -16,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,7 @@ import numpy as np
 from qwen2.data.batches import IGNORE, Row
 from qwen2.post.rows.account import Account, is_held
 from qwen2.post.rows.encode import Encoded, TooLongError, encode
+from qwen2.post.rows.reading import Reading
 from qwen2.post.rows.records import Example, PlainText, Preference, Record, Skipped
 
 if TYPE_CHECKING:
@@ -109,46 +112,57 @@ class Collected(Account):
 KINDS = {Example: "conversations", Preference: "preferences (the chosen answer is learned)", PlainText: "texts"}
 
 
-def collect(records: Iterable[Record], template: ChatTemplate, settings: SftSettings, evaluation: Iterable[Record] = ()) -> Collected:
+def collect(
+    records: Iterable[Record],
+    template: ChatTemplate,
+    settings: SftSettings,
+    evaluation: Iterable[Record] | None = None,
+    reading: Reading | None = None,
+) -> Collected:
     """All records as examples; those of `evaluation` are held out, and of the others the share that the settings say.
 
     ValueError where there is nothing to learn from, or nothing held out where that was asked for.
     """
-    found = Collected()
-    for records_of, held in ((records, False), (evaluation, True)):
-        for record in records_of:
-            _take(found, record, template, settings, held)
+    found, reading = Collected(), Reading() if reading is None else reading
+    work = partial(encoded, template, settings)
+    for records_of, held in ((records, False), (() if evaluation is None else evaluation, True)):
+        for record, made in reading(work, records_of):
+            _take(found, record, made, settings, held)
     if not len(found.examples):
         raise ValueError(f"there is nothing to learn from: {'; '.join(found.lines())}")
+    if evaluation is not None and not len(found.held_out):
+        raise ValueError(f"nothing of the data for evaluation can be used: {'; '.join(found.lines())}")
     if settings.eval_share and not len(found.held_out):
         raise ValueError(f"eval_share {settings.eval_share:g} of {len(found.examples):,} examples holds none out: take a larger share")
     return found
 
 
-def _take(found: Collected, record: Record, template: ChatTemplate, settings: SftSettings, held: bool) -> None:
-    """One record, encoded and put where it belongs."""
+def encoded(template: ChatTemplate, settings: SftSettings, record: Record) -> Encoded | Skipped:
+    """A record as ids and mask, or why it is left out."""
     if isinstance(record, Skipped):
-        found.skip(record.why, record.where, record.detail)
-        return
+        return record
     example = record.example() if isinstance(record, Preference) else record
     if isinstance(example, Example) and example.label is False:
-        found.skip(UNWANTED, record.where)
-        return
+        return Skipped(UNWANTED, record.where)
     try:
         made = encode(template, example, settings.length, settings.too_long == "cut", settings.last_turn)
     except TooLongError as error:
-        found.skip(TOO_LONG, record.where, str(error))
-        return
+        return Skipped(TOO_LONG, record.where, str(error))
     except ValueError as error:
-        found.skip(REFUSED, record.where, str(error))
+        return Skipped(REFUSED, record.where, str(error))
+    return made if any(made.mask[1:]) else Skipped(NOTHING, record.where)
+
+
+def _take(found: Collected, record: Record, made: Encoded | Skipped, settings: SftSettings, held: bool) -> None:
+    """Put a record where it belongs."""
+    if isinstance(made, Skipped):
+        found.skip(made.why, made.where, made.detail)
         return
-    if not any(made.mask[1:]):
-        found.skip(NOTHING, record.where)
-        return
+    example = record.example() if isinstance(record, Preference) else record
     found.kinds[KINDS[type(record)]] += 1
     found.cut += made.cut > 0
     found.cut_tokens += made.cut
-    held = held or is_held(made.ids, settings.eval_share)
+    held = held or is_held(made.prompt, settings.eval_share)
     place = found.held_out if held else found.examples
     for ids, mask in pieces(made, settings.length):
         place.add(ids, mask, record.where)

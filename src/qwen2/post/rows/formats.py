@@ -4,14 +4,18 @@ A row is a preference where it has two answers (chosen and rejected, under whate
 turns (turns.py), else a prompt with an answer, else a text. A conversation in which only an assistant speaks is a text too, as ms-swift
 writes pre-training data. What cannot be used is `Skipped` with the reason; columns that nothing was made of are counted by name.
 
-What is left out: Axolotl's template-free segments (there is one renderer, and it writes the format), lists of ranked answers, and
-columns of other names, as a dataset_info.json may give them.
+Two texts under `output`, beside an instruction or a prompt, are a preference too, the better one first: so older ranking files of
+LLaMA-Factory have it. Any other list of texts as an answer says of none of them what it is, and is skipped.
+
+What is left out: Axolotl's template-free segments (there is one renderer, and it writes the format), and columns of other names, as a
+dataset_info.json may give them.
 
     record({"instruction": "Add.", "input": "1+1", "output": "2"}, "sums.jsonl:1", Counter())
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -35,10 +39,13 @@ ANSWERS = ("output", "response", "completion", "solution", "answer", "target", "
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content")
 LABELS = ("label", "kto_tag")
+WANTED = {**dict.fromkeys(("true", "1", "1.0"), True), **dict.fromkeys(("false", "0", "0.0"), False)}
+RANKED = (("instruction", "prompt"), "output")  # of LLaMA-Factory's older files: what is answered, and the answers, the better one first
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
 
 NO_ANSWER, EMPTY_ANSWER, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
 EQUAL, EMPTY_TEXT = "chosen and rejected are equal", "an empty text"
+SEVERAL, HALF = "a list of texts as an answer", "half a character"
 
 
 class Row:
@@ -71,9 +78,11 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
     try:
         if any(row.values.get(key) for key in MEDIA):
             raise RowError(HAS_MEDIA)
+        _rank(row)
         made = _preference(row, where, found) or _conversation(row, where, found) or _answered(row, where, found) or _text(row, where)
         if made is None:
             raise RowError(*_nothing(row))
+        _whole(made)
     except RowError as error:
         return Skipped(error.why, where, error.detail)
     except ValueError as error:
@@ -81,6 +90,23 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
     unused.update(found)
     unused.update(row.values.keys() - row.used)
     return made
+
+
+def _rank(row: Row) -> None:
+    """Give two ranked answers the names of a pair."""
+    prompts, answers = RANKED
+    given = row.values.get(answers)
+    pair = isinstance(given, list) and len(given) == 2 and all(isinstance(one, str) for one in given)
+    if pair and row.has(prompts) and row.has(tuple(key for both in PAIRS for key in both)) is None:
+        row.values["chosen"], row.values["rejected"] = row.values.pop(answers)
+
+
+def _whole(made: Record) -> None:
+    """RowError where a text has half a surrogate pair: there are no bytes for it, and ids would be those of another character."""
+    try:
+        json.dumps(vars(made), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(HALF, f"{error.object[error.start]!r} alone is a half of a surrogate pair, which UTF-8 cannot write") from None
 
 
 def _nothing(row: Row) -> tuple[str, str]:
@@ -203,7 +229,10 @@ def _prompt(row: Row, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
         return turns(given["messages"], key, unused)
     past, untrained = turns(row.take("history"), "history", unused) if row.values.get("history") else ([], ())
     if isinstance(given, list | Mapping):
-        return turns(given, key, unused)
+        messages, more = turns(given, key, unused)
+        first = bool(messages) and messages[0]["role"] == "system"  # which stays the first
+        marked = (*(i + first for i in untrained), *(i + len(past) if i >= first else i for i in more))
+        return messages[:first] + past + messages[first:], marked
     about = row.has(tuple(one for one in CONTEXTS if one != key))
     parts = [text(given, key)] + ([text(row.take(about), about)] if about is not None else [])
     asked = question(*parts)
@@ -218,7 +247,10 @@ def question(*parts: str) -> str:
 
 
 def _continuation(value: Any, at: str, unused: Counter[str]) -> tuple[Messages, tuple[int, ...]]:
-    """An answer as messages: a text, a message or a list of them."""
+    """An answer as messages: a text, a message or a list of them. RowError for a list of texts."""
+    if isinstance(value, list) and any(isinstance(one, str) for one in value):
+        more = "write the one to learn as a text, or a better and a worse one as chosen and rejected"
+        raise RowError(SEVERAL, f"{at} is a list of {len(value):,}: {more}")
     if isinstance(value, list | Mapping):
         messages, untrained = turns(value, at, unused)
         if not messages:
@@ -229,8 +261,12 @@ def _continuation(value: Any, at: str, unused: Counter[str]) -> tuple[Messages, 
 
 def _system(row: Row, messages: Messages) -> Messages:
     """The row's own system prompt, unless the conversation has one."""
-    given = row.take(*SYSTEMS)
-    if not given or (messages and messages[0]["role"] == "system"):
+    key = row.has(SYSTEMS)
+    given = None if key is None else row.values[key]
+    if given and messages and messages[0]["role"] == "system":
+        return []  # and the column is one without use
+    row.take(*SYSTEMS)
+    if not given:
         return []
     return [{"role": "system", "content": text(given, "system")}]
 
@@ -240,9 +276,13 @@ def _tools(row: Row) -> Tools | None:
 
 
 def _label(row: Row) -> bool | None:
-    """Whether an answer is wanted; other labels, such as a class's number, are no such thing."""
+    """Whether an answer is wanted: true or false, also as a number or a text; other labels, such as a class's name, are no such thing."""
     key = row.has(LABELS)
-    return row.take(key) if key is not None and isinstance(row.values[key], bool) else None
+    given = None if key is None else row.values[key]
+    known = WANTED.get(str(given).lower()) if isinstance(given, bool | int | float | str) else None
+    if key is not None and known is not None:
+        row.take(key)
+    return known
 
 
 def _text(row: Row, where: str) -> Record | None:

@@ -4,6 +4,9 @@ What a file is, its content says and not its name; what a row is, the row (forma
 are. A row that cannot be used is `Skipped`, and the rows behind it are read; only behind a mistake in the syntax of a JSON array, or
 where a compressed file is cut short, nothing more can be found, which is one `Skipped` that says so.
 
+Of a folder the texts count only where it has no files of rows, and never what describes a data set (README, LICENSE, dataset_info.json):
+what is passed over is `Skipped` too. A file that is named itself is always read.
+
 A file of plain text (.txt, .md) without empty lines has a document a line, as LLaMA-Factory and ms-swift take it; with empty lines, which
 then divide paragraphs, it is one document.
 
@@ -27,7 +30,10 @@ from qwen2.post.rows.records import PlainText, Record, Skipped
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zst")
 PROSE = (".txt", ".md")
+ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "contributing")  # texts whose names begin with it
+DESCRIBES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 NOT_JSON, NOT_UTF8, CUT_SHORT = "not JSON", "not UTF-8", "a file that does not go on"
+BESIDE, BESIDE_ROWS = "a file beside the data", "a text beside files of rows; name it itself to learn from it"
 STRAY = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as "surrogateescape" reads it
 SPACE = re.compile(r"[\s,]*")
 Rows = Iterator[tuple[int, Any]]  # number, and the row, a PlainText or a Skipped
@@ -40,6 +46,9 @@ def read(paths: str | Path | Iterable[str | Path], unused: Counter[str] | None =
     """
     unused = Counter() if unused is None else unused
     for path in files([paths] if isinstance(paths, str | Path) else paths):
+        if isinstance(path, Skipped):
+            yield path
+            continue
         for number, row in _rows(path):
             where = f"{path}:{number}"
             if isinstance(row, Skipped):
@@ -50,8 +59,8 @@ def read(paths: str | Path | Iterable[str | Path], unused: Counter[str] | None =
                 yield record(row, where, unused)
 
 
-def files(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Files as they are named, those of a folder by their names."""
+def files(paths: Iterable[str | Path]) -> Iterator[Path | Skipped]:
+    """Files as they are named, those of a folder by their names; first what is passed over there."""
     for given in paths:
         path = Path(given)
         if not path.exists():
@@ -59,10 +68,27 @@ def files(paths: Iterable[str | Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(one for one in path.rglob("*") if one.suffix in ENDINGS and one.is_file() and one.name != "dataset_info.json")
-        if not found:
+        every = sorted(one for one in path.rglob("*") if one.is_file() and not _hidden(one.relative_to(path)))
+        found = [one for one in every if one.suffix in ENDINGS and not _describes(one)]
+        rows = [one for one in found if not _is_prose(one)]
+        taken = rows or found
+        if not taken:
             raise ValueError(f"{path}: no data in this folder; its files would end in {', '.join(ENDINGS)}")
-        yield from found
+        yield from (Skipped(BESIDE_ROWS if one in found else BESIDE, str(one)) for one in every if one not in taken)
+        yield from taken
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_prose(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(PROSE)
+
+
+def _describes(path: Path) -> bool:
+    """Whether it is about the data."""
+    return path.name in DESCRIBES or (_is_prose(path) and re.split(r"[._ -]", path.name.lower())[0] in ABOUT)
 
 
 def _rows(path: Path) -> Rows:
@@ -78,7 +104,7 @@ def _rows(path: Path) -> Rows:
         yield from _array(data)
     elif start == b"{" or name.endswith((".json", ".jsonl", ".ndjson")):
         yield from _objects(data)
-    elif name.endswith(PROSE):
+    elif _is_prose(path):
         yield from _prose(data)
     elif start:
         raise ValueError(f"{path}: neither JSON lines, nor a JSON array, nor Parquet; a plain text's name ends in .txt")

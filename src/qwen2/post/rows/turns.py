@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from qwen2.post.rows.records import Messages, Tools
@@ -195,9 +196,11 @@ def parsed(value: Any, at: str) -> Any:
 
 
 def text(value: Any, at: str) -> str:
-    """A text, or a number as one."""
+    """A text, or a number as one. RowError for what is neither, and for NaN and infinity, which files have where nothing was said."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and not isfinite(value):
+        raise RowError(BROKEN, f"{at} is {value}, neither text nor a number")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise RowError(BROKEN, f"{at} is {type(value).__name__}, not text")
