@@ -186,7 +186,7 @@ def choose(shapes: Mapping[str, ModelConfig], flops: float, ratio: float) -> str
 def tokens_per_second(shards: Shards, tokenizer: Tokenizer, config: ModelConfig, stage: Stage, seconds: float) -> float:
     """Real steps of the loop on the stage's own batches, timed for about `seconds`, in a folder that is thrown away."""
     settings = PretrainSettings(
-        length=stage.length, batch=stage.batch, micro_batch=stage.batch, eval_tokens=1, spike=0.0, tensorboard=False, measure=False
+        length=stage.length, batch=stage.batch, micro_batch=stage.batch, eval_bytes=1, spike=0.0, tensorboard=False, measure=False
     )
     with tempfile.TemporaryDirectory() as place, RunFolder(Path(place)) as folder:
         job = Job(shards, tokenizer, replace(config, rope_theta=stage.rope_theta), settings, folder.path)
