@@ -58,4 +58,4 @@ def of_recipe(recipe: Mapping[str, Any], groups: Iterable[Group]) -> tuple[dict[
         raise ValueError(f"the mixture of the shards' recipe: {error}") from None
     lost = ["/".join(group) for group in mixture.unmatched(groups)]
     kept = tuple(f"{name}={weight}" for name, weight in weights.items() if name not in lost)
-    return {**({"weight": kept} if kept else {}), **({"temperature": float(temperature)} if "temperature" in recipe else {})}, lost
+    return {**({"weight": kept} if kept else {}), **({"temperature": mixture.temperature} if mixture.temperature != 1 else {})}, lost
