@@ -116,6 +116,20 @@ def test_inputs_that_are_nowhere(moved: Path, tmp_path: Path, capsys: pytest.Cap
     assert str(tmp_path / "nor-here") in text
 
 
+def test_paths_that_are_absolute_and_in_the_corpus_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe lies beside a folder that happens to be called corpus, and names another one by its whole path."""
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "corpus", "own", [prose(n) for n in range(4)])
+    lines(tmp_path / "else", "far", [prose(10 + n) for n in range(4)])
+    sources = [{"path": "corpus/own.jsonl"}, {"path": str(tmp_path / "else" / "*.jsonl"), "name": "far"}]
+    Path("mine.json").write_text(json.dumps({"name": "mine", "sources": sources, "steps": STEPS, "tasks": 1}))
+    write_tokenizer(tmp_path / "tok")
+    assert prepare("mine.json", "out", "--tokenizer", "tok") == 0
+    monkeypatch.chdir(tmp_path / "else")
+    assert prepare(tmp_path / "out" / "shards" / "manifest.json", tmp_path / "again") == 0
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "out")
+
+
 def test_an_input_more(moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = json.loads((moved / "in" / "mine.json").read_text())
     (moved / "in" / "web").mkdir()

@@ -64,7 +64,7 @@ class Again:
 
     def base(self, recipe: Recipe) -> Path:
         """The folder that the recipe's paths start from: where most of the inputs are. FileNotFoundError where there is none of them."""
-        labels = {source.label for source in recipe.sources if source.path}
+        labels = {source.label for source in recipe.sources if source.path and not Path(source.path).is_absolute()}
         files = [one["file"] for one in self.manifest["inputs"] if one["source"] in labels]
         looked = [*self._places("base"), self.path.absolute().parent]
         found = {folder: sum((folder / file).is_file() for file in files) for folder in looked}

@@ -184,8 +184,8 @@ def discard(work: Path) -> None:
 
 
 def _described(entry: Input, base: Path, corpus: Path | None) -> dict[str, Any]:
-    path = Path(entry.path)
-    root = next((root for root in (corpus, base) if root is not None and path.is_relative_to(root.absolute())), path.parent)
+    path, root = Path(entry.path), corpus if entry.source.package else base
+    root = root if root is not None and path.is_relative_to(root.absolute()) else path.parent
     return {"source": entry.source.label, "file": path.relative_to(root.absolute()).as_posix(), "sha256": sha256_of(path)}
 
 
