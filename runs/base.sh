@@ -23,10 +23,10 @@ while [ $# -gt 0 ]; do
 done
 whole --minutes "$minutes"
 if [ -z "$quick" ]; then
-  recipe=base vocab=8192 evaluated=4000
+  recipe=base vocab=8192 evaluated=12000
   plan=(--stage short=256x16:0.8 --stage long=2048x2:0.2@1000000)
 else
-  recipe=quick vocab=2048 evaluated=500
+  recipe=quick vocab=2048 evaluated=1200
   plan=(--stage short=128x8:0.7 --stage long=512x2:0.3@1000000 --size tiny --trial 1)
 fi
 released=qwen2.5-coder:0.5b   # whose vocabulary ours is compared with, where it is here already
@@ -54,7 +54,7 @@ train() {
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
   # shellcheck disable=SC2046  # a file of flags
   qwen2 pretrain "$out/data/shards" --tokenizer "$out/tokenizer" --out "$out/$name" $(cat "$out/budget/$name.flags") \
-    --temperature 2 --log-every 5 --eval-tokens $evaluated "$@" "${resume[@]}"
+    --log-every 5 --eval-bytes $evaluated "$@" "${resume[@]}"
 }
 stage_short() { train short --config "$out/budget/config.json" --lr 4e-3; }
 stage_long() { train long --from "$out/short" --lr 1e-3; }

@@ -25,10 +25,10 @@ done
 declare -A models=([small]=smollm2:135m [large]=qwen2.5-coder:0.5b)
 declare -A instructed=([small]='--epochs 2' [large]='--steps 60') preferred=([small]='--epochs 2' [large]='--steps 24')
 if [ -z "$quick" ]; then
-  held_out=400 tokens=4000
+  held_out=400 bytes=16000
   chats=(--length 512 --batch 4 --micro-batch 4 --eval-rows 100) pairs=(--length 768 --batch 8 --eval-pairs 200)
 else
-  names=(small) held_out=20 tokens=200
+  names=(small) held_out=20 bytes=800
   chats=(--length 256 --batch 1 --micro-batch 1 --eval-rows 4) pairs=(--length 384 --batch 2 --eval-pairs 4)
   instructed=([small]='--steps 6') preferred=([small]='--steps 3')
 fi
@@ -46,7 +46,7 @@ measure() {
   local against=()
   mkdir -p "$out/$1"
   [ -z "${3:-}" ] || against=(--against "$out/$3/exact.json")
-  [ -e "$out/$1/bits.json" ] || qwen2 bits "$2" "$out/data/texts.jsonl" --tokens $tokens --out "$out/$1/bits.json"
+  [ -e "$out/$1/bits.json" ] || qwen2 bits "$2" "$out/data/texts.jsonl" --bytes $bytes --out "$out/$1/bits.json"
   qwen2 synth exact "$2" "$out/problems/held-out.jsonl" --out "$out/$1/exact.json" --max-tokens 64 "${against[@]}"
 }
 # tune VERB NAME MODEL DATA AND FLAGS...: going on where an interruption left it

@@ -29,11 +29,11 @@ languages=(en zh de fr es)
 if [ -z "$quick" ]; then
   chats=(chatterbot-corpus llamafactory) dialogues=150
   problems=(--count 8000 --held-out 2000 --solutions 800 --largest 30)
-  plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) tokens=2000
+  plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) bytes=6000
 else
   chats=(chatterbot-corpus) dialogues=5
   problems=(--count 60 --held-out 40 --solutions 300 --largest 5)
-  plateau=6 epochs=(2 2 2) k=16 rows=(--length 256 --batch 8 --micro-batch 8 --lr 4e-3) tokens=200
+  plateau=6 epochs=(2 2 2) k=16 rows=(--length 256 --batch 8 --micro-batch 8 --lr 4e-3) bytes=600
 fi
 for language in "${languages[@]}"; do problems+=(--language "$language"); done
 solving=(--max-tokens 32 --max-batch 128)   # the longest answers to problems have about 15 tokens
@@ -57,7 +57,7 @@ measure() {
   local against=()
   mkdir -p "$out/$1"
   [ -z "${3:-}" ] || against=(--against "$out/$3/exact.json")
-  [ -e "$out/$1/bits.json" ] || qwen2 bits "$2" "$base/data/shards" --tokens $tokens --out "$out/$1/bits.json"
+  [ -e "$out/$1/bits.json" ] || qwen2 bits "$2" "$base/data/shards" --bytes $bytes --out "$out/$1/bits.json"
   qwen2 synth exact "$2" "$out/problems/held-out.jsonl" --out "$out/$1/exact.json" "${solving[@]}" "${against[@]}"
 }
 # tune VERB NAME MODEL DATA AND FLAGS...: going on where an interruption left it

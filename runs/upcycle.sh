@@ -30,7 +30,7 @@ train() {
   local name=$1 resume=(); shift
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
   qwen2 pretrain "$base/data/shards" --tokenizer "$base/tokenizer" --out "$out/$name" --length 256 --batch 16 --micro-batch 8 \
-    --temperature 2 --log-every 5 --eval-tokens 4000 "$@" "${resume[@]}"
+    --log-every 5 --eval-bytes 12000 "$@" "${resume[@]}"
 }
 mixture() {
   rm -rf "$out/start"

@@ -21,11 +21,12 @@ from tests.train.conftest import write_shards
 
 def test_the_same_as_a_run_s_evaluation(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = write_shards(tmp_path / "shards")
-    assert main(["bits", str(tiny_folder), str(shards), "--tokens", "300", "--length", "32", "--out", str(tmp_path / "bits.json")]) == 0
+    assert main(["bits", str(tiny_folder), str(shards), "--bytes", "900", "--length", "32", "--out", str(tmp_path / "bits.json")]) == 0
     found = json.loads((tmp_path / "bits.json").read_text())
     model = load(tiny_folder, dtype="float32")
     with torch.no_grad():
-        expected = bits_per_byte(held_out(Shards.open(shards), 32, 64, 300), bytes_by_token(model.tokenizer), World())(model.network)
+        batches = held_out(Shards.open(shards), model.tokenizer, 32, 64, 900)
+        expected = bits_per_byte(batches, bytes_by_token(model.tokenizer), World())(model.network)
     assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     assert found["bits_per_byte"].keys() == {"de", "en"}
     assert found["mean"] == pytest.approx(sum(expected.values()) / 2)
@@ -55,7 +56,7 @@ def test_texts_are_in_the_models_own_tokens(tiny_folder: Path, tmp_path: Path) -
 def test_what_cannot_be_measured(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = write_shards(tmp_path / "shards")
     for arguments, message in (
-        (["--tokens", "0"], "--tokens 0: must be at least 1"),
+        (["--bytes", "0"], "--bytes 0: must be at least 1"),
         (["--length", "999999"], "--length 999,999: the window of"),
         (["--device", "tpu"], "tpu"),
     ):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +82,70 @@ def test_a_run_that_is_done_is_resumed_to_the_same_end(ended: Path, shards: Path
     assert ((ended / "metrics.jsonl").read_text(), (ended / "model" / "model.safetensors").read_bytes()) == before
 
 
+def test_a_run_whose_evaluation_was_counted_in_tokens_goes_on(
+    ended: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(ended, tmp_path / "run"))
+    written = json.loads((run / "config.json").read_text())
+    del written["settings"]["eval_bytes"]
+    written["settings"]["eval_tokens"] = 100
+    (run / "config.json").write_text(json.dumps(written))
+    assert main(["pretrain", str(shards), "--out", str(run), "--resume"]) == 0
+    assert "eval_bytes 300 in place of eval_tokens 100" in capsys.readouterr().err
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["eval_bytes"] == 300
+    assert "eval_tokens" not in settings
+
+
 def test_tokens_stand_for_steps(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["pretrain", str(shards), "--out", str(tmp_path / "a"), "--size", "tiny", "--tokens", "300", "--length", "48", "--batch", "3",
                  "--micro-batch", "3", "--no-tensorboard", "--no-measure"]) == 0  # fmt: skip
     assert "3 steps of 3 rows: 432 tokens" in capsys.readouterr().err
+
+
+def test_the_mixture_is_the_recipe_s_where_no_flag_says_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    mixture = {"weights": {"de/words": 3, "lo/words": 2}, "temperature": 2.0}
+    shards = write_shards(tmp_path / "shards", recipe={"name": "mine", "sources": [], **mixture})
+
+    def run(name: str, *flags: str) -> tuple[str, dict[str, object]]:
+        capsys.readouterr()
+        assert main(["pretrain", str(shards), "--out", str(tmp_path / name), *flags]) == 0
+        settings = json.loads((tmp_path / name / "config.json").read_text())["settings"]
+        return capsys.readouterr().err, {key: settings[key] for key in ("weight", "temperature")}
+
+    text, kept = run("recipe", "--size", "tiny", *QUICK)
+    assert kept == {"weight": ["de/words=3"], "temperature": 2.0}
+    assert "mixture of the shards' recipe: --weight de/words=3, --temperature 2\n" in text
+    assert "for what the shards have no text of: lo/words" in text
+    text, kept = run("flag", "--size", "tiny", *QUICK, "--temperature", "1")
+    assert kept == {"weight": ["de/words=3"], "temperature": 1.0}
+    assert "recipe: --weight de/words=3\n" in text
+    text, kept = run("flag", "--resume")
+    assert kept == {"weight": ["de/words=3"], "temperature": 1.0}, "a run that is resumed keeps its own"
+    assert "mixture of the shards" not in text
+
+
+def test_a_recipe_whose_mixture_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, mixture in enumerate(({"temperature": "warm"}, {"weights": {"en": 1}}, {"weights": []})):
+        shards = write_shards(tmp_path / str(number), recipe=mixture)
+        assert "the mixture of the shards' recipe: " in said([str(shards), "--out", str(tmp_path / "run"), "--size", "tiny"], capsys)
+
+
+def test_what_is_repeated_is_said(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """German is a third of the text: at temperature 1 nothing is more often than the rest."""
+    words = [str(shards), "--size", "tiny", *QUICK]
+    assert main(["pretrain", *words, "--out", str(tmp_path / "even")]) == 0
+    text = capsys.readouterr().err
+    assert "times the" in text
+    assert "most often" not in text
+    assert "warning" not in text
+    words[words.index("--length") + 1] = "512"
+    assert main(["pretrain", *words, "--out", str(tmp_path / "often"), "--weight", "en/*=0.01"]) == 0
+    text = capsys.readouterr().err
+    found = re.search(r"of the shards; most often de (\d+\.\d) times, en 0\.\d times\n", text)
+    assert found
+    assert float(found[1]) > 4
+    assert "warning: read more than 4 times: de; that is memory, not learning" in text
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from qwen2.train.world import World
 from qwen2.weights.model import load
 from tests.train.conftest import write_shards
 
-ROWS = ["--length", "48", "--batch", "4", "--micro-batch", "4", "--log-every", "1", "--save-every", "2", "--eval-tokens", "200"]
+ROWS = ["--length", "48", "--batch", "4", "--micro-batch", "4", "--log-every", "1", "--save-every", "2", "--eval-bytes", "600"]
 ALIKE = [*ROWS, "--no-tensorboard", "--no-measure", "--precision", "float32"]
 
 

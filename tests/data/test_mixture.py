@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2.data.mixture import Mixture, Order, order, permuted
+from qwen2.data.mixture import Mixture, Order, most_often, order, permuted, sizes
 from qwen2.data.shards import Shards, ShardWriter, TokenizerInfo
 
 
@@ -58,8 +58,25 @@ def test_an_epoch_has_every_document_once_and_another_order(shards: Shards) -> N
     epochs = [[int(drawn.ids[0]) for drawn in islice(walk, 10)] for _ in range(4)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert walk.epochs == {("lo", "wiki"): 4.0}
     assert next(walk).epoch == 4
+
+
+@pytest.mark.parametrize("mixture", [Mixture(temperature=3.0), Mixture.parse({"*/code": 4, "lo/*": 2}, 2.0)])
+def test_how_often_each_group_is_read_is_known_before(mixture: Mixture, shards: Shards) -> None:
+    walk = order(shards, mixture, seed=0)
+    read: Counter[tuple[str, str]] = Counter()
+    for drawn in islice(walk, 2000):
+        read[drawn.language, drawn.source] += 1
+    had = {("en", "wiki"): 60, ("en", "code"): 30, ("lo", "wiki"): 10}
+    times = mixture.times(sizes(shards), 2000 * 10)
+    assert times == pytest.approx({group: read[group] / count for group, count in had.items()}, abs=0.1)
+
+
+def test_what_is_read_most_often_comes_first(shards: Shards) -> None:
+    tokens = sizes(shards)
+    assert [name for name, _ in most_often(Mixture(temperature=3.0).times(tokens, 1000))] == ["lo", "en"]
+    named = most_often(Mixture.parse({"en/code": 4, "lo/*": 0}).times(tokens, 1800))
+    assert named == [("en/code", pytest.approx(4.0)), ("en/wiki", pytest.approx(1.0))]
 
 
 def test_the_walk_is_its_seed_s(shards: Shards) -> None:

@@ -216,5 +216,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_files_are_shared_out_by_size(tmp_path: Path) -> None:
     for n, size in enumerate((100, 60, 50, 10)):
         (tmp_path / f"{n}.txt").write_text("x" * size)
-    plan, _ = inputs_of(Recipe("test", (Source(path="*.txt"),), tasks=2), tmp_path, None)
+    plan, *_ = inputs_of(Recipe("test", (Source(path="*.txt"),), tasks=2), tmp_path, None)
     assert [[Path(entry.path).name for entry in task] for task in plan] == [["0.txt", "3.txt"], ["1.txt", "2.txt"]]

@@ -49,6 +49,8 @@ def test_held_out_packages_cover_all_languages() -> None:
         ({"thresholds": {"en": {"letter": 1}}}, "threshold 'letter': there are least_bytes"),
         ({"thresholds": {"*": {"letters": "many"}}}, "threshold letters: 'many' is not a number"),
         ({"weights": {"en": 1}}, "weight 'en': write language/source"),
+        ({"weights": {"xx/a": 1}}, "weight of xx/a: language 'xx': there are \\*, en"),
+        ({"weights": {"en/b": 1}}, "weight of en/b: source 'b': there are \\*, a"),
         ({"temperature": 0}, "temperature 0: must be above 0"),
     ],
 )

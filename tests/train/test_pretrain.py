@@ -99,7 +99,7 @@ def test_bits_per_byte_by_hand(shards: Shards):
     """Of one document at a time, all logits at once: bits of all tokens but the first and the end, over the bytes they stand for."""
     tokenizer = Tokenizer.from_folder(shards.folder / "tokenizer")
     network = random_network(tiny())
-    found = bits_per_byte(held_out(shards, 512, 200, 10_000), bytes_by_token(tokenizer), World())(network)
+    found = bits_per_byte(held_out(shards, tokenizer, 512, 200, 30_000), bytes_by_token(tokenizer), World())(network)
     assert sorted(found) == ["de", "en"]
     for language, value in found.items():
         bits, size = 0.0, 0
@@ -183,7 +183,7 @@ def test_an_exported_model_is_the_trained_one_in_transformers_too(shards: Shards
         lines = read_lines(tmp_path / name / "metrics.jsonl")
         assert [line["step"] for line in lines if "eval" in line] == [0, 8]
         last = lines[-1]["eval"]
-        again = bits_per_byte(held_out(shards, 48, 3 * 48, 20_000), bytes_by_token(ours.tokenizer), World())(ours.network)
+        again = bits_per_byte(held_out(shards, ours.tokenizer, 48, 3 * 48, 60_000), bytes_by_token(ours.tokenizer), World())(ours.network)
         assert last == pytest.approx(again, rel=1e-5)  # the averaged weights are what was evaluated and what was exported
         assert last["en"] < lines[0]["eval"]["en"]
         assert (tmp_path / name / "curves.png").stat().st_size > 10_000

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwen2 import LLM, kernels
+from qwen2 import LLM, SamplingParams, kernels
 from qwen2.weights.export import to_gguf
 from qwen2.weights.model import load
-from tests.golden.exports import CONFIGS, FORMS, MADE, export_model, write_quantized
+from tests.golden.exports import CONFIGS, FORMS, MADE, TRAINED, export_model, trained_model, write_quantized
 
-RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "llama_cpp.json").read_text(encoding="utf-8"))["exports"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "llama_cpp.json").read_text(encoding="utf-8"))
+RECORDED, VOCABULARY = GOLDEN["exports"], GOLDEN["vocabulary"][f"{TRAINED}.gguf"]
 TOLERANCE = {"F32": 2e-4, "F16": 1e-2, "BF16": 0.2, "Q8_0": 0.2}
 
 
@@ -39,6 +40,33 @@ def test_llama_cpp_answers_a_quantized_file_as_we_do(mix: str, tmp_path: Path) -
     path = tmp_path / f"quantized.{mix}.gguf"
     write_quantized(mix, tmp_path / "source.gguf", path)
     compare(path, 0.7, 6, 0.7)  # logits of deviation 2.3; the kernels, which round activations as llama.cpp does, are as far from us
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose vocabulary was learned here, in a GGUF file that is the one llama.cpp read."""
+    path = tmp_path_factory.mktemp("trained") / f"{TRAINED}.gguf"
+    assert to_gguf(trained_model(), path, "F32") == []
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == VOCABULARY["sha256"], (
+        "another vocabulary was learned, or the export writes other bytes: if that is meant, record anew (tests/golden/make_llama_cpp.py)"
+    )
+    return path
+
+
+def test_llama_cpp_cuts_text_alike_with_a_vocabulary_that_was_learned_here(trained: Path) -> None:
+    """29 languages, digits, blanks, code, emoji, control strings as text."""
+    tokenizer = load(trained, dtype="float32").tokenizer
+    texts = VOCABULARY["texts"]
+    assert len(texts) > 50
+    assert {text: tokenizer.encode(text) for text in texts} == texts
+
+
+def test_llama_cpp_writes_the_same_greedy_text_with_it(trained: Path) -> None:
+    prompt, expected = next(iter(VOCABULARY["texts"])), VOCABULARY["answer"]
+    model = load(trained, dtype="float32")
+    (answer,) = LLM(model).generate(prompt, SamplingParams(temperature=0, max_tokens=len(expected["ids"]), ignore_eos=True))
+    assert list(answer.token_ids) == expected["ids"]
+    assert model.tokenizer.decode(expected["ids"]) == expected["text"]
 
 
 def compare(path: Path, tolerance: float, may_part: int, near: float) -> None:

@@ -20,7 +20,7 @@ def bits(
     texts: str,
     /,
     *,
-    tokens: int = 20_000,
+    bytes: int = 60_000,
     length: int = 512,
     out: Path | None = None,
     device: str = "cpu",
@@ -35,8 +35,8 @@ def bits(
     texts
         The shards that qwen2 data wrote, of the model's own tokenizer; or texts as qwen2 tokenizer compare takes them (JSON lines,
         plain text, folders of them, de=FILE).
-    tokens
-        Held-out tokens of each language that are read at most.
+    bytes
+        Bytes of held-out text of each language that are read at most: the same text for every tokenizer, to within a token.
     length
         Tokens of a row; longer documents are cut.
     out
@@ -46,7 +46,7 @@ def bits(
     threads
         CPU threads; left out, as many as there are physical cores.
     """
-    for name, value in (("tokens", tokens), ("length", length), ("threads", threads)):
+    for name, value in (("bytes", bytes), ("length", length), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value}: must be at least 1")
     from qwen2.cli.serve import check_device
@@ -65,7 +65,7 @@ def bits(
     loaded = _load(model)
     if length > loaded.config.window:
         raise ValueError(f"--length {length:,}: the window of {model} is {loaded.config.window:,} tokens")
-    batches = _batches(loaded, texts if opened is None else opened, tokens, length)
+    batches = _batches(loaded, texts if opened is None else opened, bytes, length)
     network = loaded.network.to(device).eval()
     with torch.no_grad():
         found = bits_per_byte(batches, bytes_by_token(loaded.tokenizer), World(device))(network)
@@ -73,7 +73,7 @@ def bits(
         raise ValueError(f"{texts}: no held-out text there")
     mean = fmean(found.values())
     if out is not None:
-        write_json(out, {"model": model, "bits_per_byte": found, "mean": mean, "tokens": tokens, "length": length})
+        write_json(out, {"model": model, "bits_per_byte": found, "mean": mean, "bytes": bytes, "length": length})
     _show(found, mean)
 
 
@@ -105,7 +105,7 @@ def _opened(texts: str) -> Shards | None:
     return None
 
 
-def _batches(model: Model, texts: Shards | str, tokens: int, length: int) -> dict[str, list[Batch]]:
+def _batches(model: Model, texts: Shards | str, most: int, length: int) -> dict[str, list[Batch]]:
     """By language, in the model's ids. ValueError where shards are of another tokenizer."""
     from qwen2.tokenizer import Tokenizer
     from qwen2.tokenizer.texts import read_texts
@@ -113,7 +113,7 @@ def _batches(model: Model, texts: Shards | str, tokens: int, length: int) -> dic
 
     at_once = max(BATCH_TOKENS, length)
     if isinstance(texts, str):
-        return held_out_texts(read_texts([texts], HELD_OUT), model.tokenizer, length, at_once, tokens)
+        return held_out_texts(read_texts([texts], HELD_OUT), model.tokenizer, length, at_once, most)
     if not Tokenizer.from_folder(texts.folder / "tokenizer").same_tokens(model.tokenizer):
         raise ValueError(f"{texts.folder}: made with another tokenizer than that of {model.name}; prepare the text again with its own")
-    return held_out(texts, length, at_once, tokens)
+    return held_out(texts, model.tokenizer, length, at_once, most)

@@ -74,7 +74,7 @@ def prepare(
     out: Path,
     /,
     *,
-    corpus: Path = CORPUS,
+    corpus: Path | None = None,
     tokenizer: Path | None = None,
     workers: int | None = None,
     executor: Literal["local", "slurm", "ray"] = "local",
@@ -89,13 +89,13 @@ def prepare(
     Parameters
     ----------
     recipe
-        The name of a recipe of ours, a file, or the manifest of shards, which are then made again.
+        The name of a recipe of ours, a file, or the manifest of shards, which are then made again, from the same inputs or not at all.
     out
         The folder for text, shards, report.json and report.png.
     corpus
-        What qwen2 data fetch wrote, where the recipe names packages.
+        What qwen2 data fetch wrote, where the recipe names packages; left out, the folder corpus, or the one that a manifest names.
     tokenizer
-        A folder with tokenizer.json. Left out: no shards yet.
+        A folder with tokenizer.json. Left out: no shards yet, or from a manifest with the tokenizer beside it.
     workers
         Tasks at a time; left out, one a processor here, all on a cluster. The result does not depend on it.
     executor
@@ -108,19 +108,24 @@ def prepare(
         GiB that a cluster gives a task; left out, 4.
     """
     _need_extra()
+    from qwen2.data.again import Again
     from qwen2.data.prepare import prepare_text
     from qwen2.data.recipe import read_recipe
-    from qwen2.data.report import broken_files, gather, write_report
+    from qwen2.data.report import gather, notes, write_report
 
     place = _place(executor, workers, {"partition": partition, "time": time, "memory": memory})
     wanted, base = read_recipe(recipe)
-    manifest = prepare_text(wanted, base, corpus, out, place)
+    again, fallback = Again.of(recipe), CORPUS if corpus is None else corpus
+    if again is not None:
+        base, tokenizer = again.base(wanted), again.tokenizer() if tokenizer is None else tokenizer
+        fallback = again.corpus(CORPUS) if corpus is None else corpus
+    manifest = prepare_text(wanted, base, fallback, out, place, again=again)
     if tokenizer is not None:
         from qwen2.data.tokens import prepare_shards
 
         prepare_shards(wanted, manifest, out, tokenizer, place)
     picture = write_report(out)
-    for line in broken_files(gather(out)):
+    for line in notes(gather(out)):
         print(line)
     print(picture)
 

@@ -11,10 +11,11 @@ from cyclopts import Parameter
 
 from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
 from qwen2.cli.settings_flags import given, settings_flags
-from qwen2.train.changes import with_end
+from qwen2.data.mixture import most_often, sizes
+from qwen2.train.changes import renamed, with_end
 from qwen2.train.folder import numbered, steps_done, written_config
 from qwen2.train.place import found_again, source_of
-from qwen2.train.stage import PretrainSettings
+from qwen2.train.stage import PretrainSettings, of_recipe
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SIZES = Literal["tiny", "nano", "0.5b", "1.5b", "7b", "57b-a14b", "72b"]
 THETA = 10_000.0  # of a first stage; a long-context stage takes 1,000,000 (Qwen2 report, section 3.2)
 HINTS = get_type_hints(PretrainSettings)
+TOO_OFTEN = 4  # times through the same documents, from where on little is learned (Muennighoff et al. 2023, arXiv 2305.16264)
+NAMED = 3  # languages or sources in a line
 
 
 if TYPE_CHECKING:
@@ -89,7 +92,7 @@ def pretrain(
     from qwen2.data.shards import Shards
 
     opened = Shards.open(shards, remember=True) if first_here() else Shards.open(shards, verify=False)
-    settings, written = _settings(what, opened, given(flags))
+    settings, written, said = _settings(what, opened, given(flags))
     check_device(what.device)
 
     import torch
@@ -101,25 +104,28 @@ def pretrain(
     job = _job(opened, settings, written, what)
     with world_of(what.device, ranks) as world:
         if world.main:
-            _describe(job)
+            print("\n".join([*_described(job), *said]), file=sys.stderr)
         state = train(job, world)
     if world.main:
         print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
 
 
-def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
-    """The settings of this run, and what its config.json says where it is resumed."""
+def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None, list[str]]:
+    """The settings of this run, what its config.json says where it is resumed, and what has to be said of them."""
     if what.tokens is not None and "steps" in chosen:
         raise ValueError("--tokens and --steps: give one of them")
     base: dict[str, Any] = {}
-    written = None
+    written, said = None, list[str]()
     path = what.out / "config.json"
     if what.resume:
         written = written_config(what.out, ("settings", "model", "data", "from"))
-        base = {**written["settings"], "weight": tuple(written["settings"].get("weight", ()))}
+        base, said = renamed(written["settings"])
+        base["weight"] = tuple(base.get("weight", ()))
         unknown = base.keys() - HINTS.keys()
         if unknown:
             raise ValueError(f"{path}: settings: {min(unknown)}: unknown to this version")
+    else:
+        base, said = _mixture_of_recipe(shards, chosen)
     wanted = {**base, **chosen}
     if what.tokens is not None or "steps" not in wanted:
         row = {f.name: wanted.get(f.name, f.default) for f in fields(PretrainSettings) if f.name in ("length", "batch")}
@@ -131,7 +137,18 @@ def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[Pretr
         except ValueError as error:
             raise ValueError(f"{what.out}: settings: {error}") from None
         wanted = {**moved, **chosen, "steps": wanted["steps"]}
-    return PretrainSettings(**wanted), written
+    return PretrainSettings(**wanted), written, said
+
+
+def _mixture_of_recipe(shards: Shards, chosen: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What the recipe of the shards says of the mixture and no flag does, and a line that says so."""
+    found, lost = of_recipe(shards.manifest["recipe"], sizes(shards))
+    taken = {name: value for name, value in found.items() if name not in chosen}
+    words = [" ".join([f"--{name}", *([f"{value:g}"] if name == "temperature" else value)]) for name, value in taken.items()]
+    said = [f"mixture of the shards' recipe: {', '.join(words)}"] if words else []
+    if lost and "weight" not in chosen:
+        said.append(f"weights of the shards' recipe for what the shards have no text of: {', '.join(lost)}")
+    return taken, said
 
 
 def _job(shards: Shards, settings: PretrainSettings, written: dict[str, Any] | None, what: What) -> Job:
@@ -211,14 +228,25 @@ def _tokenizer(shards: Shards, what: What, start: Model | None, source: str | No
     return tokenizer
 
 
-def _describe(job: Job) -> None:
-    """What is about to be trained, in two lines."""
+def _described(job: Job) -> list[str]:
+    """What is about to be trained, in two lines, and a third where text is repeated too often."""
     settings, model = job.settings, job.config
     count, active = model.parameters(), model.active_parameters()
     what = f"{count:,} parameters" + ("" if active == count else f" ({active:,} active)")
-    total, had = settings.steps * settings.batch * settings.length, sum(record.tokens for record in job.shards.select("train"))
-    print(f"{what}, vocabulary {model.vocab:,}, {settings.length} tokens a row, rotary base {model.rope_theta:,.0f}", file=sys.stderr)
-    print(
-        f"{settings.steps:,} steps of {settings.batch} rows: {total:,} tokens, {total / max(had, 1):.2f} times the {had:,} of the shards",
-        file=sys.stderr,
-    )
+    tokens = sizes(job.shards)
+    total, had = settings.steps * settings.batch * settings.length, sum(tokens.values())
+    often = most_often(settings.mixture().times(tokens, total)) if had else []
+    read = f"{total:,} tokens, {total / max(had, 1):.2f} times the {had:,} of the shards"
+    if often and often[0][1] > 1.01 * often[-1][1]:
+        read += f"; most often {', '.join(f'{name} {times:.1f} times' for name, times in often[:NAMED])}"
+    said = [
+        f"{what}, vocabulary {model.vocab:,}, {settings.length} tokens a row, rotary base {model.rope_theta:,.0f}",
+        f"{settings.steps:,} steps of {settings.batch} rows: {read}",
+    ]
+    if many := [name for name, times in often if times > TOO_OFTEN]:
+        names = ", ".join(many[:NAMED]) + (f" and {len(many) - NAMED} more" if len(many) > NAMED else "")
+        said.append(
+            f"warning: read more than {TOO_OFTEN} times: {names}; that is memory, not learning: "
+            "a lower --temperature, fewer --steps or more text would help"
+        )
+    return said

@@ -18,7 +18,7 @@ import hashlib
 import heapq
 import math
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -65,14 +65,22 @@ class Mixture:
                 return self.weights[key]
         return 1.0
 
+    def unmatched(self, groups: Iterable[Group]) -> list[Group]:
+        """The weights that are of none of these groups."""
+        there = list(groups)
+        return [(one, other) for one, other in self.weights if not any(one in ("*", g[0]) and other in ("*", g[1]) for g in there)]
+
+    def times(self, tokens: Mapping[Group, int], total: int) -> dict[Group, float]:
+        """How often each group is read where `total` tokens are trained on. ValueError as `shares` has it."""
+        return {group: total * share / tokens[group] for group, share in self.shares(tokens).items() if share}
+
     def shares(self, tokens: Mapping[Group, int]) -> dict[Group, float]:
         """The share of each group in the tokens that are trained on; they add up to 1. ValueError where nothing has a share.
 
         A weight for a group that is not there is a ValueError too: it would change nothing.
         """
-        for language, source in self.weights:
-            if not any(language in ("*", group[0]) and source in ("*", group[1]) for group in tokens):
-                raise ValueError(f"weight of {language}/{source}: there is no such language and source among the shards")
+        for language, source in self.unmatched(tokens):
+            raise ValueError(f"weight of {language}/{source}: there is no such language and source among the shards")
         sizes = {group: count * self.weight(*group) for group, count in tokens.items()}
         languages: dict[str, float] = {}
         for (language, _), size in sizes.items():
@@ -96,6 +104,29 @@ class Drawn:
     ids: Ids
 
 
+def sizes(shards: Shards, split: str = "train") -> dict[Group, int]:
+    """The tokens of each group of a split."""
+    tokens: dict[Group, int] = {}
+    for record in shards.select(split):
+        group = (record.language, record.source)
+        tokens[group] = tokens.get(group, 0) + record.tokens
+    return tokens
+
+
+def most_often(times: Mapping[Group, float]) -> list[tuple[str, float]]:
+    """Names with how often each is read, the most often first: a language where its sources are read alike, else language/source."""
+    languages: dict[str, dict[str, float]] = {}
+    for (language, source), count in times.items():
+        languages.setdefault(language, {})[source] = count
+    named: dict[str, float] = {}
+    for language, counts in languages.items():
+        if max(counts.values()) <= 1.01 * min(counts.values()):
+            named[language] = max(counts.values())
+        else:
+            named |= {f"{language}/{source}": count for source, count in counts.items()}
+    return sorted(named.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
 def order(shards: Shards, mixture: Mixture, seed: int, split: str = "train") -> Order:
     """The endless walk over a split's documents; the same shards, mixture and seed give the same walk."""
     return Order(shards, mixture, seed, split)
@@ -106,11 +137,9 @@ class Order(Iterator[Drawn]):
 
     def __init__(self, shards: Shards, mixture: Mixture, seed: int, split: str = "train") -> None:
         self.groups: dict[Group, list[tuple[str, Documents]]] = {}
-        tokens: dict[Group, int] = {}
         for record in shards.select(split):
-            group = (record.language, record.source)
-            self.groups.setdefault(group, []).append((record.name, shards.documents(record)))
-            tokens[group] = tokens.get(group, 0) + record.tokens
+            self.groups.setdefault((record.language, record.source), []).append((record.name, shards.documents(record)))
+        tokens = sizes(shards, split)
         if not tokens:
             raise ValueError(f"{shards.folder}: no documents of the split {split!r}")
         self.shares = {g: s for g, s in mixture.shares(tokens).items() if s > 0}
@@ -146,11 +175,6 @@ class Order(Iterator[Drawn]):
         if pile is None or not 0 <= document < len(pile):
             raise ValueError(f"document {document} of shard {shard!r}: not among the shards")
         return pile[document]
-
-    @property
-    def epochs(self) -> dict[Group, float]:
-        """How often each group was read so far, by documents."""
-        return {group: documents / self._lengths[group] for group, (documents, _) in self.given.items()}
 
     def state(self) -> dict[str, Any]:
         """Where the walk stands, as JSON can hold it: documents and tokens that each group gave."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 from datatrove.pipeline.writers import JsonlWriter
 
+from qwen2.data.again import Again, places_of
 from qwen2.data.contamination import ContaminationFilter, Index
 from qwen2.data.duplicates import ExactCopies, ExactFilter, ExactSignatures, NearClusters, NearFilter, NearSignatures, near_config
 from qwen2.data.execute import Place, execute
@@ -43,6 +45,7 @@ from qwen2.data.steps import Tally, written
 from qwen2.weights.locks import alone
 
 TEXT, HELD_OUT = "text", "held-out"  # folders of clean text
+COMPARED = "contamination.json"  # which evaluation sets text was compared with, and how many items of each
 WORK = "work"  # what the chain leaves behind on the way
 DOING = "qwen2 data prepare"
 LIBRARIES = (  # that decide bytes
@@ -90,33 +93,45 @@ def clean_texts(folder: Path, split: str = "train") -> Iterator[tuple[str, str, 
 
 
 def prepare_text(
-    recipe: Recipe, base: Path, corpus: Path | None, folder: Path, place: Place = ONE_WORKER, say: Say = print
+    recipe: Recipe,
+    base: Path,
+    corpus: Path | None,
+    folder: Path,
+    place: Place = ONE_WORKER,
+    say: Say = print,
+    again: Again | None = None,
 ) -> dict[str, Any]:
     """Steps 1 to 3; returns the manifest of the text.
 
     Raises FileNotFoundError for inputs that are missing, FileExistsError for a folder of another recipe, ValueError for one in
-    which another process works.
+    which another process works, and for inputs that are not those of the manifest that is made `again`.
     """
-    plan, evaluation = inputs_of(recipe, base, corpus)  # before anything is written
+    plan, evaluation, missing = inputs_of(recipe, base, corpus, None if again is None else again.missing)  # before anything is written
     _check_apart([Path(entry.path) for task in [*plan, evaluation] for entry in task], folder)
-    manifest = {
+    manifest: dict[str, Any] = {
         "recipe": recipe.to_json(),
         "inputs": [_described(entry, base, corpus) for task in [*plan, evaluation] for entry in task],
         "libraries": {name: version(name) for name in LIBRARIES},
+        "missing": [asdict(one) for one in missing],
     }
+    if again is not None:
+        again.check(manifest["inputs"])
+        for line in again.other_libraries(manifest["libraries"]):
+            say(line)
     with alone(folder, DOING):
-        return _prepare_text(Chain(recipe, plan, evaluation, folder, place, say), manifest)
+        places = places_of(recipe, base, corpus, folder / TEXT)  # that may change with the text the same
+        return _prepare_text(Chain(recipe, plan, evaluation, folder, place, say), manifest, places)
 
 
-def _prepare_text(chain: Chain, manifest: dict[str, Any]) -> dict[str, Any]:
+def _prepare_text(chain: Chain, manifest: dict[str, Any], places: dict[str, Any]) -> dict[str, Any]:
     folder = chain.folder
     done = folder / TEXT / "manifest.json"
     if done.exists():
-        known = json.loads(done.read_text(encoding="utf-8"))
+        known = {"missing": [], **json.loads(done.read_text(encoding="utf-8"))}
         if {key: known.get(key) for key in manifest} == manifest and _text_is_whole(folder, known):
             chain.say(f"{folder / TEXT}: prepared already, used as it is")
             discard(folder / WORK)
-            return known
+            return {**known, "places": places}
         raise FileExistsError(f"{folder}: holds text of another recipe or other inputs, or was altered; name another folder")
     if not (folder / WORK).exists():
         _clear(folder)
@@ -124,6 +139,7 @@ def _prepare_text(chain: Chain, manifest: dict[str, Any]) -> dict[str, Any]:
         raise FileExistsError(f"{folder / WORK}: unfinished work of another recipe or other inputs; remove it or name another folder")
     chain.run()
     made = [path for place in (TEXT, HELD_OUT) for path in sorted((folder / place).glob("*.jsonl"))]
+    manifest["places"] = places
     manifest["text"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in made}
     done.parent.mkdir(exist_ok=True)  # where nothing was kept
     write_json(done, manifest)
@@ -141,7 +157,7 @@ def _check_apart(inputs: list[Path], folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what work left behind that was never finished: files of tasks and steps that this recipe lacks would be counted in."""
-    for pattern in (f"{TEXT}/?????.jsonl", f"{HELD_OUT}/?????.jsonl", "counts/*/*.json", "quality.json"):
+    for pattern in (f"{TEXT}/?????.jsonl", f"{HELD_OUT}/?????.jsonl", "counts/*/*.json", "quality.json", COMPARED):
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -168,8 +184,8 @@ def discard(work: Path) -> None:
 
 
 def _described(entry: Input, base: Path, corpus: Path | None) -> dict[str, Any]:
-    path = Path(entry.path)
-    root = next((root for root in (corpus, base) if root is not None and path.is_relative_to(root.absolute())), path.parent)
+    path, root = Path(entry.path), corpus if entry.source.package else base
+    root = root if root is not None and path.is_relative_to(root.absolute()) else path.parent
     return {"source": entry.source.label, "file": path.relative_to(root.absolute()).as_posix(), "sha256": sha256_of(path)}
 
 
@@ -227,7 +243,10 @@ class Chain:
             write_json(self.folder / "quality.json", measured)
             _saved_as(quality, classifier.save)
         if "contamination" in self.recipe.steps and not index.exists():
-            _saved_as(index, Index.build(self._items()).save)
+            counts: Counter[str] = Counter()
+            built = Index.build(self._items(counts))
+            write_json(self.folder / COMPARED, {label: counts[label] for label in sorted(counts)})
+            _saved_as(index, built.save)
 
     def _references(self) -> Iterator[tuple[str, str]]:
         names = {source.label for source in self.recipe.sources if source.reference and source.role == "train"}
@@ -237,15 +256,16 @@ class Chain:
                 if fields["metadata"]["source"] in names and fields["metadata"]["role"] == "train":
                     yield fields["metadata"]["language"], text
 
-    def _items(self) -> Iterator[tuple[str, str]]:
+    def _items(self, counts: Counter[str]) -> Iterator[tuple[str, str]]:
         """Evaluation sets, and the held-out text, whole and line by line: lines may be short, or stand in other texts alone.
 
-        Items that do not read are counted, in the report's first step.
+        Counted by source; items that do not read are counted in the report's first step.
         """
         unread = Tally()
         for entry in self.evaluation:
             for number, (text, fields) in enumerate(read(Path(entry.path), entry.format)):
                 if text is not None:
+                    counts[entry.source.label] += 1
                     yield f"{entry.source.label}:", text
                     continue
                 metadata = {"source": entry.source.label, "language": "?"}
@@ -257,6 +277,7 @@ class Chain:
             for text, fields in read_texts(self.work / "documents" / f"{rank:05d}.jsonl"):
                 if fields["metadata"]["role"] == "held-out":
                     for part in dict.fromkeys([text, *text.split("\n")]):
+                        counts[fields["metadata"]["source"]] += 1
                         yield f"{fields['metadata']['source']}:", part
 
     def _later(self) -> list[str]:

@@ -118,7 +118,7 @@ class Recipe:
     seed: int = 0
     tasks: int = 8  # parts that the work is cut into; the number of workers changes nothing
     weights: Mapping[str, float] = field(default_factory=dict)  # of the mixture, language/source: weight
-    temperature: float = 1.0  # of the mixture
+    temperature: float = 1.0  # of the mixture: how much rare languages are repeated; qwen2 pretrain takes both from the shards
 
     def __post_init__(self) -> None:
         if unknown := [step for step in self.steps if step not in STEPS]:
@@ -134,7 +134,11 @@ class Recipe:
             raise ValueError(f"thresholds for {wrong[0]!r}: there are *, {', '.join(LANGUAGES)}")
         for code in LANGUAGES:
             self.limits(code)
-        self.mixture()
+        for language, source in self.mixture().weights:
+            if language not in ("*", *LANGUAGES):
+                raise ValueError(f"weight of {language}/{source}: language {language!r}: there are *, {', '.join(LANGUAGES)}")
+            if source not in ("*", *labels):
+                raise ValueError(f"weight of {language}/{source}: source {source!r}: there are *, {', '.join(labels)}")
 
     def limits(self, language: str) -> Thresholds:
         """The thresholds of one language."""

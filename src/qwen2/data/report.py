@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen2.data.languages import LANGUAGES
+from qwen2.data.prepare import COMPARED, TEXT
 from qwen2.data.recipe import STEPS
-from qwen2.data.shards import write_json
+from qwen2.data.shards import MANIFEST, write_json
 from qwen2.data.steps import KEPT, SAMPLES, UNKNOWN
 
 ORDER = ("read", *STEPS)
@@ -21,8 +22,9 @@ BARS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8b
 
 
 def gather(out: Path) -> dict[str, Any]:
-    """All counts of a folder: per step kept and dropped documents and bytes, by reason, language and source; samples.
+    """All counts of a folder: per step kept and dropped documents and bytes, by reason, language and source; samples; missing packages.
 
+    The contamination step has the evaluation sets, and the held-out texts, that the text was compared with, with the items of each.
     FileNotFoundError where nothing was prepared there.
     """
     if not (out / "counts").is_dir():
@@ -31,9 +33,16 @@ def gather(out: Path) -> dict[str, Any]:
     for name in ORDER:
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "counts" / name).glob("*.json"))]
         if parts:
-            steps.append({"step": name, **_added(parts)})
-    quality = out / "quality.json"
-    return {"steps": steps, "quality": json.loads(quality.read_text(encoding="utf-8")) if quality.exists() else None}
+            compared = {"compared_with": _read(out / COMPARED)} if name == "contamination" else {}
+            steps.append({"step": name, **_added(parts), **compared})
+    manifest = _read(out / TEXT / MANIFEST) or {}
+    missing = manifest.get("missing", [])
+    packages = sum(bool(source["package"]) for source in manifest["recipe"]["sources"]) if missing else 0
+    return {"steps": steps, "quality": _read(out / "quality.json"), "packages": packages, "missing": missing}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,9 +98,18 @@ def left_by_language(report: dict[str, Any]) -> list[Counter[str]]:
     return found
 
 
-def broken_files(report: dict[str, Any]) -> Iterator[str]:
-    """A line for each file that could not be read to its end."""
+def notes(report: dict[str, Any]) -> Iterator[str]:
+    """What no count of documents shows: missing packages, what text was compared with, files that could not be read to their end."""
+    missing = report.get("missing", [])
+    if missing:
+        names = ", ".join(one["package"] for one in missing)
+        sets = [one["package"] for one in missing if one["role"] == "evaluation"]
+        said = f"; evaluation sets that no text is compared with: {', '.join(sets)}" if sets else ""
+        yield f"{len(missing)} of {report['packages']} packages were gone when the corpus was fetched: {names}{said}"
     for step in report["steps"]:
+        if step.get("compared_with") is not None:
+            sets = [f"{name} ({items:,} items)" for name, items in step["compared_with"].items()]
+            yield f"{step['step']}: compared with {', '.join(sets) or 'nothing: no evaluation set and no held-out text was there'}"
         for path, why in step.get("broken_files", {}).items():
             yield f"{path}: not read to its end: {why}"
 
@@ -104,7 +122,7 @@ def show(out: Path) -> Iterator[str]:
         dropped = {o: c["documents"] for o, c in step["outcomes"].items() if o != KEPT}
         why = "; ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items(), key=lambda entry: -entry[1]))
         yield f"{step['step']:14} kept {kept['documents']:>9,} documents, {kept['bytes'] / 1e6:>8.1f} MB   dropped: {why or 'none'}"
-    yield from broken_files(report)
+    yield from notes(report)
     stages = left_by_language(report)
     first, last = stages[0], stages[-1]
     codes = [code for code in (*LANGUAGES, UNKNOWN) if first[code]]

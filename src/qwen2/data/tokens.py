@@ -74,10 +74,11 @@ def prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, token
 def _prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, tokenizer: Path, place: Place, say: Say) -> Shards:
     info = tokenizer_info(tokenizer)
     home, parts = folder.absolute() / SHARDS, folder.absolute() / "tokens"
-    made_of = {key: manifest[key] for key in ("inputs", "libraries", "text")}
+    made_of = {key: manifest[key] for key in ("inputs", "libraries", "missing", "text")}
     if (home / MANIFEST).exists():
         shards = Shards.open(home)
-        if shards.tokenizer == info and {key: shards.manifest.get(key) for key in made_of} == made_of:
+        known = {"missing": [], **shards.manifest}
+        if shards.tokenizer == info and {key: known.get(key) for key in made_of} == made_of:
             say(f"{folder / SHARDS}: made already, used as they are")
             discard(parts)
             return shards
@@ -93,7 +94,9 @@ def _prepare_shards(recipe: Recipe, manifest: dict[str, Any], folder: Path, toke
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, home / "tokenizer" / name)
     shutil.copyfile(path, home / "tokenizer" / "tokenizer.json")
-    shards = merge([parts / f"{rank:05d}" for rank in range(recipe.tasks)], home, recipe.to_json(), made_of)
+    shards = merge(
+        [parts / f"{rank:05d}" for rank in range(recipe.tasks)], home, recipe.to_json(), {**made_of, "places": manifest["places"]}
+    )
     discard(parts)
     tokens = sum(record.tokens for record in shards.shards)
     say(f"{folder / SHARDS}: {tokens:,} tokens in {len(shards.shards)} shards")

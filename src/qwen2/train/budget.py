@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen2.config import ModelConfig, nano, tiny
+from qwen2.data.mixture import sizes
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop
 from qwen2.train.precision import chosen, product_rate
 from qwen2.train.pretrain import Job, flops_per_token, make_network, make_task, new_config
-from qwen2.train.stage import PretrainSettings
+from qwen2.train.stage import PretrainSettings, of_recipe
 from qwen2.train.world import World
 
 if TYPE_CHECKING:
@@ -185,9 +186,9 @@ def choose(shapes: Mapping[str, ModelConfig], flops: float, ratio: float) -> str
 
 def tokens_per_second(shards: Shards, tokenizer: Tokenizer, config: ModelConfig, stage: Stage, seconds: float) -> float:
     """Real steps of the loop on the stage's own batches, timed for about `seconds`, in a folder that is thrown away."""
-    settings = PretrainSettings(
-        length=stage.length, batch=stage.batch, micro_batch=stage.batch, eval_tokens=1, spike=0.0, tensorboard=False, measure=False
-    )
+    mixture, _ = of_recipe(shards.manifest["recipe"], sizes(shards))
+    rows = PretrainSettings(length=stage.length, batch=stage.batch, micro_batch=stage.batch, eval_bytes=1, **mixture)
+    settings = replace(rows, spike=0.0, tensorboard=False, measure=False)
     with tempfile.TemporaryDirectory() as place, RunFolder(Path(place)) as folder:
         job = Job(shards, tokenizer, replace(config, rope_theta=stage.rope_theta), settings, folder.path)
         world = World()

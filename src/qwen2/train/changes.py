@@ -13,7 +13,7 @@ from typing import Any
 FREE = frozenset(
     {
         *("log_every", "eval_every", "save_every", "keep", "tensorboard", "measure", "export_dtype"),
-        *("eval_rows", "eval_pairs", "samples", "sample_tokens"),
+        *("eval_rows", "eval_pairs", "samples", "sample_tokens", "eval_bytes", "eval_tokens"),
         *("on_nonfinite", "most_skips", "spike", "on_spike", "most_rollbacks"),
     }
 )
@@ -24,6 +24,18 @@ SAID = {
     "recompute": ROUNDED,
 }
 MISSING = "not there"
+TOKEN_BYTES = 3  # about what a token stands for
+
+
+def renamed(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a run under today's names, and what has to be said of those that an earlier version called otherwise."""
+    found = dict(written)
+    if "eval_tokens" not in found:
+        return found, []
+    tokens = found.pop("eval_tokens")
+    found["eval_bytes"] = TOKEN_BYTES * tokens
+    text = f"held-out text is cut by bytes: eval_bytes {found['eval_bytes']:,} in place of eval_tokens {tokens:,}, so not quite as before"
+    return found, [text]
 
 
 def with_end(written: Mapping[str, Any], steps: int | None, done: int) -> dict[str, Any]:

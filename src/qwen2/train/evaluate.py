@@ -1,7 +1,8 @@
 """Bits per byte by language on held-out documents: the measure that models of different tokenizers share.
 
 The negative log-likelihood, in bits, of every token but a document's first, over the bytes that these tokens stand for. Control tokens
-such as <|endoftext|> stand for none and are left out on both sides. Documents longer than a row are cut as in training.
+such as <|endoftext|> stand for none and are left out on both sides. Documents longer than a row are cut as in training. How much text of
+a language is taken is counted in bytes, so that it is the same text, to within a token, for every tokenizer.
 """
 
 # N tokens of a batch, V vocabulary
@@ -35,11 +36,12 @@ def bytes_by_token(tokenizer: Tokenizer) -> Tensor:
     return torch.tensor(sizes, dtype=torch.int64)
 
 
-def held_out(shards: Shards, length: int, batch_tokens: int, most: int) -> dict[str, list[Batch]]:
-    """Batches of held-out documents by language, of at most about `most` tokens each; the same ones every time."""
+def held_out(shards: Shards, tokenizer: Tokenizer, length: int, batch_tokens: int, most: int) -> dict[str, list[Batch]]:
+    """Batches of held-out documents by language, of at most `most` bytes of text each; the same ones every time."""
+    sizes = bytes_by_token(tokenizer).numpy()
     batches: dict[str, list[Batch]] = {}
     for language in sorted({record.language for record in shards.select(HELD_OUT)}):
-        batches[language] = list(whole_documents(_documents(shards, language, most), length, batch_tokens))
+        batches[language] = list(whole_documents(as_fit(_documents(shards, language), sizes, most), length, batch_tokens))
     return batches
 
 
@@ -47,29 +49,36 @@ def held_out_texts(
     texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, length: int, batch_tokens: int, most: int
 ) -> dict[str, list[Batch]]:
     """The same of (language, text), in a tokenizer's ids."""
+    sizes = bytes_by_token(tokenizer).numpy()
     found: dict[str, list[np.ndarray]] = {}
     counts: Counter[str] = Counter()
     for language, text in texts:
         if counts[language] < most:
-            document = np.asarray(tokenizer.encode(text)[: most - counts[language]], dtype=np.int64)
-            found.setdefault(language, []).append(document)
-            counts[language] += len(document)
-    return {language: list(whole_documents(found[language], length, batch_tokens)) for language in sorted(found)}
+            found.setdefault(language, []).append(np.asarray(tokenizer.encode(text), dtype=np.int64))
+            counts[language] += int(sizes[found[language][-1]].sum())
+    return {code: list(whole_documents(as_fit(found[code], sizes, most), length, batch_tokens)) for code in sorted(found)}
 
 
-def _documents(shards: Shards, language: str, most: int) -> Iterator[np.ndarray]:
-    """Documents of a language from all its sources in turn, until they have `most` tokens."""
+def _documents(shards: Shards, language: str) -> Iterator[np.ndarray]:
+    """Documents of a language, from all its sources in turn."""
     piles = [shards.documents(record) for record in shards.select(HELD_OUT, language)]
-    count = 0
     for turn in range(max(map(len, piles), default=0)):
         for pile in piles:
-            if turn >= len(pile):
-                continue
-            document = np.asarray(pile[turn])[: most - count]
-            if not len(document):
-                return
-            count += len(document)
-            yield document
+            if turn < len(pile):
+                yield np.asarray(pile[turn])
+
+
+def as_fit(documents: Iterable[np.ndarray], sizes: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Documents of ids as long as the bytes that they stand for, by `sizes` (V,), fit into `most`; of the last one its first tokens."""
+    left = most
+    for document in documents:
+        ends = np.cumsum(sizes[document])
+        fits = document[: int(np.searchsorted(ends, left, side="right"))]
+        if len(fits):
+            yield fits
+        left -= int(ends[len(fits) - 1]) if len(fits) else 0
+        if len(fits) < len(document) or left <= 0:
+            return
 
 
 def bits_per_byte(batches: dict[str, list[Batch]], sizes: Tensor, world: World) -> Callable[[Qwen2], dict[str, float]]:

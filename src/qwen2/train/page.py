@@ -222,6 +222,7 @@ def _texts(stage: Figures, folder: Path) -> list[str]:
         why = ", ".join(f"{reason} {count:,}" for reason, count in most[:4]) + (", ..." if len(most) > 4 else "")
         rows.append([step["step"], f"{step['documents']:,}", short(step["bytes"]), f"{sum(step['dropped'].values()):,}", why])
     out = [_table(["step", "documents kept", "bytes kept", "dropped", "most of them for"], rows, words=True)]
+    out += ["<ul>", *(f"<li>{escape(line)}</li>" for line in stage["notes"]), "</ul>"] if stage["notes"] else []
     picture = folder / "report.png"
     if picture.exists():
         data = b64encode(picture.read_bytes()).decode()

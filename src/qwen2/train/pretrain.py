@@ -119,7 +119,7 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     """Pre-training as the loop takes it."""
     settings = job.settings
     data = Data(job.shards, settings, world)
-    batches = held_out(job.shards, settings.length, settings.micro_batch * settings.length, settings.eval_tokens)
+    batches = held_out(job.shards, job.tokenizer, settings.length, settings.micro_batch * settings.length, settings.eval_bytes)
     return Task(
         next_step=data.next_step,
         loss=next_token_loss(settings.z_loss, settings.balance, world),

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from qwen2.data.report import notes
 from qwen2.data.shards import Shards
 from qwen2.data.steps import KEPT
 from qwen2.train.metrics import read_lines
@@ -234,13 +235,13 @@ def read_corpus(folder: Path) -> Figures:
 
 
 def read_texts(folder: Path) -> Figures:
-    """Prepared documents: what each step kept, and dropped for which reason."""
-    steps = []
-    for step in read_json(folder / "report.json")["steps"]:
+    """Prepared documents: what each step kept, and dropped for which reason; what was missing and compared, in words."""
+    found, steps = read_json(folder / "report.json"), []
+    for step in found["steps"]:
         kept = step["outcomes"].get(KEPT, {"documents": 0, "bytes": 0})
         reasons = {reason: counts["documents"] for reason, counts in step["outcomes"].items() if reason != KEPT}
         steps.append({"step": step["step"], "documents": kept["documents"], "bytes": kept["bytes"], "dropped": reasons})
-    return {"steps": steps}
+    return {"steps": steps, "notes": list(notes(found))}
 
 
 def read_upcycling(folder: Path) -> Figures:

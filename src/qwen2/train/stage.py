@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from qwen2.data.mixture import Mixture
+from qwen2.data.mixture import Group, Mixture
 from qwen2.train.settings import Settings, number, setting, whole
 
 
@@ -20,12 +21,12 @@ class PretrainSettings(Settings):
     weight: tuple[str, ...] = setting((), "language/source=number, as in en/wiki=0.5 or lo/*=2: a share more or less. May be repeated.")
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
     balance: float = setting(0.001, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch.")
-    eval_tokens: int = setting(20_000, "Held-out tokens of each language that are evaluated at most.")
+    eval_bytes: int = setting(60_000, "Bytes of held-out text of each language that are evaluated at most.")
     export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("length", "batch", "micro_batch", "eval_tokens"):
+        for name in ("length", "batch", "micro_batch", "eval_bytes"):
             whole(name, getattr(self, name), 1)
         number("z_loss", self.z_loss, 0, 1)
         number("balance", self.balance, 0, 10)
@@ -43,3 +44,18 @@ class PretrainSettings(Settings):
         except ValueError:
             raise ValueError(f"weight {' '.join(self.weight)!r}: write language/source=number, as in en/wiki=0.5") from None
         return Mixture.parse(weights, self.temperature)
+
+
+def of_recipe(recipe: Mapping[str, Any], groups: Iterable[Group]) -> tuple[dict[str, Any], list[str]]:
+    """The mixture of the recipe that shards were made with, as settings; and the weights of it that no group of theirs has.
+
+    ValueError where it is none. A recipe that says nothing gives nothing.
+    """
+    weights, temperature = recipe.get("weights", {}), recipe.get("temperature", 1.0)
+    try:
+        mixture = Mixture.parse(weights, float(temperature))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"the mixture of the shards' recipe: {error}") from None
+    lost = ["/".join(group) for group in mixture.unmatched(groups)]
+    kept = tuple(f"{name}={weight}" for name, weight in weights.items() if name not in lost)
+    return {**({"weight": kept} if kept else {}), **({"temperature": mixture.temperature} if mixture.temperature != 1 else {})}, lost
