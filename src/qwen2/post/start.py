@@ -14,6 +14,7 @@ from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.place import is_adapter, is_run
 from qwen2.train.saved import GENERATION
+from qwen2.weights.adapter_texts import with_texts
 from qwen2.weights.json_object import read_json
 from qwen2.weights.model import open_files
 from qwen2.weights.modelfile import UNCHANGED
@@ -38,10 +39,11 @@ def read_start(source: str | Path) -> Start:
         return _of_run(path.absolute() if (path / "config.json").exists() else path.absolute().parent.parent)
     store = Store()
     place, _ = store.resolve(source)
-    made = UNCHANGED if store.is_path(source) else store.get(str(source)).made
+    stored = None if store.is_path(source) else store.get(str(source))
+    made, own = (UNCHANGED, None) if stored is None else (stored.made, stored.adapter_path)
     with open_files(place) as opened:
-        template = ChatTemplate.of(opened.tokenizer, source=made.template)
-        return Start(opened.config, template, made.defaults(opened.generation))
+        config, tokenizer, generation = with_texts(own, opened.config, opened.tokenizer, opened.generation)
+        return Start(config, ChatTemplate.of(tokenizer, source=made.template), made.defaults(generation))
 
 
 def _of_run(run: Path) -> Start:

@@ -118,10 +118,11 @@ def take_base(folder: Path, say: Callable[[str], None], dtype: str) -> Model:
 
 
 def with_adapter(model: Model, folder: Path) -> Model:
-    """The same model with an adapter merged into its weights; its old weights are gone."""
+    """The same model with an adapter merged into its weights, and what its folder says of chats; its old weights are gone."""
     load_adapter(model.network, folder)
     merge(model.network)
-    return replace(model, name=f"{model.name}-{folder.name}", path=folder)
+    spoken = model.with_adapter(folder)
+    return replace(spoken, name=f"{model.name}-{folder.name}", path=folder, adapter=None, files=None)
 
 
 def texts_of_run(model: Model, run: Path) -> Model:
@@ -130,7 +131,9 @@ def texts_of_run(model: Model, run: Path) -> Model:
         return model
     tokenizer = Tokenizer.from_folder(run / "tokenizer")
     defaults = GenerationDefaults.from_hf(read_json(run / "tokenizer" / GENERATION))
-    return replace(model, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer), generation=defaults, name=run.name)
+    config = replace(model.config, eos=ModelConfig.from_hf(read_json(run / CONFIG)["model"]).eos)
+    template = ChatTemplate.of(tokenizer)
+    return replace(model, config=config, tokenizer=tokenizer, template=template, generation=defaults, name=run.name, files=None)
 
 
 def _targets(written: Any) -> str | tuple[str, ...]:

@@ -182,7 +182,8 @@ def sft(job: Job, world: World | None = None) -> State:
                 return state
             gather_adapters(loop.network, world)
             if world.main:
-                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, job.settings.export_dtype))
+                texts, dtype = (job.start.tokenizer, job.start.generation), getattr(torch, job.settings.export_dtype)
+                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, dtype, texts)
             world.barrier()
         return state
 

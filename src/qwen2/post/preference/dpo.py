@@ -246,7 +246,8 @@ def dpo(job: Job, world: World | None = None) -> State:
             if job.lora is None:
                 export(job.start, network, folder.model, settings.export_dtype, world)
             else:
-                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype))
+                texts = (job.start.tokenizer, job.start.generation)
+                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype), texts)
         return state
 
 
