@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from qwen2.cli.lora_flags import NO_LORA, LoraFlags, lora_settings
-from qwen2.train.changes import with_end
+from qwen2.train.changes import AS_MODEL, with_end
 from qwen2.train.folder import CONFIG, steps_done, written_config
 from qwen2.train.place import is_run
 
@@ -92,7 +92,7 @@ def moved_settings(wanted: dict[str, Any], chosen: dict[str, Any], written: Writ
     if written is None or place.out is None:
         return wanted
     try:
-        moved = with_end(written["settings"], wanted["steps"], steps_done(place.out / "checkpoints"))
+        moved = with_end(written["settings"], wanted["steps"], steps_done(place.out / "checkpoints"), AS_MODEL)
     except ValueError as error:
         raise ValueError(f"{place.out}: settings: {error}") from None
     return {**moved, **chosen, "steps": wanted["steps"]}
@@ -109,12 +109,17 @@ def adapters_of(lora: LoraFlags, written: Written | None) -> tuple[LoraSettings 
 
 
 def load_start(model: str, packed: bool) -> Model:
-    """The model whose weights, or whose adapters, are trained."""
+    """The model whose weights, or whose adapters, are trained. ValueError where weights that shall stay in blocks are not in any."""
     from qwen2.train.saved import take
     from qwen2.weights.model import load
+    from qwen2.weights.store import Store
 
     if not packed:
         return take(model, lambda text: print(text, file=sys.stderr), dtype="float32")
     if is_run(model):
         raise ValueError(f"--qlora: {model} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
+    own = None if Store().is_path(model) else Store().get(model).adapter_path
+    if own is not None:
+        merged = f"merge it, qwen2 export {model} FOLDER, and quantize that, or leave --qlora out"
+        raise ValueError(f"--qlora: {model} has an adapter, which its blocks cannot take in: {merged}; it lies in {own}")
     return load(model, packed=True)

@@ -27,6 +27,7 @@ from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
 from qwen2.post.rows.packing import PackedRows
+from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
@@ -153,14 +154,10 @@ def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, f
 def sft(job: Job, world: World | None = None) -> State:
     """Run the job and export its model, or its adapter; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
-    with RunFolder(job.out, world.main) as folder:
+    with RunFolder(job.out, world.main, AS_MODEL) as folder:
         job = replace(job, settings=world.agreed(job.settings), start=as_chat(job.start))
         check(job)
-        changed = folder.begin(job.sections(), job.resume)
-        if world.main:
-            keep_texts(job.start, folder.tokenizer)
-        world.barrier()
-        network = job.start.network
+        sections, network = job.sections(), job.start.network
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
         if job.lora is not None:
             add_lora(network, job.lora, torch.Generator().manual_seed(job.settings.seed))
@@ -175,6 +172,10 @@ def sft(job: Job, world: World | None = None) -> State:
             return found
 
         loop = Loop(network, make_task(job, world, evaluate), job.settings, folder, world)
+        changed = folder.begin(sections, job.resume)  # when nothing is left that may be refused, so that the folder stays free till then
+        if world.main:
+            keep_texts(job.start, folder.tokenizer)
+        world.barrier()
         state = loop.run(job.resume, changed)
         with loop.averaged():
             if job.lora is None:

@@ -33,6 +33,7 @@ from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
 from qwen2.post.preference.pairs import Order
 from qwen2.post.preference.reference import Reference, weights_sha256
+from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
@@ -226,16 +227,17 @@ def dpo(job: Job, world: World | None = None) -> State:
     """Run the job; the end is RUN/model, or RUN/adapter where adapters were trained. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     settings, items, held_out = job.settings, job.data.items, job.data.held_out
-    with RunFolder(job.out) as folder:
+    with RunFolder(job.out, anew=AS_MODEL) as folder:
         job = replace(job, start=as_chat(job.start))
         check(job)
         network, weights = job.start.network, weights_sha256(job.start.network)
-        changed = folder.begin(job.sections(weights), job.resume)
-        keep_texts(job.start, folder.tokenizer)
+        sections = job.sections(weights)
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
         torch.manual_seed(settings.seed)  # of what training draws, such as dropout
         if job.lora is not None:
             add_lora(network, job.lora, torch.Generator().manual_seed(settings.seed))
+        changed = folder.begin(sections, job.resume)  # when nothing is left that may be refused, so that the folder stays free till then
+        keep_texts(job.start, folder.tokenizer)
         network.to(world.device)
         read = Reader(network, chosen(settings.precision, world.device), world.device)
         sums = reference_sums(job, read, weights, folder.path)
