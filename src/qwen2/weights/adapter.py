@@ -14,6 +14,7 @@ What is left out: adapters of llama.cpp (GGUF), pickled ones, those of embedding
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from qwen2.quant.linear import bands
 from qwen2.weights.adapter_texts import save_texts
 from qwen2.weights.checkpoint import FLOATS
 from qwen2.weights.json_object import read_json
+from qwen2.weights.partial import file_digest
 from qwen2.weights.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
@@ -178,6 +180,20 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     if not found:
         raise ValueError(f"{path}: has no tensors of an adapter")
     return found, copies
+
+
+def targets_in(saved: AdapterFile) -> tuple[str, ...]:
+    """The targets that adapted layers are: names of the file's list where these are all, else the layers' paths."""
+    paths = tuple(saved.tensors)
+    names = () if isinstance(saved.settings.targets, str) else saved.settings.targets
+    of = {name: [path for path in paths if path == name or path.endswith(f".{name}")] for name in names}
+    whole = set(paths) == {path for found in of.values() for path in found}
+    return tuple(sorted(name for name in names if of[name])) if whole else paths
+
+
+def digest_of(folder: Path) -> str:
+    """Equal for adapters whose files are equal."""
+    return hashlib.sha256("".join(file_digest(folder / name).hexdigest() for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
 
 
 def adapters_for(network: Qwen2, saved: AdapterFile) -> dict[str, Adapter]:

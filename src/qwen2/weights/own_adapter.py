@@ -2,7 +2,8 @@
 
     adapter-0123456789abcdef/adapter_config.json, adapter_model.safetensors      in the model's folder, named by the files' digest
 
-What lies beside the two and says how chats are written goes with them (adapter_texts.py). An adapter of llama.cpp, one GGUF file, becomes such a folder (adapter_gguf.py). Left out: what the files say (adapter.py).
+What lies beside the two and says how chats are written goes with them (adapter_texts.py). An adapter of llama.cpp, one GGUF file,
+becomes such a folder (adapter_gguf.py). Left out: what the files say (adapter.py).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import torch
 
 from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
-from qwen2.model.lora import add_lora
 from qwen2.model.packed import TiedEmbedding
+from qwen2.post.adapters import adapted, keep_start
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
@@ -31,13 +31,12 @@ from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
-from qwen2.train.place import origin
+from qwen2.train.place import ADAPTER, origin
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
-from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
 from qwen2.train.task import Task
 from qwen2.train.world import World
-from qwen2.weights.adapter import save_adapter
+from qwen2.weights.adapter import digest_of, save_adapter
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
@@ -52,7 +51,10 @@ HELD_OUT_LOSS = "held-out loss"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its data, the model that it starts from and that is trained in place, where it is kept."""
+    """One run: its data, the model that it starts from and that is trained in place, where it is kept.
+
+    With `lora`, an adapter that `start` has beside it is the one that is trained.
+    """
 
     data: Collected
     start: Model
@@ -64,7 +66,7 @@ class Job:
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the run's config.json says."""
-        examples, held_out, template = self.data.examples, self.data.held_out, self.start.template
+        examples, held_out, template, own = self.data.examples, self.data.held_out, self.start.template, self.start.adapter
         data = {"sha256": examples.sha256(), "examples": len(examples), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
         weights = "packed" if self.start.network.packed else "float32"
         return {
@@ -72,7 +74,7 @@ class Job:
             "model": self.start.config.to_hf(),
             "data": data,
             "start": {"template": template.style, "system": template.default_system, "weights": weights},
-            "from": origin(self.source, self.out),
+            "from": {**origin(self.source, self.out), **({} if own is None else {"adapter": digest_of(own)})},
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
@@ -159,8 +161,9 @@ def sft(job: Job, world: World | None = None) -> State:
         check(job)
         sections, network = job.sections(), job.start.network
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
+        own = job.start.adapter
         if job.lora is not None:
-            add_lora(network, job.lora, torch.Generator().manual_seed(job.settings.seed))
+            job = replace(job, start=adapted(job.start, job.lora, job.settings.seed))
         torch.manual_seed(job.settings.seed)  # of what training draws, such as dropout
         batches = held_out_batches(job.data.held_out, job.settings)
         samples = Samples(job.data.prompts or job.data.first, job.start, job.settings, folder.path / "samples.jsonl")
@@ -175,6 +178,7 @@ def sft(job: Job, world: World | None = None) -> State:
         changed = folder.begin(sections, job.resume)  # when nothing is left that may be refused, so that the folder stays free till then
         if world.main:
             keep_texts(job.start, folder.tokenizer)
+            keep_start(own, folder.path)
         world.barrier()
         state = loop.run(job.resume, changed)
         with loop.averaged():
@@ -193,6 +197,8 @@ def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these rows, or the run that is resumed is one of adapters and this one is not."""
     path = job.out / "config.json"
     check_window(job.start.config, job.settings)
+    if job.lora is None and job.start.adapter is not None:
+        raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
     if job.settings.neftune and isinstance(job.start.network.model.embed_tokens, TiedEmbedding):
