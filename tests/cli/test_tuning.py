@@ -45,12 +45,15 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @VERBS
 def test_a_mistake_leaves_the_folder_free(
-    verb: str, tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be trained is no run: the corrected command goes into the same folder."""
     run = tmp_path / "run"
     words = [verb, str(tiny_folder), str(data), "--out", str(run), "--lora-rank", "4", *QUICK]
     assert "target 'nonsense': there is no such layer" in refused([*words, "--lora-targets", "nonsense"], capsys)
+    with monkeypatch.context() as without:
+        without.setattr("qwen2.train.metrics.find_spec", lambda name: None if name == "tensorboard" else name)
+        assert "or say --no-tensorboard" in refused(words[:-1], capsys)
     assert [path.name for path in run.iterdir()] == [".lock"]
     assert main(words) == 0
     said = refused([*words, "--resume", "--lora-targets", "q_proj"], capsys)

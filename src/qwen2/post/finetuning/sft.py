@@ -31,6 +31,7 @@ from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
+from qwen2.train.metrics import check_there
 from qwen2.train.place import ADAPTER, origin
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
 from qwen2.train.settings import as_dict
@@ -196,6 +197,7 @@ def sft(job: Job, world: World | None = None) -> State:
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these rows, or the run that is resumed is one of adapters and this one is not."""
     path = job.out / "config.json"
+    check_there(job.settings.tensorboard)
     check_window(job.start.config, job.settings)
     if job.lora is None and job.start.adapter is not None:
         raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")

@@ -39,6 +39,7 @@ from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
+from qwen2.train.metrics import check_there
 from qwen2.train.place import ADAPTER, origin
 from qwen2.train.precision import chosen, computing
 from qwen2.train.settings import as_dict
@@ -293,6 +294,7 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path, own: Path
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
     settings, path = job.settings, job.out / "config.json"
+    check_there(settings.tensorboard)
     if job.lora is None and job.start.adapter is not None:
         raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")
     if job.lora is None and job.start.network.packed:
