@@ -81,7 +81,7 @@ def of_checkpoint(path: Path, state: dict[str, Any], say: Callable[[str], None],
     kind, record = "average" if state["averaged"] else "model", read_json(run / CONFIG) if (run / CONFIG).exists() else {}
     if record.get("lora") is not None:
         model = take_base(run / ADAPTER, say, dtype)
-        if record["from"].get("adapter") is not None:
+        if record.get("from", {}).get("adapter") is not None:
             load_adapter(model.network, run / START)
         else:
             add_lora(model.network, LoraSettings(**{**record["lora"], "targets": _targets(record["lora"]["targets"])}))
