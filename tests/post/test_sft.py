@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from qwen2.config import GenerationDefaults, MoEConfig, tiny
+from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import Batch, pack
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.post.finetuning.noise import with_noise
-from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, evaluation, held_out_batches, held_out_loss, steps_of
+from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, Job, evaluation, held_out_batches, held_out_loss, sft, steps_of
 from qwen2.post.rows.examples import Examples
 from qwen2.post.rows.records import Example
 from qwen2.tokenizer import ChatTemplate
@@ -28,7 +29,7 @@ from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
 from qwen2.train.saved import take
 from qwen2.train.world import World
-from qwen2.weights.export import to_gguf
+from qwen2.weights.export import to_gguf, to_hf_folder
 from qwen2.weights.model import Model, load
 from tests.conftest import random_network, tiny_model
 from tests.post.conftest import gathered, run, small, talk, talks
@@ -212,6 +213,27 @@ def test_a_base_model_becomes_one_that_answers_and_stops(tmp_path: Path) -> None
         for example in examples:
             output = llm.chat(example.messages[:1], SamplingParams(max_tokens=32))
             assert (output.text, output.finish_reason) == (example.messages[1]["content"], "stop")
+
+
+def test_adapters_of_a_base_model_stop_wherever_they_are_used(tmp_path: Path) -> None:
+    """Beside the base and merged into it, from the run, a checkpoint or the adapter's folder: the base alone goes on for ever."""
+    to_hf_folder(base_model(), tmp_path / "base")
+    start, settings = load(tmp_path / "base", dtype="float32"), small(steps=2)
+    sft(Job(gathered(settings, talks(8), start), start, settings, tmp_path / "run", str(tmp_path / "base"), lora=LoraSettings(rank=4)))
+    adapter = tmp_path / "run" / "adapter"
+    assert {"adapter_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    ends_now = SamplingParams(temperature=0, max_tokens=3, logit_bias={511: 100.0})
+    hello = talk(random.Random(1))[:1]
+    assert LLM(tmp_path / "base").chat(hello, ends_now).finish_reason == "length"
+    llms = [LLM(tmp_path / "base", adapter=adapter)]
+    for source in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-000002", adapter):
+        model = take(source, print)
+        assert (model.config.eos, model.generation.eos, model.tokenizer.eos) == ((511,), (511, 509), (511, 509))
+        llms.append(LLM(model))
+    for llm in llms:
+        assert llm.chat(hello, ends_now).finish_reason == "stop"
 
 
 def test_transformers_reads_what_was_saved(tmp_path: Path) -> None:

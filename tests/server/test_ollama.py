@@ -147,9 +147,9 @@ def test_what_is_shown_is_read_once(running: Running, home: Path, tmp_path: Path
     config = Path(shutil.copytree(store.find(NAME), tmp_path / "model")) / "config.json"
     store.copy(str(config.parent), "mine:base")  # which leaves the files there
 
-    def counted_reading(path: Path) -> describe.Description:
+    def counted_reading(path: Path, adapter: Path | None = None) -> describe.Description:
         read.append(path)
-        return reading(path)
+        return reading(path, adapter)
 
     reading = describe.describe
     monkeypatch.setattr(describe, "describe", counted_reading)

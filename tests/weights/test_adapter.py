@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from qwen2.config import ModelConfig, MoEConfig, tiny
+from qwen2.config import GenerationDefaults, ModelConfig, MoEConfig, tiny
 from qwen2.model import Qwen2
 from qwen2.model.lora import LoraSettings, adapted_layers, add_lora, lora_parameters, merge
 from qwen2.train.place import is_adapter
 from qwen2.weights.adapter import load_adapter, read_adapter, save_adapter
-from tests.conftest import random_network
+from tests.conftest import random_network, tiny_tokenizer
 from tests.model.test_lora import adapted
 from tests.model.test_parity import our_import, our_logits, theirs_like
 
@@ -33,6 +33,8 @@ KINDS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "moe": (MOE, {}),
     "some-layers": (tiny(tied=True), {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
     "patterns": (tiny(), {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}),
+    "patterns-rslora": (tiny(), {"rank_pattern": {"layers.0.self_attn.q_proj": 3}, "alpha_pattern": {"q_proj": 6}, "use_rslora": True}),
+    "names-of-others": (tiny(), {"target_modules": ["q_proj", "v_proj", "query_key_value"]}),
 }
 
 
@@ -76,10 +78,12 @@ def test_their_adapter_here(config: ModelConfig, changes: dict[str, Any], tokens
     for name, gradient in gradients.items():
         own = name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight").replace(".lora_", ".adapter.lora_")
         torch.testing.assert_close(mine[own].grad, gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-    if not changes.get("rank_pattern"):
-        save_adapter(ours, saved.settings, tmp_path / "again", "base")
-        again = PeftModel.from_pretrained(theirs_like(config), tmp_path / "again").eval()
-        torch.testing.assert_close(again(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    save_adapter(ours, saved.settings, tmp_path / "again", "base")
+    again = PeftModel.from_pretrained(theirs_like(config), tmp_path / "again").eval()
+    torch.testing.assert_close(again(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    anew = our_import(tmp_path / "base")
+    load_adapter(anew, tmp_path / "again")
+    torch.testing.assert_close(our_logits(anew, tokens), our_logits(ours, tokens), rtol=1e-5, atol=1e-5)
     merge(ours)
     torch.testing.assert_close(our_logits(ours, tokens), expected, rtol=1e-4, atol=1e-4)
 
@@ -96,7 +100,7 @@ def test_their_adapter_here(config: ModelConfig, changes: dict[str, Any], tokens
 def test_ours_in_peft(settings: LoraSettings, tokens: torch.Tensor, tmp_path: Path):
     theirs_like(tiny(tied=True)).save_pretrained(tmp_path / "base")
     network = adapted(settings, our_import(tmp_path / "base"))
-    save_adapter(network, settings, tmp_path / "adapter", "somewhere")
+    save_adapter(network, settings, tmp_path / "adapter", "somewhere", texts=(tiny_tokenizer(), GenerationDefaults(eos=(511, 509))))
     assert is_adapter(tmp_path / "adapter")
     assert not is_adapter(tmp_path / "base")
     assert not list(tmp_path.glob(".*"))
@@ -212,6 +216,20 @@ def test_an_adapter_that_does_not_fit(config: ModelConfig, tensors: dict[str, to
         load_adapter(network, folder)
     assert str(error.value).startswith(str(folder))
     assert not list(adapted_layers(network))
+
+
+def test_targets_that_no_layer_of_this_model_is(tmp_path: Path):
+    """PEFT goes on where one of them is there. An embedding is, and not as a layer: an adapter of it would be missing."""
+    folder = write(tmp_path / "adapter", {"target_modules": ["query_key_value", "w_pack"]})
+    for targets, words in (
+        (["query_key_value", "w_pack"], "adapter_config.json targets query_key_value, w_pack: this model has no such layers"),
+        (["q_proj", "embed_tokens"], "adapter_config.json: target 'embed_tokens': the embedding and the output head are one matrix"),
+    ):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": targets}))
+        with pytest.raises(ValueError, match=words) as error:
+            load_adapter(random_network(tiny(tied=True)), folder)
+        assert str(error.value).startswith(str(folder))
 
 
 def test_files_that_are_not_there(tmp_path: Path):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from qwen2 import LLM, SamplingParams
 from qwen2.cli.quantize import quantize
 from qwen2.cli.show import show
-from qwen2.config import tiny
+from qwen2.config import GenerationDefaults, tiny
+from qwen2.weights.adapter_texts import save_texts
 from qwen2.weights.create import again
 from qwen2.weights.export import to_gguf, to_hf_folder
 from qwen2.weights.gguf_names import gguf_names
@@ -43,6 +44,19 @@ def folder(tmp_path: Path) -> Path:
 
 def said(llm: LLM) -> str:
     return llm.generate("Hello", GREEDY)[0].text
+
+
+def test_uploaded_with_what_lies_beside(store: Store, folder: Path):
+    """Clients send a folder as it is: what says how chats are written is kept, the vocabulary is the model's."""
+    tokenizer, generation = tiny_model().tokenizer, GenerationDefaults(eos=(511,), temperature=0.5)
+    save_texts(folder, tokenizer, generation)
+    files = {path.name: upload(store, path.read_bytes()) for path in sorted(folder.iterdir())}
+    stored = store.create("up", parse("FROM base:one"), adapter=files)
+    kept = ["adapter_config.json", "adapter_model.safetensors", "generation_config.json", "tokenizer_config.json"]
+    assert sorted(file.path for file in stored.adapter) == kept
+    assert LLM("up").generation == generation
+    with pytest.raises(ValueError, match=r"adapters: 'notes.txt': an adapter's files are"):
+        store.create("other", parse("FROM base:one"), adapter={**files, "notes.txt": upload(store, b"x")})
 
 
 def as_gguf(folder: Path, path: Path, alpha: float = 8.0, arch: str = "qwen2") -> None:

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from qwen2.cli.lora_flags import NO_LORA, LoraFlags
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.cli.tuning import (
+    Adapters,
     Place,
     adapters_of,
     at_least_none,
@@ -30,7 +31,6 @@ from qwen2.train.place import found_again, is_run, source_of
 from qwen2.train.settings import as_dict
 
 if TYPE_CHECKING:
-    from qwen2.config.lora import LoraSettings
     from qwen2.post.preference.pairs import Collected
     from qwen2.tokenizer import ChatTemplate, Tokenizer
 
@@ -80,7 +80,7 @@ def dpo(
     check_begin("dpo", "pairs", data, what, what.dry_run)
     check_device(what.device)
     written = written_of(what, "dpo", DpoSettings, own="loss")
-    adapters, packed = adapters_of(lora, written)
+    adapters = adapters_of(lora, written, what)
     chosen = given(flags)
     check_counts(chosen, what.eval_data)
     settings = DpoSettings(**first_settings(chosen, written, None if adapters is None else LORA_LR))
@@ -98,7 +98,7 @@ def dpo(
     if what.threads is not None:
         torch.set_num_threads(what.threads)
     place = model if written is None or what.out is None else found_again(written["from"], what.out) or model
-    start = read_start(place)
+    start = read_start(place, None if adapters is None else adapters.folder)
     check_window(start.config, settings)
     found = _collected(data, what, start.template, settings)
     for line in found.lines():
@@ -107,7 +107,7 @@ def dpo(
         settings = replace(settings, steps=-(-turns_of(len(found.items), settings.epochs) // settings.batch))
     settings = DpoSettings(**moved_settings(as_dict(settings), chosen, written, what))
     times = (last_of(len(found.items), settings) or settings.steps * settings.batch) / len(found.items)
-    trained = "" if adapters is None else f", adapters of rank {adapters.rank}"
+    trained = "" if adapters is None else f", adapters of rank {adapters.settings.rank}"
     steps = f"{settings.steps:,} steps of up to {settings.batch}: {times:.2f} epochs"
     said = f"loss {settings.loss}, beta {settings.strength:g}{trained}; {steps}"
     print(said, file=sys.stderr)
@@ -115,19 +115,18 @@ def dpo(
         _preview(found, start.template.tokenizer, settings, what.show)
     else:
         assert what.out is not None
-        _train(found, place, settings, what, adapters, packed, source_of(model, written and written["from"], what.out))
+        _train(found, place, settings, what, adapters, source_of(model, written and written["from"], what.out))
 
 
-def _train(
-    found: Collected, place: str, settings: DpoSettings, what: What, adapters: LoraSettings | None, packed: bool, source: str
-) -> None:
+def _train(found: Collected, place: str, settings: DpoSettings, what: What, adapters: Adapters | None, source: str) -> None:
     """Load the model and run the job."""
     from qwen2.post.preference.dpo import Job
     from qwen2.post.preference.dpo import dpo as train
     from qwen2.train.world import World
 
     assert what.out is not None
-    state = train(Job(found, load_start(place, packed), settings, what.out, source, what.resume, adapters), World(what.device))
+    loaded, trained = load_start(place, adapters), None if adapters is None else adapters.settings
+    state = train(Job(found, loaded, settings, what.out, source, what.resume, trained), World(what.device))
     made = what.out / ("model" if adapters is None else "adapter")
     print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
 

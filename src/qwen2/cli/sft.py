@@ -14,6 +14,7 @@ from qwen2.cli.lora_flags import NO_LORA, LoraFlags
 from qwen2.cli.ranks import ONE, Ranks, world_of
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.cli.tuning import (
+    Adapters,
     Place,
     adapters_of,
     at_least_none,
@@ -81,7 +82,7 @@ def sft(
     check_begin("sft", "conversations", data, what, what.dry_run)
     check_device(what.device)
     written = written_of(what, "sft", SftSettings, own="packing")
-    adapters, packed = adapters_of(lora, written)
+    adapters = adapters_of(lora, written, what)
     if not is_run(model):
         from qwen2.cli.pull import ensure
 
@@ -95,13 +96,14 @@ def sft(
     if what.threads is not None:
         torch.set_num_threads(what.threads)
     place = _start_of(model, what, written, adapters is not None)
-    start = read_start(place)
+    start = read_start(place, None if adapters is None else adapters.folder)
     settings, found = _prepared(start, data, what, given(flags), written, adapters is not None)
     check_window(start.config, settings)
     if what.dry_run:
-        _preview(found, start, settings, adapters, _file_bytes(place) if packed else 0, what)
+        lora_only = None if adapters is None else adapters.settings
+        _preview(found, start, settings, lora_only, _file_bytes(place) if adapters is not None and adapters.packed else 0, what)
     else:
-        _train(found, place, settings, what, adapters, packed, ranks, _recorded(model, what, written))
+        _train(found, place, settings, what, adapters, ranks, _recorded(model, what, written))
 
 
 def _train(
@@ -109,8 +111,7 @@ def _train(
     place: str,
     settings: SftSettings,
     what: What,
-    adapters: LoraSettings | None,
-    packed: bool,
+    adapters: Adapters | None,
     ranks: Ranks,
     source: str,
 ) -> None:
@@ -119,12 +120,12 @@ def _train(
     from qwen2.post.finetuning.sft import sft as train
 
     assert what.out is not None
-    loaded = load_start(place, packed)
+    loaded, trained = load_start(place, adapters), None if adapters is None else adapters.settings
     with world_of(what.device, ranks) as world:
         if world.main:
             for line in [*found.lines(), _rows(found, settings)]:
                 print(line, file=sys.stderr)
-        state = train(Job(found, loaded, settings, what.out, source, what.resume, adapters), world)
+        state = train(Job(found, loaded, settings, what.out, source, what.resume, trained), world)
     if world.main:
         made = what.out / ("model" if adapters is None else "adapter")
         print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")

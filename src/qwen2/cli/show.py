@@ -73,7 +73,7 @@ def show(
 
     stored = None if store.is_path(model) else store.get(name)
     made = UNCHANGED if stored is None else stored.made
-    described = describe(path)
+    described = describe(path, None if stored is None else stored.adapter_path)
     described = replace(described, generation=made.defaults(described.generation))
     if template:
         _print_template(described, made, json_)

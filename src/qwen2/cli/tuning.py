@@ -6,17 +6,17 @@ Left out: each one's own flags, its data, and its `--dry-run`.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from qwen2.cli.lora_flags import NO_LORA, LoraFlags, lora_settings
+from qwen2.cli.lora_flags import NO_LORA, LoraFlags, adapter_folder, lora_settings, same_settings
 from qwen2.cli.ranks import first_here, ranks_here
-from qwen2.train.changes import with_end
+from qwen2.train.changes import AS_MODEL, with_end
 from qwen2.train.folder import CONFIG, steps_done, written_config
-from qwen2.train.place import is_run
+from qwen2.train.place import ADAPTER, START, is_adapter, is_run
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
@@ -94,20 +94,35 @@ def moved_settings(wanted: dict[str, Any], chosen: dict[str, Any], written: Writ
     if written is None or place.out is None:
         return wanted
     try:
-        moved = with_end(written["settings"], wanted["steps"], steps_done(place.out / "checkpoints"))
+        moved = with_end(written["settings"], wanted["steps"], steps_done(place.out / "checkpoints"), AS_MODEL)
     except ValueError as error:
         raise ValueError(f"{place.out}: settings: {error}") from None
     return {**moved, **chosen, "steps": wanted["steps"]}
 
 
-def adapters_of(lora: LoraFlags, written: Written | None) -> tuple[LoraSettings | None, bool]:
-    """What is trained instead of the weights, and whether their base stays in blocks; of a resumed run what it was started with."""
+@dataclass(frozen=True)
+class Adapters:
+    """What is trained instead of the weights: how it adapts, whether its base stays in blocks, and the folder that it goes on with."""
+
+    settings: LoraSettings
+    packed: bool
+    folder: Path | None = None
+
+
+def adapters_of(lora: LoraFlags, written: Written | None, place: Place) -> Adapters | None:
+    """What the flags ask for; of a resumed run what it was started with, where they say nothing. None where weights are trained."""
     from qwen2.config.lora import LoraSettings
 
-    if written is None or "lora" not in written or lora != NO_LORA:
-        return lora_settings(lora), lora.qlora
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written["lora"].items()}
-    return LoraSettings(**values), written["start"]["weights"] == "packed"
+    folder = _goes_on_with(lora, written, place)
+    if written is not None and "lora" in written and lora in (NO_LORA, replace(NO_LORA, adapter=lora.adapter)):
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written["lora"].items()}
+        return Adapters(LoraSettings(**values), written["start"]["weights"] == "packed", folder)
+    if folder is not None:
+        from qwen2.post.adapters import settings_of
+
+        return Adapters(same_settings(lora, settings_of(folder)), lora.qlora, folder)
+    settings = lora_settings(lora)
+    return None if settings is None else Adapters(settings, lora.qlora)
 
 
 def reading_of(place: Place) -> Reading:
@@ -118,13 +133,47 @@ def reading_of(place: Place) -> Reading:
     return Reading(max(1, physical_cores() // ranks_here()) if place.threads is None else place.threads, shown=first_here())
 
 
-def load_start(model: str, packed: bool) -> Model:
-    """The model whose weights, or whose adapters, are trained."""
+def _goes_on_with(lora: LoraFlags, written: Written | None, place: Place) -> Path | None:
+    """The folder of the adapter that is trained on, of a resumed run its own copy. ValueError where it is another than the run's."""
+    given = None if lora.adapter is None else adapter_folder(lora.adapter)
+    if written is None or place.out is None:
+        return given
+    kept, recorded = place.out / START, written["from"].get("adapter")
+    if given is not None:
+        from qwen2.weights.adapter import digest_of
+
+        if digest_of(given) != recorded:
+            other = "without it" if recorded is None else "with another adapter, of which it has a copy"
+            raise ValueError(f"--adapter {lora.adapter}: the run in {place.out} was started {other}; leave --adapter out")
+    return kept if recorded is not None and is_adapter(kept) else given
+
+
+def load_start(model: str, adapters: Adapters | None) -> Model:
+    """The model whose weights, or whose adapters, are trained; one that training goes on with is beside it (`Model.adapter`).
+
+    ValueError where weights that shall stay in blocks are not in any.
+    """
+    loaded = _load(model, adapters is not None and adapters.packed)
+    return loaded if adapters is None or adapters.folder is None else loaded.with_adapter(adapters.folder)
+
+
+def _load(model: str, packed: bool) -> Model:
     from qwen2.train.saved import take
     from qwen2.weights.model import load
+    from qwen2.weights.store import Store
 
     if not packed:
         return take(model, lambda text: print(text, file=sys.stderr), dtype="float32")
     if is_run(model):
-        raise ValueError(f"--qlora: {model} is a run, whose weights are float32: export and quantize it first, or leave --qlora out")
+        on = (
+            f"; or go on with its adapter over the model that it started from: --adapter {model}"
+            if is_adapter(Path(model) / ADAPTER)
+            else ""
+        )
+        raise ValueError(f"--qlora: {model} is a run, whose weights are float32: export and quantize it first, or leave --qlora out{on}")
+    own = None if Store().is_path(model) else Store().get(model).adapter_path
+    if own is not None:
+        merged = f"merge it, qwen2 export {model} FOLDER, and quantize that, or leave --qlora out"
+        on = f"or go on with it over the model that it was made from: --adapter {own}"
+        raise ValueError(f"--qlora: {model} has an adapter, which its blocks cannot take in: {merged}; {on}")
     return load(model, packed=True)

@@ -5,15 +5,13 @@ adapter = engine.adapters.load(Path("adapter"))       # what PEFT writes; `Reque
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from qwen2.model.adapted import ServedAdapter
-from qwen2.weights.adapter import CONFIG, WEIGHTS, adapters_for, read_adapter
-from qwen2.weights.partial import file_digest
+from qwen2.weights.adapter import adapters_for, digest_of, read_adapter
 
 if TYPE_CHECKING:
     from qwen2.model import Qwen2
@@ -32,7 +30,7 @@ class Adapters:
         folder = Path(folder).expanduser()
         with self._turn:
             saved = read_adapter(folder)
-            digest = hashlib.sha256("".join(file_digest(folder / name).hexdigest() for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
+            digest = digest_of(folder)
             found = self._there.get(digest)
             if found is None:
                 found = self._there[digest] = ServedAdapter(self.network, adapters_for(self.network, saved), folder.name, digest)

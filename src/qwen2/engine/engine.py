@@ -222,10 +222,12 @@ class Engine:
         generation: GenerationDefaults | None = None,
         asker: int = 0,
         adapter: ServedAdapter | None = None,
+        eos: frozenset[int] | None = None,
     ) -> Request:
         """Check a prompt and its parameters against the model, compile its constraint; it runs once `run` is iterated.
 
-        `generation`: the defaults of the `asker`, where it is not the model that the engine was made with; `adapter` is one of its own.
+        `generation`: the defaults of the `asker`, where it is not the model that the engine was made with; `adapter` is one of its own,
+        `eos` what ends its texts.
         """
         self.check_ids("prompt", prompt)
         generation = self.generation if generation is None else generation
@@ -239,7 +241,7 @@ class Engine:
         for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_range(name, ids)
         resolved = params.resolve(generation, room if context is None else min(room, context - len(prompt)))
-        ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos)
+        ends = frozenset(resolved.stop_token_ids) | (frozenset() if resolved.ignore_eos else self.eos if eos is None else eos)
         form = None if params.constraint is None else self.grammars.compiled(params.constraint)  # on the thread that asks
         only_read = resolved.max_tokens == 0
         request = Request(next(self.ids), list(prompt), resolved, ends, form, only_read=only_read, asker=asker, adapter=adapter)

@@ -55,7 +55,8 @@ class LLM:
     `llm.engine.cache_limit_bytes` tells. What a text is does not depend on it. `home` is the folder of the store in which a name is
     looked for.
     `draft` is a smaller model of the same tokens that guesses what comes, so that no text changes and most come sooner (draft.py).
-    `adapter` is the folder of a LoRA adapter as PEFT writes it, which the weights stay free of (docs/adapters.md).
+    `adapter` is the folder of a LoRA adapter as PEFT writes it, which the weights stay free of; where it says how chats are written and
+    what ends them, that counts (docs/adapters.md).
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class LLM:
                 draft=self.draft,
                 free_bytes=free_bytes,
             )
-            self.adapter = self._adapter_of(self.model, adapter)
+            self.model, self.adapter = self._with_adapter(self.model, adapter)
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer, self.template, self.generation = self.model.tokenizer, self.model.template, self.model.generation
@@ -119,20 +120,26 @@ class LLM:
 
         `model` is what `Model.made_as` gave, or left out, this one's without its adapter. Raises ValueError for one of other weights.
         """
-        model = replace(self.model, adapter=None) if model is None else model
+        model = self.model.with_adapter(None) if model is None else model
         if model.network is not self.model.network:
             raise ValueError(f"{model.name} has weights of its own: only a model of the same ones can be beside {self.model.name}")
         other = copy(self)
-        other.adapter = self._adapter_of(model, adapter)
-        other.model, other.template, other.generation = model, model.template, model.generation
+        other.model, other.adapter = self._with_adapter(model, adapter)
+        other.tokenizer, other.template, other.generation = other.model.tokenizer, other.model.template, other.model.generation
         other.asker = next(self.engine.askers)
         return other
 
-    def _adapter_of(self, model: Model, folder: str | Path | None) -> ServedAdapter | None:
+    def _with_adapter(self, model: Model, folder: str | Path | None) -> tuple[Model, ServedAdapter | None]:
+        """The model with this adapter, or else its own, and with what its folder says of chats (weights/adapter_texts.py)."""
         if folder is not None and model.adapter is not None:
             raise ValueError(f"adapter {folder}: {model.name} has one already, {model.adapter}: take the model that it was made from")
-        folder = model.adapter if folder is None else folder
-        return None if folder is None else self.engine.adapters.load(folder)
+        folder = model.adapter if folder is None else Path(folder).expanduser()
+        return (model, None) if folder is None else (model.with_adapter(folder), self.engine.adapters.load(folder))
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return frozenset(self.generation.eos) | frozenset(self.model.config.eos)
 
     # --- text
 
@@ -329,7 +336,7 @@ class LLM:
     # --- prompts
 
     def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
-        return self.engine.request(ids, _checked(params), self.generation, self.asker, self.adapter)
+        return self.engine.request(ids, _checked(params), self.generation, self.asker, self.adapter, self.ends)
 
     def _ids(self, prompt: Prompt) -> Sequence[int]:
         """Ids of a text, with the token that this model begins every text with, if it has one; ids as they are."""

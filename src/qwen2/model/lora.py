@@ -248,22 +248,24 @@ def targeted(network: Qwen2, names: Sequence[str]) -> list[str]:
 
     all-linear is every linear layer but the head, as in PEFT. ValueError naming the target that is none, and those that there are.
     """
-    there = targets_of(network)
     wanted: set[str] = set()
     for name in names:
-        paths = [path for leaf, every in there.items() for path in every if _meant(name, leaf, path)]
+        paths = matching(network, name)
         if not paths:
-            tied = network.config.tied and name.rpartition(".")[2] in ("embed_tokens", "lm_head")
-            why = (
-                TIED
-                if tied
-                else "the embedding is looked up, not multiplied"
-                if name.endswith("embed_tokens")
-                else "there is no such layer"
-            )
-            raise ValueError(f"target {name!r}: {why}; this model has {', '.join((*GROUPS, *there))}")
+            raise ValueError(f"target {name!r}: there is no such layer; this model has {', '.join((*GROUPS, *targets_of(network)))}")
         wanted.update(paths)
     return [path for path, _ in network.named_modules() if path in wanted]
+
+
+def matching(network: Qwen2, name: str) -> list[str]:
+    """The paths of the layers that a target means; none where it is no layer's. ValueError for what cannot be adapted, saying why."""
+    there = targets_of(network)
+    paths = [path for leaf, every in there.items() for path in every if _meant(name, leaf, path)]
+    last = name.rpartition(".")[2]
+    if not paths and last in ("embed_tokens", "lm_head"):
+        why = TIED if network.config.tied else "the embedding is looked up, not multiplied"
+        raise ValueError(f"target {name!r}: {why}; this model has {', '.join((*GROUPS, *there))}")
+    return paths
 
 
 def _meant(name: str, leaf: str, path: str) -> bool:

@@ -23,8 +23,7 @@ from qwen2.config import ModelConfig
 from qwen2.model.lora import adapted_layers
 from qwen2.post.rows.encode import end_of_turn
 from qwen2.tokenizer import ChatTemplate
-from qwen2.train.folder import write_json
-from qwen2.train.saved import GENERATION
+from qwen2.weights.adapter_texts import save_texts
 from qwen2.weights.export import to_hf_folder
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 def as_chat(model: Model) -> Model:
     """The same model, with turns that end; its network is the very same."""
     config, tokenizer, template, generation = chat_parts(model.config, model.template, model.generation)
-    return replace(model, config=config, tokenizer=tokenizer, template=template, generation=generation)
+    return replace(model, config=config, tokenizer=tokenizer, template=template, generation=generation, files=None)
 
 
 def chat_parts(
@@ -66,8 +65,7 @@ def keep_texts(model: Model, folder: Path) -> None:
     draft = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    model.tokenizer.save(draft)
-    write_json(draft / GENERATION, model.generation.to_hf())
+    save_texts(draft, model.tokenizer, model.generation)
     os.rename(draft, folder)
 
 

@@ -14,6 +14,7 @@ from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.place import is_adapter, is_run
 from qwen2.train.saved import GENERATION
+from qwen2.weights.adapter_texts import with_texts
 from qwen2.weights.json_object import read_json
 from qwen2.weights.model import open_files
 from qwen2.weights.modelfile import UNCHANGED
@@ -29,19 +30,33 @@ class Start:
     generation: GenerationDefaults
 
 
-def read_start(source: str | Path) -> Start:
-    """Read it from headers. ValueError or FileNotFoundError in one line that says what is wrong and where."""
+def read_start(source: str | Path, adapter: Path | None = None) -> Start:
+    """Read it from headers, with what an adapter's folder says of chats where training goes on with that.
+
+    ValueError or FileNotFoundError in one line that says what is wrong and where.
+    """
     path = Path(source)
     if is_adapter(path):
-        raise ValueError(f"{path}: an adapter's folder; make it a model first: qwen2 export {path} FOLDER")
+        raise ValueError(
+            f"{path}: an adapter's folder: name the model that it is for, and go on training it with --adapter {path}, "
+            f"or make it a model first: qwen2 export {path} FOLDER"
+        )
     if is_run(path):
-        return _of_run(path.absolute() if (path / "config.json").exists() else path.absolute().parent.parent)
+        start = _of_run(path.absolute() if (path / "config.json").exists() else path.absolute().parent.parent)
+        return start if adapter is None else _under(adapter, start)
     store = Store()
     place, _ = store.resolve(source)
-    made = UNCHANGED if store.is_path(source) else store.get(str(source)).made
+    stored = None if store.is_path(source) else store.get(str(source))
+    made, own = (UNCHANGED, None) if stored is None else (stored.made, stored.adapter_path)
     with open_files(place) as opened:
-        template = ChatTemplate.of(opened.tokenizer, source=made.template)
-        return Start(opened.config, template, made.defaults(opened.generation))
+        files = with_texts(own, opened.config, opened.tokenizer, opened.generation)
+        config, tokenizer, generation = with_texts(adapter, *files)
+        return Start(config, ChatTemplate.of(tokenizer, source=made.template), made.defaults(generation))
+
+
+def _under(adapter: Path, start: Start) -> Start:
+    config, tokenizer, generation = with_texts(adapter, start.config, start.template.tokenizer, start.generation)
+    return Start(config, ChatTemplate.of(tokenizer), generation)
 
 
 def _of_run(run: Path) -> Start:

@@ -96,8 +96,8 @@ def prompt_ids(llm: LLM, body: Generate) -> list[int]:
     before: list[Any] = [*system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     known = llm.template.render(before).ids
     whole = llm.template.render([*before, question], add_generation_prompt=True, most=llm.window).ids
-    ends = [place for place, token in enumerate(known) if token in llm.engine.eos]
-    end = ends[-1] + 1 if ends and body.context[-1] in llm.engine.eos else len(known)
+    ends = [place for place, token in enumerate(known) if token in llm.ends]
+    end = ends[-1] + 1 if ends and body.context[-1] in llm.ends else len(known)
     return [*body.context, *whole[end:]]
 
 

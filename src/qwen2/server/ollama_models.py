@@ -122,7 +122,7 @@ async def show(body: Show, request: Request) -> Json:
 def _shown(stored: StoredModel) -> Json:
     made = stored.made
     said = json.dumps({key: value for key, value in made.to_json().items() if key in ("template", "parameters")})
-    found = _read(stored.path, stored.digest, _stamp(stored.path), said)
+    found = _read(stored.path, stored.digest, _stamp(stored.path), said, stored.adapter_path)
     return found | {
         "license": "\n".join(made.licence) or stored.licence,
         "modelfile": made.text(stored.name, *(["With an adapter of its own, which FROM has."] if stored.adapter else [])),
@@ -140,7 +140,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, digest: str, stamp: object, said: str) -> Json:
+def _read(path: Path, digest: str, stamp: object, said: str, adapter: Path | None) -> Json:
     """What is shown of files whose digest and stamp these are, and of what a Modelfile says beside them.
 
     Kept, since it takes a tokenizer, which is a second of Python in which nobody's answer goes on.
@@ -148,7 +148,7 @@ def _read(path: Path, digest: str, stamp: object, said: str) -> Json:
     from qwen2.tokenizer import ChatTemplate
     from qwen2.weights.describe import describe
 
-    described, made = describe(path), Modelfile.from_json(json.loads(said))
+    described, made = describe(path, adapter), Modelfile.from_json(json.loads(said))
     config, arch = described.config, described.architecture
     template = ChatTemplate.of(described.tokenizer, source=made.template)
     parameters = shown_parameters(made.defaults(described.generation))

@@ -205,14 +205,15 @@ def _with_config(parts: Parts, config: Mapping[str, object], folder: Path) -> Pa
         bos=parts.bos if bos is None else bos,
         pad=parts.pad if pad is None else pad,
         add_bos=parts.add_bos if add_bos is None else bool(add_bos),
-        chat_template=_chat_template(config.get("chat_template"), folder),
+        chat_template=chat_template_of(config, folder),
     )
 
 
-def _chat_template(value: object, folder: Path) -> str | None:
-    """The Jinja text: a file of its own in newer checkpoints; where several are named, the one called default."""
+def chat_template_of(config: Mapping[str, object], folder: Path) -> str | None:
+    """The Jinja text: a file of its own in newer checkpoints; where several are named in the config, the one called default."""
     if (folder / "chat_template.jinja").exists():
         return _read_text(folder / "chat_template.jinja")
+    value = config.get("chat_template")
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")

@@ -24,6 +24,8 @@ SAID = {
     "recompute": ROUNDED,
 }
 MISSING = "not there"
+FROM = "--from, with the run's folder or one of its checkpoints"  # how another run begins with its model, in words of pre-training
+AS_MODEL = "name its folder as the model, and another one with --out"  # and where a command takes a model
 TOKEN_BYTES = 3  # about what a token stands for
 
 
@@ -38,8 +40,8 @@ def renamed(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return found, [text]
 
 
-def with_end(written: Mapping[str, Any], steps: int | None, done: int) -> dict[str, Any]:
-    """The settings of a run that ends after `steps` instead, `done` of them being done.
+def with_end(written: Mapping[str, Any], steps: int | None, done: int, anew: str = FROM) -> dict[str, Any]:
+    """The settings of a run that ends after `steps` instead, `done` of them being done; `anew`: how another begins with its model.
 
     Its warm-up stays as many steps where it is over; the fall at the end of wsd is at most what is left. ValueError where the steps
     that are done would have had other rates.
@@ -48,7 +50,7 @@ def with_end(written: Mapping[str, Any], steps: int | None, done: int) -> dict[s
     if steps is None or steps == written.get("steps"):
         return found
     old, what = written["steps"], f"steps is {written['steps']} in the run, {steps} here"
-    instead = "start another run from it: --from, with the run's folder or one of its checkpoints"
+    instead = f"start another run from it: {anew}"
     if steps < done:
         raise ValueError(f"{what}: {done} are done already")
     if written["schedule"] == "cosine":

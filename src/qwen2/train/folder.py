@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from qwen2.train.changes import changed, differences, with_end
+from qwen2.train.changes import FROM, changed, differences, with_end
 from qwen2.weights.json_object import read_json
 
 CONFIG = "config.json"
@@ -27,11 +27,12 @@ WHERE = "relative"  # where the model that a run started from lies, seen from th
 class RunFolder:
     """The folder of one run, held until `close`. Raises ValueError where another process trains in it.
 
-    Of several ranks of one run the `main` one holds it, and writes and checks what the run is.
+    Of several ranks of one run the `main` one holds it, and writes and checks what the run is. `anew`: how another run begins with
+    this one's model, in the words of its command.
     """
 
-    def __init__(self, path: Path, main: bool = True) -> None:
-        self.path, self.main = path, main
+    def __init__(self, path: Path, main: bool = True, anew: str = FROM) -> None:
+        self.path, self.main, self.anew = path, main, anew
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path}: is a file, and a run is a folder; name another with --out")
         path.mkdir(parents=True, exist_ok=True)
@@ -85,13 +86,13 @@ class RunFolder:
             theirs = {name: value for name, value in written.get(section, {}).items() if name != WHERE}
             try:
                 if section == "settings":
-                    theirs = with_end(theirs, steps, steps_done(self.checkpoints))
+                    theirs = with_end(theirs, steps, steps_done(self.checkpoints), self.anew)
                 found = differences({name: value for name, value in asked[section].items() if name != WHERE}, theirs)
             except ValueError as error:
                 raise ValueError(f"{self.path}: {section}: {error}") from None
             if found:
                 raise ValueError(
-                    f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it: --from {self.path}"
+                    f"{self.path}: {section}: {found[0]}; resume it as it was started, or start another run from it: {self.anew}"
                 )
         said = changed(asked.get("settings", {}), written.get("settings", {}))
         if asked.get("settings") != written.get("settings"):

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -99,6 +100,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_there(tensorboard: bool) -> None:
+    """ValueError where what a run's curves are drawn with, or its events are written with, is not installed."""
+    if find_spec("matplotlib") is None:
+        raise ValueError(f"the picture of the curves {EXTRA}")
+    if tensorboard and find_spec("tensorboard") is None:
+        raise ValueError(f"tensorboard {EXTRA}, or say --no-tensorboard")
 
 
 def _writer(folder: Path, resumed_at: int) -> Any:

@@ -10,6 +10,9 @@ from typing import Any
 from qwen2.train.folder import CONFIG, WHERE
 from qwen2.weights.json_object import read_json
 
+ADAPTER = "adapter"  # what a run of adapters leaves at its end
+START = "start-adapter"  # the one that it went on with, where it did
+
 
 def is_run(path: str | Path) -> bool:
     """Whether a folder is a run's, or a checkpoint in one."""

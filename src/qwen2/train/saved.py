@@ -25,14 +25,13 @@ from qwen2.model.lora import LoraSettings, add_lora, lora_parameters, merge
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.checkpoint import STATE, checked, whole
 from qwen2.train.folder import CONFIG, steps_done
-from qwen2.train.place import found_again, is_adapter, is_run
+from qwen2.train.place import ADAPTER, START, found_again, is_adapter, is_run
 from qwen2.train.world import World
 from qwen2.weights.adapter import load_adapter, read_adapter
 from qwen2.weights.json_object import read_json
 from qwen2.weights.model import Model, load
 
 GENERATION = "generation_config.json"
-ADAPTER = "adapter"  # what a run of adapters leaves at its end
 
 
 def take(source: str | Path, say: Callable[[str], None], dtype: str = "auto") -> Model:
@@ -82,7 +81,10 @@ def of_checkpoint(path: Path, state: dict[str, Any], say: Callable[[str], None],
     kind, record = "average" if state["averaged"] else "model", read_json(run / CONFIG) if (run / CONFIG).exists() else {}
     if record.get("lora") is not None:
         model = take_base(run / ADAPTER, say, dtype)
-        add_lora(model.network, LoraSettings(**{**record["lora"], "targets": _targets(record["lora"]["targets"])}))
+        if record.get("from", {}).get("adapter") is not None:
+            load_adapter(model.network, run / START)
+        else:
+            add_lora(model.network, LoraSettings(**{**record["lora"], "targets": _targets(record["lora"]["targets"])}))
         World().read(path, {f"{kind}/{name}": parameter for name, parameter in lora_parameters(model.network).items()})
         merge(model.network)
         return texts_of_run(replace(model, name=f"{run.name}-{path.name}", path=path), run)
@@ -118,10 +120,11 @@ def take_base(folder: Path, say: Callable[[str], None], dtype: str) -> Model:
 
 
 def with_adapter(model: Model, folder: Path) -> Model:
-    """The same model with an adapter merged into its weights; its old weights are gone."""
+    """The same model with an adapter merged into its weights, and what its folder says of chats; its old weights are gone."""
     load_adapter(model.network, folder)
     merge(model.network)
-    return replace(model, name=f"{model.name}-{folder.name}", path=folder)
+    spoken = model.with_adapter(folder)
+    return replace(spoken, name=f"{model.name}-{folder.name}", path=folder, adapter=None, files=None)
 
 
 def texts_of_run(model: Model, run: Path) -> Model:
@@ -130,7 +133,9 @@ def texts_of_run(model: Model, run: Path) -> Model:
         return model
     tokenizer = Tokenizer.from_folder(run / "tokenizer")
     defaults = GenerationDefaults.from_hf(read_json(run / "tokenizer" / GENERATION))
-    return replace(model, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer), generation=defaults, name=run.name)
+    config = replace(model.config, eos=ModelConfig.from_hf(read_json(run / CONFIG)["model"]).eos)
+    template = ChatTemplate.of(tokenizer)
+    return replace(model, config=config, tokenizer=tokenizer, template=template, generation=defaults, name=run.name, files=None)
 
 
 def _targets(written: Any) -> str | tuple[str, ...]:

@@ -14,12 +14,13 @@ What is left out: adapters of llama.cpp (GGUF), pickled ones, those of embedding
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,16 +30,20 @@ from safetensors.torch import load_file, save_file
 
 from qwen2.config.keys import Keys
 from qwen2.model.linear import Linear
-from qwen2.model.lora import TIED, Adapter, LoraSettings, adapted_layers, give, targeted, targets_of
+from qwen2.model.lora import TIED, Adapter, LoraSettings, adapted_layers, give, matching, targets_of
 from qwen2.quant.linear import bands
+from qwen2.weights.adapter_texts import save_texts
 from qwen2.weights.checkpoint import FLOATS
 from qwen2.weights.json_object import read_json
+from qwen2.weights.partial import file_digest
 from qwen2.weights.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwen2.config import GenerationDefaults
     from qwen2.model import Qwen2
+    from qwen2.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -177,6 +182,20 @@ def _read_tensors(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return found, copies
 
 
+def targets_in(saved: AdapterFile) -> tuple[str, ...]:
+    """The targets that adapted layers are: names of the file's list where these are all, else the layers' paths."""
+    paths = tuple(saved.tensors)
+    names = () if isinstance(saved.settings.targets, str) else saved.settings.targets
+    of = {name: [path for path in paths if path == name or path.endswith(f".{name}")] for name in names}
+    whole = set(paths) == {path for found in of.values() for path in found}
+    return tuple(sorted(name for name in names if of[name])) if whole else paths
+
+
+def digest_of(folder: Path) -> str:
+    """Equal for adapters whose files are equal."""
+    return hashlib.sha256("".join(file_digest(folder / name).hexdigest() for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
+
+
 def adapters_for(network: Qwen2, saved: AdapterFile) -> dict[str, Adapter]:
     """The adapters of a file for the layers of this network, by path.
 
@@ -218,11 +237,20 @@ def _same(layer: Any, copy: Tensor) -> bool:
 
 
 def _check_complete(network: Qwen2, saved: AdapterFile, adapters: Mapping[str, Adapter]) -> None:
-    """Every layer whose name is a target, where some of that name are adapted at all, unless the config leaves layers out."""
+    """Every layer whose name is a target, unless the config leaves layers out. Names that no layer has are those of other models.
+
+    PEFT writes a list of targets as it was given, and loads it where one of them is there.
+    """
     raw = read_json(saved.folder / CONFIG)
     if isinstance(saved.settings.targets, str) or raw.get("layers_to_transform") is not None or raw.get("exclude_modules"):
         return
-    for path in targeted(network, saved.settings.names):
+    try:
+        wanted = [path for name in saved.settings.names for path in matching(network, name)]
+    except ValueError as error:
+        raise ValueError(f"{saved.folder}: {CONFIG}: {error}") from None
+    if not wanted:
+        raise ValueError(f"{saved.folder}: {CONFIG} targets {', '.join(saved.settings.names)}: this model has no such layers")
+    for path in wanted:
         if path not in adapters:
             raise ValueError(f"{saved.folder}: {CONFIG} targets {path}, and {WEIGHTS} has nothing of it: the adapter is incomplete")
 
@@ -236,11 +264,18 @@ def load_adapter(network: Qwen2, folder: Path) -> AdapterFile:
     return saved
 
 
-def save_adapter(network: Qwen2, settings: LoraSettings, folder: Path, base: str | None, dtype: torch.dtype = torch.float32) -> None:
+def save_adapter(
+    network: Qwen2,
+    settings: LoraSettings,
+    folder: Path,
+    base: str | None,
+    dtype: torch.dtype = torch.float32,
+    texts: tuple[Tokenizer, GenerationDefaults] | None = None,
+) -> None:
     """Write the network's adapters as a folder that PEFT loads; it appears whole or not at all, in the place of an earlier one.
 
-    `base`: what the adapter belongs to, a store name or a path. ValueError for a network without adapters, or for numbers that `dtype`
-    cannot hold; OSError where the folder cannot be written.
+    `base`: what the adapter belongs to, a store name or a path. `texts`: what it was trained with, kept beside it (adapter_texts.py).
+    ValueError for a network without adapters, or for numbers that `dtype` cannot hold; OSError where the folder cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     for path, layer in adapted_layers(network):
@@ -259,6 +294,8 @@ def save_adapter(network: Qwen2, settings: LoraSettings, folder: Path, base: str
         text = json.dumps(values, indent=2) + "\n"
         (draft / CONFIG).write_text(text, encoding="utf-8")
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+        if texts is not None:
+            save_texts(draft, *texts)
         shutil.copymode(draft / CONFIG, draft / WEIGHTS)  # the library writes files that only their owner can read
         if (folder / CONFIG).exists():
             shutil.rmtree(folder)
@@ -269,15 +306,51 @@ def save_adapter(network: Qwen2, settings: LoraSettings, folder: Path, base: str
 
 def _config(network: Qwen2, settings: LoraSettings, base: str | None) -> dict[str, Any]:
     """adapter_config.json: the keys that say something, in PEFT's words."""
-    adapted = {path for path, _ in adapted_layers(network)}
-    names: list[str] = []
-    for leaf, paths in targets_of(network).items():
-        whole = adapted.issuperset(paths)
-        names += [leaf] if whole else [path for path in paths if path in adapted]
-    alpha = int(settings.alpha) if math.floor(settings.alpha) == settings.alpha else settings.alpha
+    ranks, alphas = _patterns(network, settings)
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
-        "r": settings.rank, "lora_alpha": alpha, "lora_dropout": settings.dropout, "target_modules": sorted(names),
+        "r": settings.rank, "lora_alpha": _short(settings.alpha), "lora_dropout": settings.dropout,
+        "target_modules": sorted(names_of(network, {path for path, _ in adapted_layers(network)})),
         "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "modules_to_save": None,
-        "use_rslora": settings.rslora, "use_dora": settings.dora, "rank_pattern": {}, "alpha_pattern": {},
+        "use_rslora": settings.rslora, "use_dora": settings.dora, "rank_pattern": ranks, "alpha_pattern": alphas,
     }  # fmt: skip
+
+
+def names_of(network: Qwen2, paths: Collection[str]) -> list[str]:
+    """These layers as targets: the name where all layers of it are meant, else each one's path."""
+    names: list[str] = []
+    for leaf, every in targets_of(network).items():
+        names += [leaf] if set(every) <= set(paths) else [path for path in every if path in paths]
+    return names
+
+
+def _patterns(network: Qwen2, settings: LoraSettings) -> tuple[dict[str, int], dict[str, float]]:
+    """rank_pattern and alpha_pattern: what layers have that is not the settings', under names as `names_of` writes them."""
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for path, layer in adapted_layers(network):
+        rank = len(layer.adapter.lora_A)
+        alpha = layer.adapter.scale * (math.sqrt(rank) if settings.rslora else rank)
+        if rank != settings.rank:
+            ranks[path] = rank
+        if not math.isclose(alpha, settings.alpha, rel_tol=1e-9):
+            alphas[path] = _short(float(f"{alpha:.12g}"))
+    return _by_leaf(network, ranks), _by_leaf(network, alphas)
+
+
+def _by_leaf(network: Qwen2, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by path, under a layer's name alone where all adapted layers of it have the same."""
+    every: dict[str, list[str]] = {}
+    for path, _ in adapted_layers(network):
+        every.setdefault(path.rpartition(".")[2], []).append(path)
+    found: dict[str, Any] = {}
+    for leaf, paths in every.items():
+        there = {values.get(path) for path in paths}
+        alike = len(there) == 1 and None not in there
+        found |= {leaf: there.pop()} if alike else {path.removeprefix("model."): values[path] for path in paths if path in values}
+    return found
+
+
+def _short(number: float) -> float:
+    """A whole number without its point."""
+    return int(number) if math.floor(number) == number else number

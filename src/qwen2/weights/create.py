@@ -104,7 +104,7 @@ def prepare(
     if base.gone:
         raise FileNotFoundError(f"FROM {base.name or base.made.source}: its files are gone; pull or copy it again")
     made = replace(modelfile, source=base.made.source).over(base.made)
-    described = describe(base.path)
+    described = describe(base.path, adapter if adapter is not None and adapter.is_dir() else base.adapter_path)
     check(made, described)
     source = base.name or base.source
     model = StoredModel(name, base.format, base.licence, source, now(), base.files, work, base.location, made=made)

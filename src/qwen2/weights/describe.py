@@ -8,12 +8,13 @@ What is left out: torch, so that `qwen2 show` answers at once.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.quant.layout import LAYOUTS
 from qwen2.tokenizer import Tokenizer
+from qwen2.weights.adapter_texts import with_texts
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
@@ -63,11 +64,15 @@ class Description:
         return dict(sorted(shares.items(), key=lambda item: -item[1].size))
 
 
-def describe(path: Path) -> Description:
-    """Describe a GGUF file or a Hugging Face folder. ValueError or FileNotFoundError in one line where it is neither."""
+def describe(path: Path, adapter: Path | None = None) -> Description:
+    """Describe a GGUF file or a Hugging Face folder; `adapter`: the folder of one, with what that says of chats.
+
+    ValueError or FileNotFoundError in one line where it is neither.
+    """
     described = _describe_gguf(path) if path.is_file() else _describe_folder(path)
     check_vocabulary(path, described.tokenizer, described.config, described.generation)
-    return described
+    config, tokenizer, generation = with_texts(adapter, described.config, described.tokenizer, described.generation)
+    return replace(described, config=config, tokenizer=tokenizer, generation=generation)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from qwen2.config import GenerationDefaults, ModelConfig
 from qwen2.model.lora import merge
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.weights.adapter import load_adapter
+from qwen2.weights.adapter_texts import has_texts, with_texts
 from qwen2.weights.checkpoint import SafetensorsSource
 from qwen2.weights.describe import check_vocabulary
 from qwen2.weights.fill import Source, fill
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from qwen2.model import Qwen2
 
 Texts = tuple[Tokenizer, GenerationDefaults]
+FileTexts = tuple[ModelConfig, Tokenizer, GenerationDefaults]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,7 +60,7 @@ class Model:
     weight_format: str
     hold: Any = field(default=None, repr=False)  # keeps the store from removing what is in use
     made: Modelfile = UNCHANGED  # what it changes of what its files say, which `generation` and `template` have already
-    published: GenerationDefaults | None = None  # sampling defaults of its files, where `made` may have changed them
+    files: FileTexts | None = None  # what its files say, where `made` and the adapter may have changed it
     adapter: Path | None = None  # the folder of one of its own, which `network` is free of
 
     @property
@@ -70,11 +72,18 @@ class Model:
         return self.network.device
 
     def made_as(self, name: str, path: Path, made: Modelfile, hold: Any, adapter: Path | None = None) -> Model:
-        """Another model of these weights, which exist once: what `made` changes is changed in what the files say."""
-        published = self.generation if self.published is None else self.published
-        template = ChatTemplate.of(self.tokenizer, source=made.template)
-        changes: dict[str, Any] = {"template": template, "generation": made.defaults(published), "published": published}
-        return replace(self, name=name, path=path, hold=hold, made=made, adapter=adapter, **changes)
+        """Another model of these weights, which exist once: what `made` and the adapter's folder change of what the files say."""
+        files = (self.config, self.tokenizer, self.generation) if self.files is None else self.files
+        config, tokenizer, published = with_texts(adapter, *files)
+        template, generation = ChatTemplate.of(tokenizer, source=made.template), made.defaults(published)
+        texts: dict[str, Any] = {"config": config, "tokenizer": tokenizer, "template": template, "generation": generation}
+        return replace(self, name=name, path=path, hold=hold, made=made, adapter=adapter, files=files, **texts)
+
+    def with_adapter(self, folder: Path | None) -> Model:
+        """The same model with the adapter of that folder beside its weights, and what the folder says of chats; None: without any."""
+        if folder == self.adapter or (folder is not None and self.adapter is None and not has_texts(folder)):
+            return replace(self, adapter=folder)
+        return self.made_as(self.name, self.path, self.made, self.hold, folder)
 
 
 def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Path | None = None, packed: bool = False) -> Model:
@@ -103,15 +112,17 @@ def load(source: str | Path, dtype: str = "auto", device: str = "cpu", home: Pat
         if hold is not None:
             on_failure.push(hold)
         with _no_collections(), open_files(path) as opened:
-            network = _network(opened, dtype, target, packed)
+            network, files = _network(opened, dtype, target, packed), (opened.config, opened.tokenizer, opened.generation)
+            texts = with_texts(adapter, *files)
             if adapter is not None and not beside:
                 load_adapter(network, adapter)
                 merge(network)
                 adapter = None
         on_failure.pop_all()  # from here on the model has it
-    template, published = ChatTemplate.of(opened.tokenizer, source=made.template), opened.generation
-    texts = (opened.tokenizer, template, made.defaults(published))
-    return Model(opened.config, *texts, network, name, path, opened.weight_format, hold, made, published, adapter)
+    config, tokenizer, published = texts
+    files = files if adapter is not None else texts  # merged, they are the weights' own
+    template, generation = ChatTemplate.of(tokenizer, source=made.template), made.defaults(published)
+    return Model(config, tokenizer, template, generation, network, name, path, opened.weight_format, hold, made, files, adapter)
 
 
 def _device(name: str) -> torch.device:

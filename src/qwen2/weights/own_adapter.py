@@ -2,7 +2,8 @@
 
     adapter-0123456789abcdef/adapter_config.json, adapter_model.safetensors      in the model's folder, named by the files' digest
 
-An adapter of llama.cpp, one GGUF file, becomes such a folder (adapter_gguf.py). Left out: what the files say (adapter.py).
+What lies beside the two and says how chats are written goes with them (adapter_texts.py). An adapter of llama.cpp, one GGUF file,
+becomes such a folder (adapter_gguf.py). Left out: what the files say (adapter.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen2.weights.adapter_texts import BESIDE, TEXTS
 from qwen2.weights.folders import link, link_adapter
 from qwen2.weights.locks import make
 from qwen2.weights.manifest import StoredFile
@@ -57,10 +59,10 @@ def _is_gguf(name: str) -> bool:
 
 def _uploaded(store: Store, files: Mapping[str, str], work: Path) -> Path:
     alone = len(files) == 1 and _is_gguf(next(iter(files)))
-    odd = None if alone else next((name for name in files if name not in FILES), None)
+    odd = None if alone else next((name for name in files if name not in (*FILES, *TEXTS, *BESIDE)), None)
     if odd is not None:
         raise ValueError(f"adapters: {odd[:80]!r}: {OR_ONE}")
-    for name in files if alone else FILES:
+    for name in files if alone else dict.fromkeys((*FILES, *files)):
         if name not in files:
             raise ValueError(f"adapters: {name} is missing; {OR_ONE}")
         place = store.blob(files[name])
@@ -87,7 +89,7 @@ def put(model: StoredModel, base: StoredModel, adapter: Path | None, config: Mod
         to_folder(adapter, config, work / "adapter")
     check_fits(work / "adapter" if adapter.is_file() else adapter, config)
     found = []
-    for name in FILES:
+    for name in FILES if adapter.is_file() else (*FILES, *(name for name in TEXTS if (adapter / name).exists())):
         place = work / "adapter" / name
         if not adapter.is_file():
             shutil.copyfile(adapter / name, place)

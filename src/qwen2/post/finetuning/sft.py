@@ -22,25 +22,26 @@ from torch import Tensor
 
 from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
-from qwen2.model.lora import add_lora
 from qwen2.model.packed import TiedEmbedding
+from qwen2.post.adapters import adapted, keep_start
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
 from qwen2.post.rows.packing import PackedRows
+from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
-from qwen2.train.place import origin
+from qwen2.train.metrics import check_there
+from qwen2.train.place import ADAPTER, origin
 from qwen2.train.precision import unrecorded
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
-from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
 from qwen2.train.standard_error import named, of_ratio
 from qwen2.train.task import Task
 from qwen2.train.world import World
-from qwen2.weights.adapter import save_adapter
+from qwen2.weights.adapter import digest_of, save_adapter
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ HELD_OUT_LOSS = "held-out loss"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its data, the model that it starts from and that is trained in place, where it is kept."""
+    """One run: its data, the model that it starts from and that is trained in place, where it is kept.
+
+    With `lora`, an adapter that `start` has beside it is the one that is trained.
+    """
 
     data: Collected
     start: Model
@@ -67,7 +71,7 @@ class Job:
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the run's config.json says."""
-        examples, held_out, template = self.data.examples, self.data.held_out, self.start.template
+        examples, held_out, template, own = self.data.examples, self.data.held_out, self.start.template, self.start.adapter
         data = {"sha256": examples.sha256(), "examples": len(examples), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
         weights = "packed" if self.start.network.packed else "float32"
         return {
@@ -75,7 +79,7 @@ class Job:
             "model": self.start.config.to_hf(),
             "data": data,
             "start": {"template": template.style, "system": template.default_system, "weights": weights},
-            "from": origin(self.source, self.out),
+            "from": {**origin(self.source, self.out), **({} if own is None else {"adapter": digest_of(own)})},
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
@@ -179,17 +183,14 @@ def make_task(job: Job, world: World, evaluate: Callable[[Qwen2], Mapping[str, f
 def sft(job: Job, world: World | None = None) -> State:
     """Run the job and export its model, or its adapter; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
-    with RunFolder(job.out, world.main) as folder:
+    with RunFolder(job.out, world.main, AS_MODEL) as folder:
         job = replace(job, settings=world.agreed(job.settings), start=as_chat(job.start))
         check(job)
-        changed = folder.begin(job.sections(), job.resume)
-        if world.main:
-            keep_texts(job.start, folder.tokenizer)
-        world.barrier()
-        network = job.start.network
+        sections, network = job.sections(), job.start.network
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
+        own = job.start.adapter
         if job.lora is not None:
-            add_lora(network, job.lora, torch.Generator().manual_seed(job.settings.seed))
+            job = replace(job, start=adapted(job.start, job.lora, job.settings.seed))
         torch.manual_seed(job.settings.seed)  # of what training draws, such as dropout
         batches = held_out_batches(job.data.held_out, job.settings)
         samples = Samples(job.data.prompts or job.data.first, job.start, job.settings, folder.path / "samples.jsonl")
@@ -201,6 +202,11 @@ def sft(job: Job, world: World | None = None) -> State:
             return found
 
         loop = Loop(network, make_task(job, world, evaluate), job.settings, folder, world)
+        changed = folder.begin(sections, job.resume)  # when nothing is left that may be refused, so that the folder stays free till then
+        if world.main:
+            keep_texts(job.start, folder.tokenizer)
+            keep_start(own, folder.path)
+        world.barrier()
         state = loop.run(job.resume, changed)
         with loop.averaged():
             if job.lora is None:
@@ -208,7 +214,8 @@ def sft(job: Job, world: World | None = None) -> State:
                 return state
             gather_adapters(loop.network, world)
             if world.main:
-                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, job.settings.export_dtype))
+                texts, dtype = (job.start.tokenizer, job.start.generation), getattr(torch, job.settings.export_dtype)
+                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, dtype, texts)
             world.barrier()
         return state
 
@@ -216,7 +223,10 @@ def sft(job: Job, world: World | None = None) -> State:
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these rows, or the run that is resumed is one of adapters and this one is not."""
     path = job.out / "config.json"
+    check_there(job.settings.tensorboard)
     check_window(job.start.config, job.settings)
+    if job.lora is None and job.start.adapter is not None:
+        raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
     if job.settings.neftune and isinstance(job.start.network.model.embed_tokens, TiedEmbedding):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,24 +29,26 @@ from torch import Tensor
 
 from qwen2.engine.progress import Progress
 from qwen2.model import packed_attend
-from qwen2.model.lora import LoraSettings, add_lora, without_lora
+from qwen2.model.lora import LoraSettings, without_lora
+from qwen2.post.adapters import adapted, keep_start
 from qwen2.post.chat_model import as_chat, export, keep_texts
 from qwen2.post.preference.branches import Branches, Group, branch, branched_attend
 from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
 from qwen2.post.preference.pairs import Order, last_of
 from qwen2.post.preference.reference import Reference, weights_sha256
+from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
-from qwen2.train.place import origin
+from qwen2.train.metrics import check_there
+from qwen2.train.place import ADAPTER, origin
 from qwen2.train.precision import chosen, computing, unrecorded
-from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
 from qwen2.train.standard_error import named, of_share
 from qwen2.train.task import Task
 from qwen2.train.world import World
-from qwen2.weights.adapter import save_adapter
+from qwen2.weights.adapter import digest_of, save_adapter
 from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
@@ -60,7 +63,10 @@ READ_TOKENS = 4096  # of a batch that is only read
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its data, the model that it starts from and that is trained in place, where it is kept."""
+    """One run: its data, the model that it starts from and that is trained in place, where it is kept.
+
+    With `lora`, an adapter that `start` has beside it is the one that is trained.
+    """
 
     data: Collected
     start: Model
@@ -72,7 +78,7 @@ class Job:
 
     def sections(self, weights: str) -> dict[str, dict[str, Any]]:
         """What the run's config.json says; `weights` is their hash at the start."""
-        items, held_out, template = self.data.items, self.data.held_out, self.start.template
+        items, held_out, template, own = self.data.items, self.data.held_out, self.start.template, self.start.adapter
         data = {"sha256": items.sha256(), "items": len(items), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
         form = "packed" if self.start.network.packed else "float32"
         return {
@@ -80,7 +86,7 @@ class Job:
             "model": self.start.config.to_hf(),
             "data": data,
             "start": {"template": template.style, "system": template.default_system, "weights": form},
-            "from": {**origin(self.source, self.out), "weights": weights},
+            "from": {**origin(self.source, self.out), "weights": weights, **({} if own is None else {"adapter": digest_of(own)})},
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
@@ -232,19 +238,22 @@ def dpo(job: Job, world: World | None = None) -> State:
     """Run the job; the end is RUN/model, or RUN/adapter where adapters were trained. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     settings, items, held_out = job.settings, job.data.items, job.data.held_out
-    with RunFolder(job.out) as folder:
+    with RunFolder(job.out, anew=AS_MODEL) as folder:
         job = replace(job, start=as_chat(job.start))
         check(job)
         network, weights = job.start.network, weights_sha256(job.start.network)
-        changed = folder.begin(job.sections(weights), job.resume)
-        keep_texts(job.start, folder.tokenizer)
+        sections = job.sections(weights)
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
         torch.manual_seed(settings.seed)  # of what training draws, such as dropout
+        own = job.start.adapter
         if job.lora is not None:
-            add_lora(network, job.lora, torch.Generator().manual_seed(settings.seed))
+            job = replace(job, start=adapted(job.start, job.lora, settings.seed))
+        changed = folder.begin(sections, job.resume)  # when nothing is left that may be refused, so that the folder stays free till then
+        keep_texts(job.start, folder.tokenizer)
+        keep_start(own, folder.path)
         network.to(world.device)
         read = Reader(network, chosen(settings.precision, world.device), world.device)
-        sums = reference_sums(job, read, weights, folder.path)
+        sums = reference_sums(job, read, weights, folder.path, own)
         data, kept = Data(items, settings, sums[: len(items)], read), Data(held_out, settings, sums[len(items) :], read)
         loop = Loop(network, make_task(job, data, kept, world), settings, folder, world)
         state = loop.run(job.resume, changed)
@@ -252,20 +261,22 @@ def dpo(job: Job, world: World | None = None) -> State:
             if job.lora is None:
                 export(job.start, network, folder.model, settings.export_dtype, world)
             else:
-                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype))
+                texts = (job.start.tokenizer, job.start.generation)
+                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype), texts)
         return state
 
 
-def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor:
+def reference_sums(job: Job, read: Reader, weights: str, folder: Path, own: Path | None) -> Tensor:
     """What the reference says of each item's answers, learned from and held out (n, 2); NaN where the run does not read it.
 
-    The network is the reference here: no step was done yet, or its adapters are switched off.
+    The network is the reference here: no step was done yet, also to the adapter that it goes on with (`own`), or new ones are off.
     """
     settings, groups = job.settings, [*job.data.items.groups, *job.data.held_out.groups]
     if not settings.has_reference or settings.reference == "adapter":
         return torch.empty(len(groups), 0)
     learned, data = len(job.data.items), hashlib.sha256((job.data.items.sha256() + job.data.held_out.sha256()).encode()).hexdigest()
-    found = Reference(folder, {"model": weights, "data": data, "computed in": f"{read.dtype} as steps are"}, (len(groups), 2))
+    model = weights if own is None else f"{weights} {digest_of(own)}"
+    found = Reference(folder, {"model": model, "data": data, "computed in": f"{read.dtype} as steps are"}, (len(groups), 2))
     say = partial(print, file=sys.stderr, flush=True)
     found.read(say)
     order = Order(learned, settings.seed)
@@ -274,7 +285,7 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
     missing = found.missing(wanted)
     if missing:
         say(f"the reference's log-probabilities of {len(missing):,} prompts with their answers, once: {found.path}")
-    with without_lora(read.network), Progress(len(missing), None) as bar:
+    with without_lora(read.network) if own is None else nullcontext(), Progress(len(missing), None) as bar:
 
         def compute(indices: Sequence[int]) -> Tensor:
             return read([groups[index] for index in indices], bar)
@@ -286,12 +297,20 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path) -> Tensor
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
     settings, path = job.settings, job.out / "config.json"
+    check_there(settings.tensorboard)
+    if job.lora is None and job.start.adapter is not None:
+        raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")
     if job.lora is None and job.start.network.packed:
         raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
     if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
         raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
     if settings.reference == "adapter" and job.lora is None:
         raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
+    if settings.reference == "adapter" and job.start.adapter is not None:
+        raise ValueError(
+            "reference adapter: training goes on with an adapter, and the base without it is not what it is compared with; leave it out, "
+            "and the numbers of the model as it starts are kept"
+        )
     check_window(job.start.config, settings)
 
 

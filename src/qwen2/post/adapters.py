@@ -1,0 +1,72 @@
+"""The adapters that a run trains: new ones, or that of a folder, with which training goes on over the same base.
+
+What a run goes on with is the model's own adapter (`Model.adapter`), which its network is free of until here. The run keeps a copy,
+RUN/start-adapter, since the folder may be gone or overwritten when it is resumed; its checkpoints have the numbers alone.
+
+    model = adapted(start, settings, seed=0)                # the network's adapters want gradients, everything else is frozen
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwen2.model.lora import adapted_layers, add_lora
+from qwen2.train.place import START
+from qwen2.weights.adapter import CONFIG, WEIGHTS, load_adapter, read_adapter, targets_in
+from qwen2.weights.adapter_texts import TEXTS
+
+if TYPE_CHECKING:
+    from qwen2.config.lora import LoraSettings
+    from qwen2.weights.model import Model
+
+
+def settings_of(folder: Path) -> LoraSettings:
+    """How the adapter of a folder adapts; the targets that its layers are. Errors as `read_adapter`."""
+    saved = read_adapter(folder)
+    return replace(saved.settings, targets=targets_in(saved))
+
+
+def check_same(settings: LoraSettings, folder: Path) -> None:
+    """ValueError where settings are not those of the adapter that training goes on with; dropout may be another."""
+    own = settings_of(folder)
+    for name in ("rank", "alpha", "rslora", "dora"):
+        ours, theirs = getattr(settings, name), getattr(own, name)
+        if ours != theirs:
+            raise ValueError(f"{name} {ours}: training goes on with {folder}, whose {name} is {theirs}; leave it out")
+    if set(settings.names) != set(own.names):
+        raise ValueError(
+            f"targets {','.join(settings.names)}: training goes on with {folder}, whose are {','.join(own.names)}; leave it out"
+        )
+
+
+def adapted(model: Model, settings: LoraSettings, seed: int) -> Model:
+    """The model with adapters on its network that want gradients: its own, which is none beside it any more, or new ones.
+
+    ValueError for targets that no layer is, or for settings that are not its own adapter's.
+    """
+    if model.adapter is None:
+        add_lora(model.network, settings, torch.Generator().manual_seed(seed))
+        return model
+    check_same(settings, model.adapter)
+    load_adapter(model.network, model.adapter)
+    for _, layer in adapted_layers(model.network):
+        layer.adapter.dropout = settings.dropout
+    return replace(model, adapter=None)
+
+
+def keep_start(folder: Path | None, run: Path) -> None:
+    """The run's own copy of the adapter that it goes on with, if it does."""
+    if folder is None or (run / START).exists():
+        return
+    draft = run / f".{START}.{os.getpid()}.part"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    for name in (CONFIG, WEIGHTS, *(name for name in TEXTS if (folder / name).exists())):
+        shutil.copyfile(folder / name, draft / name)
+    draft.rename(run / START)
