@@ -13,15 +13,16 @@ from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.train.changes import with_end
 from qwen2.train.folder import numbered, steps_done, written_config
+from qwen2.train.metrics import where_curves_are
 from qwen2.train.place import found_again, source_of
-from qwen2.train.stage import PretrainSettings
+from qwen2.train.stage import PretrainSettings, balance_in_words
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.data.shards import Shards
     from qwen2.tokenizer import Tokenizer
     from qwen2.train.pretrain import Job
-    from qwen2.weights.model import Model
+    from qwen2.train.start import Start
 
 SIZES = Literal["tiny", "nano", "0.5b", "1.5b", "7b", "57b-a14b", "72b"]
 THETA = 10_000.0  # of a first stage; a long-context stage takes 1,000,000 (Qwen2 report, section 3.2)
@@ -58,7 +59,7 @@ class What:
     tokenizer: Annotated[
         Path | None, _option("Folder of the tokenizer that the shards were made with; left out, SHARDS/tokenizer or that of --from.")
     ] = None
-    device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
+    device: Annotated[str, _option("cpu, cuda or cuda:N; under torchrun cuda is a GPU for each process.")] = "cpu"
     threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
 
     def __post_init__(self) -> None:
@@ -104,7 +105,7 @@ def pretrain(
             _describe(job)
         state = train(job, world)
     if world.main:
-        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens{where_curves_are(what.out)}")
 
 
 def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None]:
@@ -138,13 +139,15 @@ def _job(shards: Shards, settings: PretrainSettings, written: dict[str, Any] | N
     """Everything that the run needs, read and checked against each other."""
     from qwen2.config import ModelConfig
     from qwen2.train.pretrain import Job, new_config
+    from qwen2.train.start import open_start
 
     record, theta, start = None if written is None else written["from"], what.rope_theta, None
     source = None if what.start is None else source_of(what.start, record, what.out)
     if source is None and record is not None and what.size is None and what.config is None:
         source = record["model"]
     if source is not None and not (what.resume and numbered(what.out / "checkpoints")):  # a checkpoint has all there is
-        start = _load(source if record is None else found_again(record, what.out) or source)
+        place = source if record is None else found_again(record, what.out) or source
+        start = open_start(place, lambda text: print(text, file=sys.stderr))
     tokenizer = _tokenizer(shards, what, start, source)
     if what.size is not None:
         shape = _shape(what.size)
@@ -179,14 +182,7 @@ def _read_config(file: Path, length: int, theta: float | None) -> ModelConfig:
     return replace(model, dtype="float32", rope_theta=model.rope_theta if theta is None else theta)
 
 
-def _load(source: str) -> Model:
-    """The model that a stage starts from: a run's, or any other."""
-    from qwen2.train.saved import take
-
-    return take(source, lambda text: print(text, file=sys.stderr), dtype="float32")
-
-
-def _tokenizer(shards: Shards, what: What, start: Model | None, source: str | None) -> Tokenizer:
+def _tokenizer(shards: Shards, what: What, start: Start | None, source: str | None) -> Tokenizer:
     """The tokenizer that the shards were made with, found and checked."""
     from qwen2.data.shards import sha256_of
     from qwen2.tokenizer import Tokenizer
@@ -212,12 +208,14 @@ def _tokenizer(shards: Shards, what: What, start: Model | None, source: str | No
 
 
 def _describe(job: Job) -> None:
-    """What is about to be trained, in two lines."""
+    """What is about to be trained: two lines, and one of a mixture's experts."""
     settings, model = job.settings, job.config
     count, active = model.parameters(), model.active_parameters()
     what = f"{count:,} parameters" + ("" if active == count else f" ({active:,} active)")
     total, had = settings.steps * settings.batch * settings.length, sum(record.tokens for record in job.shards.select("train"))
     print(f"{what}, vocabulary {model.vocab:,}, {settings.length} tokens a row, rotary base {model.rope_theta:,.0f}", file=sys.stderr)
+    if model.moe is not None:
+        print(balance_in_words(settings.balance, model.moe), file=sys.stderr)
     print(
         f"{settings.steps:,} steps of {settings.batch} rows: {total:,} tokens, {total / max(had, 1):.2f} times the {had:,} of the shards",
         file=sys.stderr,

@@ -31,6 +31,7 @@ from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
 from qwen2.train.place import origin
+from qwen2.train.precision import settled
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
@@ -154,7 +155,7 @@ def sft(job: Job, world: World | None = None) -> State:
     """Run the job and export its model, or its adapter; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     with RunFolder(job.out, world.main) as folder:
-        job = replace(job, settings=world.agreed(job.settings), start=as_chat(job.start))
+        job = replace(job, settings=settled(world.agreed(job.settings), job.out, job.resume, world), start=as_chat(job.start))
         check(job)
         changed = folder.begin(job.sections(), job.resume)
         if world.main:
@@ -179,11 +180,12 @@ def sft(job: Job, world: World | None = None) -> State:
         with loop.averaged():
             if job.lora is None:
                 export(job.start, whole_network(loop.network, world), folder.model, job.settings.export_dtype, world)
-                return state
-            gather_adapters(loop.network, world)
-            if world.main:
-                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, job.settings.export_dtype))
-            world.barrier()
+            else:
+                gather_adapters(loop.network, world)
+                if world.main:
+                    save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, job.settings.export_dtype))
+                world.barrier()
+        loop.draw()
         return state
 
 

@@ -37,7 +37,7 @@ from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
 from qwen2.train.place import origin
-from qwen2.train.precision import chosen, computing
+from qwen2.train.precision import chosen, computing, settled
 from qwen2.train.saved import ADAPTER
 from qwen2.train.settings import as_dict
 from qwen2.train.task import Task
@@ -225,9 +225,10 @@ def make_task(job: Job, data: Data, held_out: Data, world: World) -> Task[PairBa
 def dpo(job: Job, world: World | None = None) -> State:
     """Run the job; the end is RUN/model, or RUN/adapter where adapters were trained. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
-    settings, items, held_out = job.settings, job.data.items, job.data.held_out
+    items, held_out = job.data.items, job.data.held_out
     with RunFolder(job.out) as folder:
-        job = replace(job, start=as_chat(job.start))
+        settings = settled(job.settings, job.out, job.resume, world)
+        job = replace(job, settings=settings, start=as_chat(job.start))
         check(job)
         network, weights = job.start.network, weights_sha256(job.start.network)
         changed = folder.begin(job.sections(weights), job.resume)
@@ -247,6 +248,7 @@ def dpo(job: Job, world: World | None = None) -> State:
                 export(job.start, network, folder.model, settings.export_dtype, world)
             else:
                 save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype))
+        loop.draw()
         return state
 
 
