@@ -14,6 +14,7 @@ import pytest
 
 from qwen2 import LLM, SamplingParams
 from qwen2.cli.app import main
+from qwen2.cli.ranks import say_idle_gpus
 from qwen2.config import tiny
 from qwen2.train.metrics import read_lines
 from qwen2.train.settings import Settings
@@ -52,6 +53,7 @@ def test_a_run_leaves_all_that_it_should(ended: Path, capsys: pytest.CaptureFixt
     assert {"tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"} <= lines[1].keys()
     assert [sorted(line["eval"]) for line in lines if "eval" in line] == [["de", "en"]] * 2
     settings = json.loads((ended / "config.json").read_text())["settings"]
+    assert settings.pop("precision") in ("float32", "bfloat16"), "what auto stood for"
     assert PretrainSettings(**{**settings, "weight": tuple(settings["weight"])}) == PretrainSettings(
         steps=4, length=48, batch=4, micro_batch=2, log_every=1, save_every=2, tensorboard=False, measure=False
     )
@@ -216,6 +218,34 @@ def test_one_process_of_a_machine_reads_the_shards_hashes(
         os.utime(path, (1_000_000_000, 1_000_000_000))
     assert "torch finds no such device here" in said(words, capsys)
     assert file.name in json.loads((shards / ".verified.json").read_text())
+
+
+def test_gpus_that_are_left_alone_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    say_idle_gpus("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    say_idle_gpus("cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    say_idle_gpus("cpu")
+    assert capsys.readouterr().err == (
+        "this machine has 8 GPUs, and the run computes on the CPU: --device cuda takes a GPU for each process\n"
+    )
+
+
+def test_a_mixture_is_balanced_as_its_config_says(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What `qwen2 upcycle --aux-coef` writes is what training takes, where it is not told another."""
+    words = ["pretrain", str(shards), "--size", "tiny", "--out", str(tmp_path / "dense"), *QUICK]
+    assert main(words) == 0
+    how = ["--experts", "4", "--active", "2", "--aux-coef", "0.5"]
+    assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "moe"), *how]) == 0
+    capsys.readouterr()
+    for out, flags, weight in (("own", [], 0.5), ("told", ["--balance", "0.25"], 0.25)):
+        run = ["pretrain", str(shards), "--out", str(tmp_path / out), "--from", str(tmp_path / "moe"), *QUICK]
+        assert main([*run, "--precision", "float32", *flags]) == 0
+        assert f"their balance weighs {weight:g}, " in capsys.readouterr().err
+        lines = [line for line in read_lines(tmp_path / out / "metrics.jsonl") if "loss" in line]
+        assert all(line["loss"] == pytest.approx(line["nll"] + weight * line["balance"], rel=1e-5) for line in lines)
 
 
 def test_another_tokenizer_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

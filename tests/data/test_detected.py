@@ -68,6 +68,6 @@ def test_languages_that_are_declared_and_not_ours_are_not_lost_to_the_report(tmp
 
 
 def test_a_share_is_of_each_language(crawl: Path, tmp_path: Path) -> None:
-    plan, _ = inputs_of(recipe_of(crawl, most_bytes=1), crawl.parent, None)
+    plan, *_ = inputs_of(recipe_of(crawl, most_bytes=1), crawl.parent, None)
     kept = [document.metadata["language"] for task in plan for document in ReadInputs([task], str(tmp_path)).run()]
     assert sorted(kept) == sorted([*CODES, "?"])

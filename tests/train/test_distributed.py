@@ -1,4 +1,5 @@
-"""Two processes on a CPU (gloo) give what one gives, for each kind of parallelism; checkpoints go from any to any; one is killed.
+"""Two processes on a CPU (gloo) give what one gives, for each kind of parallelism; checkpoints go from any to any; one is killed;
+one has numbers that are not finite. Four processes give the same with two kinds at once.
 
 The processes are torchrun's, as users start them; one pair runs all that can be run one after another (two_ranks.py).
 """
@@ -27,7 +28,7 @@ from qwen2.train.sharded import read_shards
 from tests.train.conftest import write_shards
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
-MIXTURE = MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64, aux_coef=0.01)
+MIXTURE = MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64)
 ALIKE = ("--batch", "4", "--length", "48", "--log-every", "1", "--save-every", "2", "--lr", "0.01", "--schedule", "constant")
 ALIKE += ("--z-loss", "0.001", "--no-measure", "--no-tensorboard", "--precision", "float32")
 AVERAGED = ("--average", "ema", "--ema-decay", "0.5")
@@ -41,6 +42,7 @@ KINDS = {  # run: what two processes are asked for beside the model
     "mixture-tensor": ("--tensor-parallel", "2", "--recompute", "layers"),
     "mixture-context": ("--context-parallel", "2"),
 }
+STARTED = {"data": (), "tensor": ("--tensor-parallel", "2")}  # layouts of stages that start from a model
 ODD = {"plain-odd": ("--tensor-parallel", "2"), "plain-odd-context": ("--context-parallel", "2"), "plain-odd-data": ()}
 RESUMED = {  # run: whose first steps it has, and how two processes go on with it
     "plain-one-to-two": ("plain", ("--tensor-parallel", "2")),
@@ -57,13 +59,21 @@ def line(root: Path, run: str, *more: str) -> list[str]:
     return [*words, *steps, *ALIKE, *more]
 
 
-def torchrun(lines: Sequence[Sequence[str]], file: Path, *more: str, seconds: float = 0.1) -> subprocess.CompletedProcess[str]:
-    """Run command lines on two processes, which torchrun looks after every so many seconds, and ends when it misses one."""
+def from_line(root: Path, run: str, *more: str, start: str = "model") -> list[str]:
+    """A stage of two steps that starts from the model of the plain run, or from its checkpoint."""
+    words = ["pretrain", str(root / "shards"), "--out", str(root / run), "--from", str(root / "plain" / start), "--micro-batch", "2"]
+    return [*words, "--steps", "2", *ALIKE, *more]
+
+
+def torchrun(
+    lines: Sequence[Sequence[str]], file: Path, *more: str, seconds: float = 0.1, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """Run command lines on some processes, which torchrun looks after every so many seconds, and ends when it misses one."""
     file.write_text(json.dumps(lines))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", port]
     words += ["--monitor-interval", str(seconds)]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     return subprocess.run(
@@ -101,6 +111,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(line(root, name)) == 0
     assert main(line(root, "averaged", *AVERAGED)) == 0
     assert main(line(root, "plain-long", "--steps", "6")) == 0
+    assert main(from_line(root, "from")) == 0
     return root
 
 
@@ -118,6 +129,8 @@ def root(alone: Path, killed: subprocess.CompletedProcess[str]) -> Path:
         go_on(alone, run, begun)
         lines.append(line(alone, run, *flags, "--resume", "--steps", "6"))
     lines.append(line(alone, "mixture-killed", "--expert-parallel", "2", "--resume"))
+    lines += [from_line(alone, f"plain-from-{layout}", *flags) for layout, flags in STARTED.items()]
+    lines.append(from_line(alone, "plain-from-checkpoint", start="checkpoints/step-000004"))
     for run, flags in ODD.items():
         lines.append([word.replace("48", "47") for word in line(alone, run, "--steps", "2", *flags)])
     done = torchrun(lines, alone / "lines.json")
@@ -131,6 +144,41 @@ def test_two_processes_lose_what_one_loses(run: str, root: Path) -> None:
     assert len(shared) == len(alone) == 4 + 2
     for ours, theirs in zip(shared, alone, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
+
+
+def test_a_stage_starts_from_a_model_of_which_each_process_reads_its_part(root: Path) -> None:
+    for run in ("plain-from-checkpoint", *(f"plain-from-{layout}" for layout in STARTED)):
+        for ours, theirs in zip(logged(root / run), logged(root / "from"), strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5), run
+
+
+@pytest.fixture(scope="module")
+def spoiled(alone: Path) -> subprocess.CompletedProcess[str]:
+    """Runs in which the second process alone has numbers that are not finite in the third step."""
+    skip = ("--on-nonfinite", "skip", "--most-skips", "1")
+    lines = [line(alone, f"plain-{what}{more}", *flags) for what in ("weight", "loss") for more, flags in (("", ()), ("-skip", skip))]
+    return torchrun(lines, alone / "spoiled.json", "spoil")
+
+
+def events(run: Path) -> list[tuple[int, str, str]]:
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(one["step"], one["event"], one["text"]) for one in lines if "event" in one]
+
+
+def test_what_is_not_finite_on_one_rank_is_found_by_all(spoiled: subprocess.CompletedProcess[str], alone: Path) -> None:
+    """The reason is the true one, in the run's metrics and from the main rank; all stop, or all go on without the batch."""
+    assert spoiled.returncode == 0, spoiled.stderr[-4000:]
+    weight = "1 of 1 is not finite: weights that are not finite: model.layers.1.mlp.up_proj.weight on rank 1"
+    loss = "1 of 1 on rank 1 is not finite: weights and outputs of all layers are finite: it is the loss itself"
+    found = {name: [(at, event, text.partition("micro-batch ")[2]) for at, event, text in events(alone / name)]
+             for name in ("plain-weight", "plain-weight-skip", "plain-loss", "plain-loss-skip")}  # fmt: skip
+    assert found["plain-weight"] == [(2, "stopped", weight)]
+    assert found["plain-weight-skip"] == [(2, "left out", f"{weight}; its batches are left out, 1 so far"), (3, "stopped", weight)]
+    assert found["plain-loss"] == [(2, "stopped", loss)]
+    assert found["plain-loss-skip"] == [(2, "left out", f"{loss}; its batches are left out, 1 so far")]
+    assert [name for name in found if (alone / name / "model").exists()] == ["plain-loss-skip"]
+    assert spoiled.stderr.count(f"qwen2: step 3: the loss of micro-batch {weight}") == 2, "each process ends with the same line"
+    assert "another process of this run is gone" not in spoiled.stderr
 
 
 @pytest.mark.parametrize("run", ["averaged-data", "plain-tensor", "mixture-expert"])
@@ -229,6 +277,22 @@ def test_a_context_rank_looks_at_what_one_process_looks_at() -> None:
             for start, stop in pieces_of(rank, 3, 48):
                 torch.testing.assert_close(Piece(start, stop, lengths, q.device)(q[start:stop], k, v), whole[start:stop])
     assert sorted(torch.cat([rows_of(rank, 3, 48) for rank in range(3)]).tolist()) == list(range(48))
+
+
+BOTH = {  # two kinds of parallelism at once, on four processes
+    "plain-data-tensor": ("--data-parallel", "2", "--tensor-parallel", "2"),
+    "plain-context-tensor": ("--context-parallel", "2", "--tensor-parallel", "2"),
+    "mixture-expert-tensor": ("--expert-parallel", "2", "--tensor-parallel", "2"),
+}
+
+
+@pytest.mark.slow
+def test_two_kinds_at_once_lose_what_one_process_loses(alone: Path) -> None:
+    done = torchrun([line(alone, run, *flags) for run, flags in BOTH.items()], alone / "four.json", processes=4)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for run in BOTH:
+        for ours, theirs in zip(logged(alone / run), logged(alone / run.partition("-")[0]), strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
 
 
 def test_context_ranks_have_as_much_to_look_at() -> None:

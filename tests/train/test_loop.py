@@ -243,6 +243,48 @@ def test_a_spike_is_judged_by_the_runs_own_noise():
     assert Spikes(0.0).look(1e9) is None
 
 
+def test_a_rise_that_lasts_is_a_new_level_and_no_spikes_for_ever():
+    """Ten in a row are called spikes, the tenth with what follows; then the run is measured by where it is now."""
+    spikes = Spikes(10.0)
+    for number in range(64):
+        assert spikes.look(1.0 + 0.01 * (number % 5)) is None
+    risen = [spikes.look(5.0 + 0.01 * (number % 5)) for number in range(100)]
+    assert [found is not None for found in risen] == [True] * 10 + [False] * 90
+    assert [found.lasting for found in risen[:10] if found is not None] == [False] * 9 + [True]
+    assert "so were the 9 losses before it: this is the run's new level" in risen[9].text  # type: ignore[union-attr]
+    assert spikes.look(9.0) is not None, "spikes above the new level are still found"
+
+
+def test_what_is_high_now_and_then_is_never_a_level():
+    spikes = Spikes(10.0)
+    for number in range(64):
+        spikes.look(1.0 + 0.01 * (number % 5))
+    found = [spikes.look(1.0 if number % 10 == 9 else 5.0) for number in range(60)]
+    assert sum(one is not None for one in found) == 54
+    assert not any(one.lasting for one in found if one is not None)
+
+
+def test_a_run_that_was_killed_in_a_rise_counts_on(tmp_path: Path):
+    class Risen(Toy):
+        def loss(self, network, batch):
+            if self.turn == stop:
+                raise KeyboardInterrupt
+            total, sums = super().loss(network, batch)
+            return total * (100.0 if self.turn >= 20 else 1.0), sums
+
+    given = {"steps": 34, "lr": 1e-4, "save_every": 2}
+    stop = 0
+    whole = run(tmp_path / "whole", Risen(), **given)
+    assert whole.state.spikes == 10
+    stop = 25
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Risen(), **given)
+    stop = 0
+    assert run(tmp_path / "cut", Risen(), resume=True, **given).state == whole.state
+    events = [[line for line in read_lines(tmp_path / n / "metrics.jsonl") if "event" in line] for n in ("cut", "whole")]
+    assert events[0] == events[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

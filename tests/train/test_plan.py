@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from qwen2.cli.app import main
+from qwen2.cli.plan import shape_flag
 from qwen2.config import FAMILY
 from qwen2.config.family import tiny
 from qwen2.train.hardware import GIB, GPUS, Group
 from qwen2.train.layout import Layout
 from qwen2.train.plan import Job, Plan, best, layouts, plans
+from tests.train.conftest import write_shards
 
 SCALE = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "scale.py"))
 H100 = GPUS["h100"]
@@ -111,6 +113,9 @@ def test_the_command_names_the_layout_that_fits(capsys: pytest.CaptureFixture[st
     assert main(["plan", "qwen2:72b", "--gpus", "64", "--memory", "80GiB"]) == 0
     out = capsys.readouterr().out
     assert "take data 64" in out
+    assert "on each of the 8 nodes" in out
+    start = "torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 -m qwen2 pretrain SHARDS --out RUN"
+    assert f"{start} --size 72b --device cuda" in out
     assert "--data-parallel 64 --context-parallel 1 --expert-parallel 1 --tensor-parallel 1" in out
     shape = re.search(r"--length 4096 --batch 1024 --micro-batch (\d+) --recompute (none|layers)$", out.strip())
     again = ", layers recomputed" if shape and shape[2] == "layers" else ""
@@ -125,7 +130,20 @@ def test_the_command_names_the_layout_that_fits(capsys: pytest.CaptureFixture[st
 def test_a_config_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny().to_hf()))
     assert main(["plan", str(tmp_path), "--gpus", "2", "--sequence", "512", "--batch-tokens", "8Ki"]) == 0
-    assert "2 GPUs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 GPUs" in out
+    command = out[out.index("torchrun") :].replace("\\\n", " ").split()
+    assert command[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "qwen2"]
+    shards = write_shards(tmp_path / "shards")
+    words = [{"SHARDS": str(shards), "RUN": str(tmp_path / "run")}.get(word, word) for word in command[5:]]
+    assert main([*words]) == 1
+    assert "--device cuda: torch finds no such device here" in capsys.readouterr().err, "a command line that is read to its end"
+
+
+def test_what_names_a_models_shape(tmp_path: Path) -> None:
+    assert shape_flag("qwen2:57b-a14b-base") == "--size 57b-a14b"
+    assert shape_flag("Qwen/Qwen2-0.5B") == "--size 0.5b"
+    assert shape_flag("my models/config.json") == "--config 'my models/config.json'"
 
 
 @pytest.mark.parametrize(

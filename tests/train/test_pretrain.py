@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 import weakref
 from dataclasses import replace
@@ -27,7 +28,9 @@ from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import read_lines
 from qwen2.train.pretrain import Job, flops_per_token, make_network, new_config, next_token_loss, pretrain, whole_network
 from qwen2.train.stage import PretrainSettings
+from qwen2.train.start import of_model, open_start
 from qwen2.train.world import World
+from qwen2.weights.export import to_gguf
 from qwen2.weights.model import load
 from tests.conftest import SHAPES, random_network
 from tests.train.killed import KINDS, MOE, train
@@ -125,6 +128,10 @@ def test_the_mixtures_balance_loss_is_weighed_by_tokens(shards: Shards):
     total, sums = next_token_loss(0.0, 0.5, World())(network, batch)
     assert total.item() == pytest.approx(plain.item() + 0.5 * count * balance.item(), rel=1e-6)
     assert sums["balance"].item() == pytest.approx(count * balance.item(), rel=1e-6)
+    own = replace(MOE, moe=replace(MOE.moe, aux_coef=0.25))  # type: ignore[type-var]
+    network.config = own
+    left_out, _ = next_token_loss(0.0, None, World())(network, batch)
+    assert left_out.item() == pytest.approx(plain.item() + 0.25 * count * balance.item(), rel=1e-6), "the model's own weight"
     total.backward()
     assert network.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
 
@@ -189,21 +196,82 @@ def test_an_exported_model_is_the_trained_one_in_transformers_too(shards: Shards
         assert (tmp_path / name / "curves.png").stat().st_size > 10_000
 
 
+def test_without_matplotlib_a_run_says_so_and_exports(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert pretrain(job(shards, tmp_path / "run", steps=2)).step == 2
+    said = capsys.readouterr().err
+    assert said.index("the picture of the curves needs packages that are not installed") < said.index("step 0")
+    assert load(str(tmp_path / "run" / "model")).config.layers == 2
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
+def test_the_model_is_exported_before_anything_is_drawn(shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qwen2.train.loop.draw", full)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(job(shards, tmp_path / "run", steps=2))
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
 def test_a_later_stage_starts_from_the_model_of_the_one_before(shards: Shards, tmp_path: Path):
     pretrain(job(shards, tmp_path / "short"))
-    start = load(str(tmp_path / "short" / "model"), dtype="float32")
+    wanted = dict(load(str(tmp_path / "short" / "model"), dtype="float32").network.named_parameters())
+    start = open_start(tmp_path / "short", print)
     longer = replace(job(shards, tmp_path / "long", length=96), config=replace(start.config, rope_theta=1e6, context=96), start=start)
-    for ours, theirs in zip(make_network(longer).parameters(), start.network.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for name, ours in make_network(longer).named_parameters():
+        assert torch.equal(ours, wanted[name])
     with pytest.raises(ValueError, match=r"mlp.gate_proj.weight has shape \[128, 64\], not \[96, 64\]: the model does not fit"):
         make_network(replace(longer, config=replace(start.config, ffn=96)))
-    first = weakref.ref(next(start.network.parameters()))
     pretrain(longer)
-    assert first() is None  # its weights are not kept beside those that are trained
     written = json.loads((tmp_path / "long" / "model" / "config.json").read_text())
     assert (written["rope_theta"], written["max_position_embeddings"]) == (1e6, 96)
+
+
+def test_a_model_to_start_from_is_read_a_tensor_at_a_time(shards: Shards, tmp_path: Path):
+    """From a run that ended, its checkpoint, a folder and a GGUF file: the same numbers, and never two tensors at once."""
+
+    class Watching(World):
+        def put(self, parameter: torch.Tensor, whole: torch.Tensor) -> None:
+            assert all(tensor() is None for tensor in read), "what was read before is given back"
+            read.append(weakref.ref(whole))
+            super().put(parameter, whole)
+
+    config = replace(MOE, hidden=64)
+    pretrain(job(shards, tmp_path / "run", config, steps=2, average="ema", ema_decay=0.5))
+    model = load(str(tmp_path / "run" / "model"), dtype="float32")
+    to_gguf(model, tmp_path / "model.gguf", "F32")
+    wanted = dict(model.network.named_parameters())
+    places = ("run", "run/model", "run/checkpoints/step-000002", "model.gguf")
+    for place in places:
+        read: list[weakref.ref[torch.Tensor]] = []
+        start = open_start(tmp_path / place, print)
+        network = start.network(start.config, Watching(), torch.float32)
+        assert all(torch.equal(parameter, wanted[name]) for name, parameter in network.named_parameters()), place
+        assert all(parameter.requires_grad for parameter in network.parameters())
+        assert len(read) == (0 if "checkpoints" in place else len(wanted))
+
+
+def test_a_model_in_memory_gives_its_weights_to_one_run(shards: Shards, tmp_path: Path):
+    pretrain(job(shards, tmp_path / "short", steps=2))
+    model = load(str(tmp_path / "short" / "model"), dtype="float32")
+    first = weakref.ref(next(model.network.parameters()))
+    start = of_model(model)
+    start.network(start.config, World(), torch.float32)
+    assert first() is None
     with pytest.raises(ValueError, match="its weights were given to a run already; load it again"):
-        make_network(longer)
+        start.network(start.config, World(), torch.float32)
+
+
+def test_a_checkpoint_that_has_gone_meanwhile_is_named(shards: Shards, tmp_path: Path):
+    pretrain(job(shards, tmp_path / "run", steps=2))
+    start = open_start(tmp_path / "run" / "checkpoints" / "step-000002", print)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
+    with pytest.raises(FileNotFoundError, match="step-000002: gone since it was looked at"):
+        start.network(start.config, World(), torch.float32)
 
 
 def test_only_the_main_rank_holds_the_whole_model():

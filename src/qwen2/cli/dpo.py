@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qwen2.cli.lora_flags import NO_LORA, LoraFlags
+from qwen2.cli.ranks import say_idle_gpus
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.cli.tuning import (
     Adapters,
@@ -27,6 +28,7 @@ from qwen2.cli.tuning import (
     written_of,
 )
 from qwen2.post.preference.settings import LORA_LR, DpoSettings
+from qwen2.train.metrics import where_curves_are
 from qwen2.train.place import found_again, is_run, source_of
 from qwen2.train.settings import as_dict
 
@@ -125,10 +127,11 @@ def _train(found: Collected, place: str, settings: DpoSettings, what: What, adap
     from qwen2.train.world import World
 
     assert what.out is not None
+    say_idle_gpus(what.device)
     loaded, trained = load_start(place, adapters), None if adapters is None else adapters.settings
     state = train(Job(found, loaded, settings, what.out, source, what.resume, trained), World(what.device))
     made = what.out / ("model" if adapters is None else "adapter")
-    print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+    print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens{where_curves_are(what.out)}")
 
 
 def _collected(data: tuple[Path, ...], what: What, template: ChatTemplate, settings: DpoSettings) -> Collected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,16 +79,23 @@ def config_of(model: str) -> ModelConfig:
     """The config of a published name, a folder or a config.json. Raises ValueError or FileNotFoundError."""
     from qwen2.config import FAMILY, ModelConfig
     from qwen2.weights.json_object import read_json
-    from qwen2.weights.names import parse
-    from qwen2.weights.registry import by_repository, canonical
 
     path = Path(model)
     if path.is_dir() or path.suffix == ".json":
         return ModelConfig.from_hf(read_json(path / "config.json" if path.is_dir() else path))
+    return FAMILY[published(model)].config
+
+
+def published(model: str) -> str:
+    """The family's name of a published model. Raises ValueError where there is none."""
+    from qwen2.config import FAMILY
+    from qwen2.weights.names import parse
+    from qwen2.weights.registry import by_repository, canonical
+
     name = str(by_repository(model) or canonical(parse(model)))
     if name not in FAMILY:
         raise ValueError(f"{model}: no published model of that name has a plan: {', '.join(FAMILY)}; or give a folder or a config.json")
-    return FAMILY[name].config
+    return name
 
 
 def facts(one: Plan) -> dict[str, Any]:
@@ -131,17 +139,38 @@ def print_plans(model: str, gpu: str, job: Job, found: list[Plan]) -> None:
     if rest := [one for one in found if not one.fits]:
         smallest = rest[0]
         print(f"{len(rest)} of {len(found)} layouts do not fit; the smallest of them takes {smallest.memory / (1 << 30):.0f} GiB")
-    print(verdict(job, fitting))
+    print(verdict(model, job, fitting))
 
 
-def verdict(job: Job, fitting: list[Plan]) -> str:
+def verdict(model: str, job: Job, fitting: list[Plan]) -> str:
+    """The layout to take, and the command that starts it."""
     if not fitting:
         return f"none fits: give more GPUs than {job.gpus:,}, more --memory or shorter sequences"
     one = fitting[0]
+    again = ", layers recomputed" if one.recompute else ""
+    return f"take {one.layout}, {one.micro} sequences at a time{again}: {one.step:.3g} s a step\n{command(model, job, one)}"
+
+
+def command(model: str, job: Job, one: Plan) -> str:
+    """The command line that starts a layout, on every node where there are several: new weights from SHARDS into RUN."""
+    nodes, gpus = max(1, job.gpus // job.node), min(job.gpus, job.node)
+    start = f"torchrun --nproc-per-node {gpus}"
+    several = ""
+    if nodes > 1:
+        several = f"on each of the {nodes} nodes, FIRST being the name of one of them:\n"
+        start = f"torchrun --nnodes {nodes} --nproc-per-node {gpus} --rdzv-backend c10d --rdzv-endpoint FIRST:29500"
     flags = " ".join(f"--{kind}-parallel {getattr(one.layout, kind)}" for kind in ("data", "context", "expert", "tensor"))
     rows = f"--length {job.sequence} --batch {job.sequences} --micro-batch {one.micro} --recompute {'layers' if one.recompute else 'none'}"
-    again = ", layers recomputed" if one.recompute else ""
-    return f"take {one.layout}, {one.micro} sequences at a time{again}: {one.step:.3g} s a step\n  {flags} {rows}"
+    lines = (f"{start} -m qwen2 pretrain SHARDS --out RUN {shape_flag(model)} --device cuda", flags, rows)
+    return several + "  " + " \\\n    ".join(lines)
+
+
+def shape_flag(model: str) -> str:
+    """What names a model's shape to `qwen2 pretrain`: its size, or the config that was given."""
+    path = Path(model)
+    if path.is_dir() or path.suffix == ".json":
+        return f"--config {shlex.quote(str(path / 'config.json' if path.is_dir() else path))}"
+    return f"--size {published(model).partition(':')[2].removesuffix('-base')}"
 
 
 def row(one: Plan) -> dict[str, str]:

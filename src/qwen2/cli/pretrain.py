@@ -14,15 +14,16 @@ from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.data.mixture import most_often, sizes
 from qwen2.train.changes import renamed, with_end
 from qwen2.train.folder import numbered, steps_done, written_config
+from qwen2.train.metrics import where_curves_are
 from qwen2.train.place import found_again, source_of
-from qwen2.train.stage import PretrainSettings, of_recipe
+from qwen2.train.stage import PretrainSettings, balance_in_words, of_recipe
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
     from qwen2.data.shards import Shards
     from qwen2.tokenizer import Tokenizer
     from qwen2.train.pretrain import Job
-    from qwen2.weights.model import Model
+    from qwen2.train.start import Start
 
 SIZES = Literal["tiny", "nano", "0.5b", "1.5b", "7b", "57b-a14b", "72b"]
 THETA = 10_000.0  # of a first stage; a long-context stage takes 1,000,000 (Qwen2 report, section 3.2)
@@ -61,7 +62,7 @@ class What:
     tokenizer: Annotated[
         Path | None, _option("Folder of the tokenizer that the shards were made with; left out, SHARDS/tokenizer or that of --from.")
     ] = None
-    device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
+    device: Annotated[str, _option("cpu, cuda or cuda:N; under torchrun cuda is a GPU for each process.")] = "cpu"
     threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ def pretrain(
             print("\n".join([*_described(job), *said]), file=sys.stderr)
         state = train(job, world)
     if world.main:
-        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+        print(f"{what.out / 'model'}: exported after {state.step:,} steps and {state.tokens:,} tokens{where_curves_are(what.out)}")
 
 
 def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[PretrainSettings, dict[str, Any] | None, list[str]]:
@@ -155,13 +156,15 @@ def _job(shards: Shards, settings: PretrainSettings, written: dict[str, Any] | N
     """Everything that the run needs, read and checked against each other."""
     from qwen2.config import ModelConfig
     from qwen2.train.pretrain import Job, new_config
+    from qwen2.train.start import open_start
 
     record, theta, start = None if written is None else written["from"], what.rope_theta, None
     source = None if what.start is None else source_of(what.start, record, what.out)
     if source is None and record is not None and what.size is None and what.config is None:
         source = record["model"]
     if source is not None and not (what.resume and numbered(what.out / "checkpoints")):  # a checkpoint has all there is
-        start = _load(source if record is None else found_again(record, what.out) or source)
+        place = source if record is None else found_again(record, what.out) or source
+        start = open_start(place, lambda text: print(text, file=sys.stderr))
     tokenizer = _tokenizer(shards, what, start, source)
     if what.size is not None:
         shape = _shape(what.size)
@@ -196,14 +199,7 @@ def _read_config(file: Path, length: int, theta: float | None) -> ModelConfig:
     return replace(model, dtype="float32", rope_theta=model.rope_theta if theta is None else theta)
 
 
-def _load(source: str) -> Model:
-    """The model that a stage starts from: a run's, or any other."""
-    from qwen2.train.saved import take
-
-    return take(source, lambda text: print(text, file=sys.stderr), dtype="float32")
-
-
-def _tokenizer(shards: Shards, what: What, start: Model | None, source: str | None) -> Tokenizer:
+def _tokenizer(shards: Shards, what: What, start: Start | None, source: str | None) -> Tokenizer:
     """The tokenizer that the shards were made with, found and checked."""
     from qwen2.data.shards import sha256_of
     from qwen2.tokenizer import Tokenizer
@@ -229,7 +225,7 @@ def _tokenizer(shards: Shards, what: What, start: Model | None, source: str | No
 
 
 def _described(job: Job) -> list[str]:
-    """What is about to be trained, in two lines, and a third where text is repeated too often."""
+    """What is about to be trained, in two lines, one of a mixture's experts, and one where text is repeated too often."""
     settings, model = job.settings, job.config
     count, active = model.parameters(), model.active_parameters()
     what = f"{count:,} parameters" + ("" if active == count else f" ({active:,} active)")
@@ -241,6 +237,7 @@ def _described(job: Job) -> list[str]:
         read += f"; most often {', '.join(f'{name} {times:.1f} times' for name, times in often[:NAMED])}"
     said = [
         f"{what}, vocabulary {model.vocab:,}, {settings.length} tokens a row, rotary base {model.rope_theta:,.0f}",
+        *([] if model.moe is None else [balance_in_words(settings.balance, model.moe)]),
         f"{settings.steps:,} steps of {settings.batch} rows: {read}",
     ]
     if many := [name for name, times in often if times > TOO_OFTEN]:

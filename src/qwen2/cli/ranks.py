@@ -6,6 +6,7 @@ torchrun starts the processes; what it says of a failed one comes after the line
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ def ranks_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def say_idle_gpus(device: str) -> None:
+    """Once a machine, a line where it has GPUs and the run takes none of them."""
+    import torch
+
+    if device == "cpu" and first_here() and (count := torch.cuda.device_count()):
+        there = "1 GPU" if count == 1 else f"{count} GPUs"
+        print(f"this machine has {there}, and the run computes on the CPU: --device cuda takes a GPU for each process", file=sys.stderr)
+
+
 @contextmanager
 def world_of(device: str, ranks: Ranks) -> Iterator[World]:
     """The processes of this run as one world. ConnectionError in one line where one of the others is gone."""
@@ -50,6 +60,7 @@ def world_of(device: str, ranks: Ranks) -> Iterator[World]:
 
     from qwen2.train.distributed import open_world
 
+    say_idle_gpus(device)
     try:
         world = open_world(device, ranks.data_parallel, ranks.context_parallel, ranks.expert_parallel, ranks.tensor_parallel)
         yield world

@@ -26,7 +26,7 @@ def _flag(name: str, default: Any, text: str, hint: Any, known: bool) -> tuple[s
     of_list, switch = hint == tuple[str, ...], hint is bool
     shown = str(default).lower() if switch else str(default)
     parameter = Parameter(
-        help=text, show_default=shown if switch or (known and default not in (0, ())) else False, negative=None if switch else ()
+        help=text, show_default=shown if switch or (known and default not in (0, (), None)) else False, negative=None if switch else ()
     )
     return name, Annotated[Optional[list[str] if of_list else hint], parameter], field(default=None)  # noqa: UP045
 

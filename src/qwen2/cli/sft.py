@@ -29,7 +29,9 @@ from qwen2.cli.tuning import (
 )
 from qwen2.post.finetuning.settings import LORA_LR, SftSettings
 from qwen2.train.folder import numbered
+from qwen2.train.metrics import where_curves_are
 from qwen2.train.place import found_again, is_run, source_of
+from qwen2.train.stage import balance_in_words
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
@@ -123,12 +125,13 @@ def _train(
     loaded, trained = load_start(place, adapters), None if adapters is None else adapters.settings
     with world_of(what.device, ranks) as world:
         if world.main:
-            for line in [*found.lines(), _rows(found, settings)]:
+            moe = loaded.config.moe
+            for line in [*found.lines(), _rows(found, settings), *([] if moe is None else [balance_in_words(settings.balance, moe)])]:
                 print(line, file=sys.stderr)
         state = train(Job(found, loaded, settings, what.out, source, what.resume, trained), world)
     if world.main:
         made = what.out / ("model" if adapters is None else "adapter")
-        print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens; curves in {what.out / 'curves.png'}")
+        print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens{where_curves_are(what.out)}")
 
 
 def _start_of(model: str, what: What, written: dict[str, Any] | None, adapters: bool) -> str:

@@ -37,7 +37,7 @@ class Place:
 
     out: Annotated[Path | None, option("The run's folder: settings, metrics, checkpoints, curves, and the model at the end.")] = None
     resume: Annotated[bool, option("Go on with the run in --out from its last checkpoint; settings left out are the run's.")] = False
-    device: Annotated[str, option("cpu, cuda or cuda:N.")] = "cpu"
+    device: Annotated[str, option("cpu, cuda or cuda:N; under torchrun cuda is a GPU for each process.")] = "cpu"
     threads: Annotated[int | None, option("CPU threads; left out, as many as there are physical cores.")] = None
 
     def __post_init__(self) -> None:

@@ -77,6 +77,8 @@ def falling(settings: Mapping[str, Any]) -> int:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What a run was started with and what it is now asked for, where that is not allowed: a line each, in words."""
+    if theirs.get("precision") == "auto":  # the first versions chose anew in each sitting, and wrote down nothing else
+        theirs = {**theirs, "precision": ours.get("precision")}
     names = [name for name in {**theirs, **ours} if name not in FREE and name not in SAID]
     return [
         f"{name} is {theirs.get(name, MISSING)!r} in the run, {ours.get(name, MISSING)!r} here"

@@ -100,18 +100,23 @@ class DistributedWorld(World):
     @torch.no_grad()
     def new_network(self, config: ModelConfig, seed: int, dtype: torch.dtype) -> Qwen2:
         """Divided without memory first, then every rank draws each parameter in turn and keeps its own part of it."""
-        network = Qwen2(config, dtype=torch.float32, device="meta")
-        self.prepare(network, dtype)
-        network.to_empty(device=self.device)
+        network = self.empty_network(config, dtype)
         generator = torch.Generator().manual_seed(seed)
-        parameter: Any  # a DTensor now
         for name, parameter in network.named_parameters():
             whole = torch.empty(parameter.shape)
             network.init_weight(name, whole, generator)
-            shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-            own = whole[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
-            own_part(parameter).copy_(own)
+            self.put(parameter, whole)
         return network
+
+    def empty_network(self, config: ModelConfig, dtype: torch.dtype) -> Qwen2:
+        network = Qwen2(config, dtype=torch.float32, device="meta")
+        self.prepare(network, dtype)
+        return network.to_empty(device=self.device)
+
+    def put(self, parameter: Tensor, whole: Tensor) -> None:
+        divided: Any = parameter  # a DTensor
+        shape, offset = compute_local_shape_and_global_offset(divided.shape, divided.device_mesh, divided.placements)
+        own_part(parameter).copy_(whole[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))])
 
     def prepare(self, network: Qwen2, dtype: torch.dtype) -> None:
         """As `World.prepare`; on GPUs weights are of `dtype` while they are gathered, their shards stay float32.

@@ -9,6 +9,7 @@ What is left out: a critic, a replay buffer, or anything else that is a job's an
 
     loop = Loop(network, task, Settings(steps=200), RunFolder(Path("run")), World())
     loop.run(resume=False)                                          # -> State; the network holds the last step's weights
+    loop.draw()                                                     # once the job has exported them
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from qwen2.train import checkpoint
-from qwen2.train.faults import Spikes, TrainingError, first_bad, trace
+from qwen2.train.faults import Spike, Spikes, TrainingError, trace
 from qwen2.train.memory import keep_freed
-from qwen2.train.metrics import Metrics, draw
+from qwen2.train.metrics import UNDRAWN, Metrics, can_draw, draw
 from qwen2.train.optim import Average, clip, make_adamw, rate_share, set_rate
-from qwen2.train.precision import chosen, computing, product_rate
+from qwen2.train.precision import chosen, computing, in_words, product_rate
 from qwen2.train.progress import Progress
 from qwen2.train.standard_error import said
 from qwen2.train.task import B
@@ -91,6 +92,10 @@ class Loop(Generic[B]):
         if resume:
             self.restore(fresh=True)
         settings, state, say = self.settings, self.state, partial(print, file=sys.stderr, flush=True)
+        if self.world.main:
+            say(in_words(self.dtype, self.world.device))
+            if not can_draw():
+                say(UNDRAWN)
         kept = state.step if state.step else -1  # a run that starts anew keeps no line of an earlier start
         self.metrics = Metrics(self.folder.path, kept, settings.tensorboard, say) if self.world.main else None
         with self._closing(), Progress(settings.steps, state.step, self.world.main) as self.progress:
@@ -116,9 +121,12 @@ class Loop(Generic[B]):
                     paused = time.perf_counter()
                     self.save()
                     since += time.perf_counter() - paused
-        if self.world.main:
-            draw(self.folder.path, self.task.evaluated)
         return state
+
+    def draw(self) -> None:
+        """The curves of the run, where they can be drawn: the last of all, behind what the job exports."""
+        if self.world.main and can_draw():
+            draw(self.folder.path, self.task.evaluated)
 
     def step(self) -> Step | None:
         """One optimizer step, unless its numbers forbid it: then the weights stay as they are, or go back to a checkpoint's (None)."""
@@ -177,41 +185,36 @@ class Loop(Generic[B]):
 
     def _leave_out(self, batches: Sequence[B]) -> None:
         """A loss or a gradient is not finite: say where, then stop, or go on without this step's batches."""
-        state, settings = self.state, self.settings
-        first = first_bad(self.losses)
-        number = 0 if first is None else first
-        what = f"the loss of micro-batch {number + 1} of {len(batches)}" if first is not None else "the gradients' norm"
+        state, settings, world = self.state, self.settings, self.world
 
-        def forward() -> None:
-            with computing(self.dtype, self.world.device):
+        def forward(number: int) -> None:
+            with computing(self.dtype, world.device):
                 self.task.loss(self.network, self.task.local(batches[number]))
 
-        with self.world.evaluating(self.network):
-            text = f"step {state.step + 1}: {what} is not finite: {trace(self.network, forward, first is not None)}"
+        with world.evaluating(self.network):
+            text = f"step {state.step + 1}: {trace(self.network, self.losses, forward, world)}"
         state.skipped += 1
         state.skipped_in_a_row += 1
         last = state.skipped_in_a_row > settings.most_skips
         if settings.on_nonfinite == "stop" or last:
-            self._event("stopped", text)
             more = (
                 f"; {settings.most_skips} batches were left out before it"
                 if last
                 else ", or with --on-nonfinite skip, which leaves such batches out"
             )
-            raise TrainingError(f"{text}; go on with --resume and a lower --lr{more}")
+            self._stop(text, f"go on with --resume and a lower --lr{more}")
         self._event("left out", f"{text}; its batches are left out, {state.skipped} so far")
 
-    def _goes_back(self, spike: str) -> bool:
+    def _goes_back(self, spike: Spike) -> bool:
         """A spike: written down, and where that is wanted the run goes back to its last checkpoint, on with the batches behind."""
         state, settings = self.state, self.settings
         state.spikes += 1
-        text = f"step {state.step + 1}: {spike}"
-        if settings.on_spike == "log" or not checkpoint.numbered(self.folder.checkpoints):
+        text = f"step {state.step + 1}: {spike.text}"
+        if settings.on_spike == "log" or spike.lasting or not checkpoint.numbered(self.folder.checkpoints):
             self._event("spike", text)
             return False
         if state.rollbacks >= settings.most_rollbacks:
-            self._event("stopped", text)
-            raise TrainingError(f"{text}; the run went back {state.rollbacks} times already: go on with --resume and a lower --lr")
+            self._stop(text, f"the run went back {state.rollbacks} times already: go on with --resume and a lower --lr")
         happened, kept = state.step, (self.task.state(), state.tokens, state.skipped, state.spikes, state.rollbacks + 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.restore(fresh=False)
@@ -221,6 +224,12 @@ class Loop(Generic[B]):
             self.metrics.back_to(state.step)
         self._event("went back", f"{text}; back to step {state.step}, and on with the batches that come now", happened)
         return True
+
+    def _stop(self, text: str, more: str) -> NoReturn:
+        """End the run, on all ranks; what happened is written down before any of them ends, which would end the others."""
+        self._event("stopped", text)
+        self.world.barrier()
+        raise TrainingError(f"{text}; {more}")
 
     def _event(self, event: str, text: str, step: int | None = None) -> None:
         if self.metrics is not None:
@@ -278,6 +287,7 @@ class Loop(Generic[B]):
             "state": vars(self.state).copy(),
             "task": self.task.state(),
             "recent": list(self.spikes.recent),
+            "high": list(self.spikes.high),
             "averaged": 0 if self.average is None else self.average.count,
             "model": self.network.config.to_hf(),
         }
@@ -300,8 +310,7 @@ class Loop(Generic[B]):
         checkpoint.restore_random(saved["random"], self.world)
         vars(self.state).update(saved["state"])
         self.task.resume(saved["task"])
-        self.spikes.recent.clear()
-        self.spikes.recent.extend(saved["recent"])
+        self.spikes.restore(saved["recent"], saved.get("high", ()))  # the first versions kept none
         if self.average is not None:
             begun = self.settings.average == "ema" or self.state.step > self.settings.steps - self.settings.tail_steps
             self.average.count = saved["averaged"] if begun else 0  # a mean that a moved end leaves begins anew

@@ -103,9 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_there(tensorboard: bool) -> None:
-    """ValueError where what a run's curves are drawn with, or its events are written with, is not installed."""
-    if find_spec("matplotlib") is None:
-        raise ValueError(f"the picture of the curves {EXTRA}")
+    """ValueError where what a run's events are written with is not installed."""
     if tensorboard and find_spec("tensorboard") is None:
         raise ValueError(f"tensorboard {EXTRA}, or say --no-tensorboard")
 
@@ -118,12 +116,24 @@ def _writer(folder: Path, resumed_at: int) -> Any:
     return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at > 0 else None)
 
 
+CURVES = "curves.png"
+UNDRAWN = f"the picture of the curves {EXTRA}; the run goes on without it, all its numbers are in metrics.jsonl"
+
+
+def can_draw() -> bool:
+    """Whether the package that draws is here."""
+    return find_spec("matplotlib") is not None
+
+
+def where_curves_are(folder: Path) -> str:
+    """The end of a line about a finished run: where its curves are, where it has any."""
+    return f"; curves in {folder / CURVES}" if (folder / CURVES).exists() else ""
+
+
 def draw(folder: Path, evaluated: str = "bits per byte") -> Path:
-    """The curves of a run as `curves.png`: loss, rate and norm, speed, evaluations by name. Raises ValueError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError(f"the picture of the curves {EXTRA}") from None
+    """The curves of a run as `curves.png`: loss, rate and norm, speed, evaluations by name. Needs matplotlib (`can_draw`)."""
+    import matplotlib
+
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -145,7 +155,7 @@ def draw(folder: Path, evaluated: str = "bits per byte") -> Path:
     last.set(title=evaluated if evaluated else "evaluation", xlabel="step")
     if evaluations:
         last.legend(fontsize=6, ncols=3)
-    path, draft = folder / "curves.png", folder / ".curves.part.png"
+    path, draft = folder / CURVES, folder / ".curves.part.png"
     figure.savefig(draft, dpi=100)
     pyplot.close(figure)
     os.replace(draft, path)

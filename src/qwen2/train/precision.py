@@ -9,17 +9,46 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from qwen2.model.linear import product
+from qwen2.train.folder import CONFIG, written_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qwen2.model import Qwen2
+    from qwen2.train.settings import Settings
+    from qwen2.train.world import World
+
+    S = TypeVar("S", bound=Settings)
 
 SIDE = 1024  # of the square matrices that are multiplied to measure
 SECONDS = 0.3  # how long that takes at least
+
+
+def settled(settings: S, run: Path, resume: bool, world: World) -> S:
+    """The settings with a precision in place of `auto`: that of the run which is resumed, else bfloat16 where every rank multiplies it.
+
+    Every rank has to call it, and all get the same. A run that is resumed on another processor keeps what it was started in.
+    """
+    precision = settings.precision
+    if precision == "auto" and resume:
+        written = written_config(run)["settings"] if world.main and (run / CONFIG).exists() else {}
+        precision = world.agreed(written.get("precision", "auto"))
+    if precision == "auto":
+        precision = "bfloat16" if all(world.every(has_bfloat16(world.device))) else "float32"
+    return replace(settings, precision=precision)
+
+
+def in_words(dtype: torch.dtype, device: torch.device) -> str:
+    """What products are computed in, in a line."""
+    slow = dtype == torch.bfloat16 and not has_bfloat16(device)
+    more = ", as the run was started or told to; this processor does not multiply it itself, and is slower at it than at float32"
+    return f"products are computed in {str(dtype).removeprefix('torch.')}{more if slow else ''}"
 
 
 def chosen(precision: str, device: torch.device) -> torch.dtype:

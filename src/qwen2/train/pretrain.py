@@ -29,10 +29,11 @@ from qwen2.train.folder import RunFolder, numbered, write_json
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import IGNORE, cross_entropy
 from qwen2.train.place import origin
-from qwen2.train.precision import chosen
+from qwen2.train.precision import chosen, settled
 from qwen2.train.saved import GENERATION
 from qwen2.train.settings import as_dict
-from qwen2.train.stage import PretrainSettings
+from qwen2.train.stage import PretrainSettings, balance_weight
+from qwen2.train.start import Start
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.export import to_hf_folder
@@ -51,7 +52,7 @@ class Job:
     config: ModelConfig
     settings: PretrainSettings
     out: Path
-    start: Model | None = None  # whose weights it starts from; `pretrain` leaves it without them
+    start: Start | None = None  # whose weights it starts from
     source: str | None = None  # what `start` was loaded from; without `start`, the run goes on from a checkpoint
     resume: bool = False
 
@@ -99,8 +100,8 @@ class RouterLogits(UserList[Tensor]):
     """What each mixture layer's router said. No list: FSDP hands on copies of lists among a layer's arguments, and appending is lost."""
 
 
-def next_token_loss(z_loss: float, balanced: float, world: World) -> Any:
-    """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts by their weights."""
+def next_token_loss(z_loss: float, balance_loss: float | None, world: World) -> Any:
+    """The loss of a micro-batch: cross-entropy, with the z-loss and the balance of experts by their weights (None: the model's own)."""
 
     def loss(network: Qwen2, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         moe = network.config.moe
@@ -110,7 +111,7 @@ def next_token_loss(z_loss: float, balanced: float, world: World) -> Any:
         if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
             return total, sums
         balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
-        return total + balanced * balance, {**sums, "balance": balance.detach()}
+        return total + balance_weight(balance_loss, moe) * balance, {**sums, "balance": balance.detach()}
 
     return loss
 
@@ -135,43 +136,30 @@ def make_task(job: Job, world: World) -> Task[Batch]:
 
 def make_network(job: Job, world: World | None = None) -> Qwen2:
     """The network that a stage begins with: new weights from the seed, or those of the model it starts from."""
+    world = World() if world is None else world
+    dtype = chosen(job.settings.precision, world.device)
     if job.start is None:
-        world = World() if world is None else world
-        return world.new_network(job.config, job.settings.seed, chosen(job.settings.precision, world.device))
-    network = Qwen2(job.config, dtype=torch.float32)
-    with torch.no_grad():
-        given = dict(job.start.network.named_parameters())
-        for name, parameter in network.named_parameters():
-            if name not in given or given[name].shape != parameter.shape:
-                there = "is missing" if name not in given else f"has shape {list(given[name].shape)}, not {list(parameter.shape)}"
-                raise ValueError(f"{job.source}: {name} {there}: the model does not fit this stage's config")
-            if given[name].is_meta:
-                raise ValueError(f"{job.source}: its weights were given to a run already; load it again")
-            parameter.copy_(given[name])
-    return network
+        return world.new_network(job.config, job.settings.seed, dtype)
+    job.start.check_fits(job.config, job.source)
+    return job.start.network(job.config, world, dtype)
 
 
 def pretrain(job: Job, world: World | None = None) -> State:
-    """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them.
-
-    The weights of `job.start` are given back once they are copied: they would be four bytes a parameter for the whole run.
-    """
+    """Run a stage and export its model; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     with RunFolder(job.out, world.main) as folder:
-        job = replace(job, settings=world.agreed(job.settings))
+        job = replace(job, settings=settled(world.agreed(job.settings), job.out, job.resume, world))
         changed = folder.begin(job.sections(), job.resume)
         if job.source is not None and job.start is None and not numbered(folder.checkpoints):
             raise ValueError(f"{job.out}: there is no checkpoint yet to go on from without {job.source}, which the run starts from")
         if world.main:
             keep_tokenizer(job, folder.tokenizer)
         world.barrier()
-        network = make_network(job, world)
-        if job.start is not None:
-            job.start.network.to("meta")
-        loop = Loop(network, make_task(job, world), job.settings, folder, world)
+        loop = Loop(make_network(job, world), make_task(job, world), job.settings, folder, world)
         state = loop.run(job.resume, changed)
         with loop.averaged():
             export(job, folder.model, whole_network(loop.network, world), world)
+        loop.draw()
         return state
 
 

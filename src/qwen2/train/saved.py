@@ -45,28 +45,31 @@ def take(source: str | Path, say: Callable[[str], None], dtype: str = "auto") ->
         return with_adapter(take_base(path, say, dtype), path)
     if not is_run(path):
         return load(source, dtype=dtype)
-    if (path / STATE).exists():
+    while (found := kept_checkpoint(path, say)) is not None:
         try:
-            state = checked(path)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: {error}") from None
-        return of_checkpoint(path, state, say, dtype)
-    if ended(path):
-        if (path / "model").is_dir():
-            return load(path / "model", dtype=dtype)
-        return texts_of_run(with_adapter(take_base(path / ADAPTER, say, dtype), path / ADAPTER), path)
-    while True:
-        found = whole(path / "checkpoints", say)
-        if found is None:
-            raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
-        try:
-            model = of_checkpoint(*found, say, dtype)
+            return of_checkpoint(*found, say, dtype)
         except (ValueError, OSError):
             if found[0].exists():
-                raise
-            continue  # the run goes on, and has removed it for newer ones
-        say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
-        return model
+                raise  # else the run goes on, and has removed it for newer ones
+    if (path / "model").is_dir():
+        return load(path / "model", dtype=dtype)
+    return texts_of_run(with_adapter(take_base(path / ADAPTER, say, dtype), path / ADAPTER), path)
+
+
+def kept_checkpoint(path: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that has a run's model, or is named itself, with its state; None where a run has ended. Errors as in `take`."""
+    if (path / STATE).exists():
+        try:
+            return path, checked(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: {error}") from None
+    if ended(path):
+        return None
+    found = whole(path / "checkpoints", say)
+    if found is None:
+        raise FileNotFoundError(f"{path}: this run has neither a model nor a checkpoint yet; go on with it by --resume")
+    say(f"{path}: this run has not ended; its model after step {found[1]['step']:,} is taken")
+    return found
 
 
 def ended(run: Path) -> bool:
@@ -77,9 +80,8 @@ def ended(run: Path) -> bool:
 
 def of_checkpoint(path: Path, state: dict[str, Any], say: Callable[[str], None], dtype: str) -> Model:
     """The model that a whole checkpoint holds, or that its adapters make of their base."""
-    run = path.absolute().parent.parent
-    kind, record = "average" if state["averaged"] else "model", read_json(run / CONFIG) if (run / CONFIG).exists() else {}
-    if record.get("lora") is not None:
+    run, kind, record = run_of(path), "average" if state["averaged"] else "model", record_of(path)
+    if of_adapters(path):
         model = take_base(run / ADAPTER, say, dtype)
         if record.get("from", {}).get("adapter") is not None:
             load_adapter(model.network, run / START)
@@ -88,16 +90,41 @@ def of_checkpoint(path: Path, state: dict[str, Any], say: Callable[[str], None],
         World().read(path, {f"{kind}/{name}": parameter for name, parameter in lora_parameters(model.network).items()})
         merge(model.network)
         return texts_of_run(replace(model, name=f"{run.name}-{path.name}", path=path), run)
-    if not (run / "tokenizer").is_dir():
-        raise FileNotFoundError(
-            f"{run / 'tokenizer'}: not there, and a checkpoint has no tokenizer of its own; --resume of the run writes it"
-        )
-    tokenizer, config = Tokenizer.from_folder(run / "tokenizer"), ModelConfig.from_hf(state["model"])
+    tokenizer, config = tokenizer_of(path), config_of(state)
     network = Qwen2(config, dtype=torch.float32, device="meta").to_empty(device="cpu").requires_grad_(False)
     World().read(path, {f"{kind}/{name}": parameter for name, parameter in network.named_parameters()})
     defaults = GenerationDefaults.from_hf(read_json(run / "tokenizer" / GENERATION))
     name = f"{run.name}-{path.name}"
     return Model(config, tokenizer, ChatTemplate.of(tokenizer), defaults, network.eval(), name, path, "float32")
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to."""
+    return checkpoint.absolute().parent.parent
+
+
+def record_of(checkpoint: Path) -> dict[str, Any]:
+    """What the config of its run says; nothing where there is none."""
+    path = run_of(checkpoint) / CONFIG
+    return read_json(path) if path.exists() else {}
+
+
+def of_adapters(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the numbers of adapters alone."""
+    return record_of(checkpoint).get("lora") is not None
+
+
+def config_of(state: dict[str, Any]) -> ModelConfig:
+    """The config of a checkpoint's model."""
+    return ModelConfig.from_hf(state["model"])
+
+
+def tokenizer_of(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint's run. FileNotFoundError where it has none."""
+    folder = run_of(checkpoint) / "tokenizer"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: not there, and a checkpoint has no tokenizer of its own; --resume of the run writes it")
+    return Tokenizer.from_folder(folder)
 
 
 def take_base(folder: Path, say: Callable[[str], None], dtype: str) -> Model:

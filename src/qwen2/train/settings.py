@@ -36,7 +36,9 @@ class Settings:
     weight_decay: float = setting(0.1, "Decoupled decay of matrices; norms, biases and the embedding have none.")
     clip: float = setting(1.0, "The largest norm of all gradients together; 0 is no limit.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "What products are computed in; weights stay float32. auto: bfloat16 where the processor multiplies it, else float32."
+        "auto",
+        "What products are computed in; weights stay float32. auto: bfloat16 where all processors of the run multiply it, else float32; "
+        "a run that is resumed keeps it.",
     )
     recompute: Literal["none", "layers"] = setting(
         "none", "layers: keep only each layer's input and compute it again for the backward pass; a third slower, far less memory."

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qwen2.data.mixture import Group, Mixture
 from qwen2.train.settings import Settings, number, setting, whole
+
+if TYPE_CHECKING:
+    from qwen2.config import MoEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,9 @@ class PretrainSettings(Settings):
     temperature: float = setting(1.0, "How much rare languages are repeated: 1 not at all, 3 as multilingual models usually do.")
     weight: tuple[str, ...] = setting((), "language/source=number, as in en/wiki=0.5 or lo/*=2: a share more or less. May be repeated.")
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
-    balance: float = setting(0.001, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch.")
+    balance: float | None = setting(
+        None, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch; left out, the model's own."
+    )
     eval_bytes: int = setting(60_000, "Bytes of held-out text of each language that are evaluated at most.")
     export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")
 
@@ -29,7 +34,8 @@ class PretrainSettings(Settings):
         for name in ("length", "batch", "micro_batch", "eval_bytes"):
             whole(name, getattr(self, name), 1)
         number("z_loss", self.z_loss, 0, 1)
-        number("balance", self.balance, 0, 10)
+        if self.balance is not None:
+            number("balance", self.balance, 0, 10)
         if self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch}: a step has {self.batch} rows in all (batch)")
         if self.export_dtype not in ("float32", "bfloat16"):
@@ -59,3 +65,14 @@ def of_recipe(recipe: Mapping[str, Any], groups: Iterable[Group]) -> tuple[dict[
     lost = ["/".join(group) for group in mixture.unmatched(groups)]
     kept = tuple(f"{name}={weight}" for name, weight in weights.items() if name not in lost)
     return {**({"weight": kept} if kept else {}), **({"temperature": mixture.temperature} if mixture.temperature != 1 else {})}, lost
+
+
+def balance_in_words(balance: float | None, moe: MoEConfig) -> str:
+    """How much the balance of a mixture's experts weighs in the loss, and whose word that is, in a line."""
+    whose = "as its config says (router_aux_loss_coef)" if balance is None else "--balance"
+    return f"{moe.experts} experts, {moe.active} of them for a token; their balance weighs {balance_weight(balance, moe):g}, {whose}"
+
+
+def balance_weight(balance: float | None, moe: MoEConfig) -> float:
+    """What the setting stands for: without it the model's own."""
+    return moe.aux_coef if balance is None else balance

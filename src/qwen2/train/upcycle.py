@@ -68,7 +68,7 @@ class Upcycling:
     norm_topk: bool = False
     """Divide the chosen experts' probabilities by their sum (Qwen2 does not)."""
     aux_coef: float = 0.001
-    """Weight of the balance loss in training."""
+    """Weight of the balance loss in training, where that is not told another (--balance)."""
     seed: int = 0
     """Of the shuffles and of what is drawn anew."""
 

@@ -54,6 +54,14 @@ class World:
         """A network with new weights, the same ones in every world; `prepare` it as any other."""
         return Qwen2(config, dtype=torch.float32).init_weights(torch.Generator().manual_seed(seed))
 
+    def empty_network(self, config: ModelConfig, dtype: torch.dtype) -> Qwen2:
+        """A network without numbers yet, prepared (`dtype` as there); `put` fills it."""
+        return Qwen2(config, dtype=torch.float32, device="meta").to_empty(device=self.device)
+
+    def put(self, parameter: Tensor, whole: Tensor) -> None:
+        """Write a whole tensor into a parameter: of a network that is divided, this rank's part of it. No gradient may be recorded."""
+        parameter.copy_(whole)
+
     def prepare(self, network: Qwen2, dtype: torch.dtype) -> None:
         """Bring the network to the device and divide it over ranks, in place; parameters keep their names.
 

@@ -13,6 +13,8 @@ import torch
 from qwen2.model import PackedEmbedding, Qwen2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import Tensor
 
     from qwen2.config import ModelConfig
@@ -38,27 +40,37 @@ class Source(Protocol):
 
 
 def fill(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device, int8_inputs: bool = False) -> Qwen2:
-    """A network whose parameters all come from `source`; those of a Llama that has no q/k/v biases are zero.
+    """A network whose parameters all come from `source`.
 
     On a CPU an embedding in blocks that is not also the output head stays packed. `int8_inputs` rounds what weights in blocks are
     multiplied with, as the kernels would.
     """
     network = Qwen2(config, dtype=dtype, device="meta")
     parameters = dict(network.named_parameters())
-    biased = not source.may_lack_biases or any(source.has(name) for name in parameters if name.endswith(".bias"))
     packed = None if config.tied or device.type != "cpu" else source.packed("model.embed_tokens.weight", dtype)
     if packed is not None:
         network.model.embed_tokens = packed
         del parameters["model.embed_tokens.weight"]
-    for name, parameter in parameters.items():
+    for name, tensor in whole_tensors(source, {name: parameter.shape for name, parameter in parameters.items()}, dtype, device):
         module_name, _, leaf = name.rpartition(".")
-        if name.endswith(".bias") and not biased:
-            tensor = torch.zeros(parameter.shape, dtype=dtype, device=device)
-        else:
-            tensor = source.load(name, parameter.shape, dtype, device)
         module = network.get_submodule(module_name)
         setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=False))
         if int8_inputs and leaf != "bias" and hasattr(module, "int8_input"):
             module.int8_input = source.in_blocks(name)  # type: ignore[assignment]
-    source.check_rest()
     return network.eval()
+
+
+def whole_tensors(
+    source: Source, shapes: Mapping[str, torch.Size], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """These parameters in turn, each read when it is asked for; at the end all of `source` has to have been among them.
+
+    The q/k/v biases of a Llama that has none are zero.
+    """
+    biased = not source.may_lack_biases or any(source.has(name) for name in shapes if name.endswith(".bias"))
+    for name, shape in shapes.items():
+        if name.endswith(".bias") and not biased:
+            yield name, torch.zeros(shape, dtype=dtype, device=device)
+        else:
+            yield name, source.load(name, shape, dtype, device)
+    source.check_rest()

@@ -35,7 +35,9 @@ class SftSettings(Settings):
     sample_tokens: int = setting(48, "Tokens of such an answer at most.")
     neftune: float = setting(0.0, "Noise on the embeddings while training (NEFTune), against learning by heart; 5 is usual, 0 is none.")
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
-    balance: float = setting(0.001, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch.")
+    balance: float | None = setting(
+        None, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch; left out, the model's own."
+    )
     export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")
 
     lr: float = setting(2e-5, f"The peak learning rate; of adapters {LORA_LR:g}. The Qwen2 report has 7e-6, of large models.")
@@ -53,7 +55,8 @@ class SftSettings(Settings):
         number("eval_share", self.eval_share, 0, 0.5)
         number("neftune", self.neftune, 0, 100)
         number("z_loss", self.z_loss, 0, 1)
-        number("balance", self.balance, 0, 10)
+        if self.balance is not None:
+            number("balance", self.balance, 0, 10)
         if not (math.isfinite(self.epochs) and self.epochs >= 0):
             raise ValueError(f"epochs {self.epochs!r}: must be a number above 0, or 0 where steps are counted")
         if self.micro_batch > self.batch:

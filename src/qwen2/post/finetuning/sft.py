@@ -35,7 +35,7 @@ from qwen2.train.loop import Loop, State
 from qwen2.train.loss import cross_entropy
 from qwen2.train.metrics import check_there
 from qwen2.train.place import ADAPTER, origin
-from qwen2.train.precision import unrecorded
+from qwen2.train.precision import settled, unrecorded
 from qwen2.train.pretrain import flops_per_token, next_token_loss, whole_network
 from qwen2.train.settings import as_dict
 from qwen2.train.standard_error import named, of_ratio
@@ -184,7 +184,7 @@ def sft(job: Job, world: World | None = None) -> State:
     """Run the job and export its model, or its adapter; returns how it went. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     with RunFolder(job.out, world.main, AS_MODEL) as folder:
-        job = replace(job, settings=world.agreed(job.settings), start=as_chat(job.start))
+        job = replace(job, settings=settled(world.agreed(job.settings), job.out, job.resume, world), start=as_chat(job.start))
         check(job)
         sections, network = job.sections(), job.start.network
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
@@ -211,12 +211,13 @@ def sft(job: Job, world: World | None = None) -> State:
         with loop.averaged():
             if job.lora is None:
                 export(job.start, whole_network(loop.network, world), folder.model, job.settings.export_dtype, world)
-                return state
-            gather_adapters(loop.network, world)
-            if world.main:
-                texts, dtype = (job.start.tokenizer, job.start.generation), getattr(torch, job.settings.export_dtype)
-                save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, dtype, texts)
-            world.barrier()
+            else:
+                gather_adapters(loop.network, world)
+                if world.main:
+                    texts, dtype = (job.start.tokenizer, job.start.generation), getattr(torch, job.settings.export_dtype)
+                    save_adapter(loop.network, job.lora, folder.path / ADAPTER, job.source, dtype, texts)
+                world.barrier()
+        loop.draw()
         return state
 
 

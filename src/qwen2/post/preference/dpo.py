@@ -43,7 +43,7 @@ from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loop import Loop, State
 from qwen2.train.metrics import check_there
 from qwen2.train.place import ADAPTER, origin
-from qwen2.train.precision import chosen, computing, unrecorded
+from qwen2.train.precision import chosen, computing, settled, unrecorded
 from qwen2.train.settings import as_dict
 from qwen2.train.standard_error import named, of_share
 from qwen2.train.task import Task
@@ -237,9 +237,10 @@ def make_task(job: Job, data: Data, held_out: Data, world: World) -> Task[PairBa
 def dpo(job: Job, world: World | None = None) -> State:
     """Run the job; the end is RUN/model, or RUN/adapter where adapters were trained. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
-    settings, items, held_out = job.settings, job.data.items, job.data.held_out
+    items, held_out = job.data.items, job.data.held_out
     with RunFolder(job.out, anew=AS_MODEL) as folder:
-        job = replace(job, start=as_chat(job.start))
+        settings = settled(job.settings, job.out, job.resume, world)
+        job = replace(job, settings=settings, start=as_chat(job.start))
         check(job)
         network, weights = job.start.network, weights_sha256(job.start.network)
         sections = job.sections(weights)
@@ -263,6 +264,7 @@ def dpo(job: Job, world: World | None = None) -> State:
             else:
                 texts = (job.start.tokenizer, job.start.generation)
                 save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype), texts)
+        loop.draw()
         return state
 
 
