@@ -28,9 +28,9 @@ if [ -z "$quick" ]; then
   held_out=400 bytes=16000
   chats=(--length 512 --batch 4 --micro-batch 4 --eval-rows 100) pairs=(--length 768 --batch 8 --eval-pairs 200)
 else
-  names=(small) held_out=20 bytes=800
-  chats=(--length 256 --batch 1 --micro-batch 1 --eval-rows 4) pairs=(--length 384 --batch 2 --eval-pairs 4)
-  instructed=([small]='--steps 6') preferred=([small]='--steps 3')
+  names=(small) held_out=8 bytes=400
+  chats=(--length 192 --batch 1 --micro-batch 1 --eval-rows 2) pairs=(--length 256 --batch 1 --micro-batch 1 --eval-pairs 2)
+  instructed=([small]='--steps 4') preferred=([small]='--steps 2')
 fi
 adapters=(--lora-rank 16 --eval-every 0)   # evaluated at the start and the end
 begin

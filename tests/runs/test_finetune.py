@@ -32,9 +32,9 @@ def found(run: Path) -> dict[str, dict[str, Any]]:
 
 def test_every_stage_has_its_figures(found: dict[str, dict[str, Any]]) -> None:
     assert list(found) == STAGES
-    assert found["problems"]["rows"]["held-out.jsonl"] == 20
+    assert found["problems"]["rows"]["held-out.jsonl"] == 8
     for name in ("before-small", "after-sft-small", "after-dpo-small"):
-        assert found[name]["exact_match"]["count"] == 20
+        assert found[name]["exact_match"]["count"] == 8
         assert found[name]["bits_per_byte"].keys() == {"en", "zh"}
     learned = found["sft-small"]["held_out"]
     assert learned["after"]["held-out loss"] < learned["before"]["held-out loss"]
