@@ -268,7 +268,7 @@ def dpo(job: Job, world: World | None = None) -> State:
         return state
 
 
-def reference_sums(job: Job, read: Reader, weights: str, folder: Path, own: Path | None) -> Tensor:
+def reference_sums(job: Job, read: Reader, weights: str, folder: Path, own: Path | None = None) -> Tensor:
     """What the reference says of each item's answers, learned from and held out (n, 2); NaN where the run does not read it.
 
     The network is the reference here: no step was done yet, also to the adapter that it goes on with (`own`), or new ones are off.

@@ -67,7 +67,7 @@ class EngineSampler:
         self.greedy = resolved.temperature == 0
         known = {f.name: _plain(getattr(resolved, f.name)) for f in fields(resolved) if f.name not in PER_ANSWER}
         self.params = {name: value for name, value in known.items() if value not in (None, False, [], {}) or isinstance(value, int | float)}
-        beside = "" if llm.adapter is None or llm.model.adapter is not None else f" with the adapter {llm.adapter.name}"
+        beside = "" if llm.adapter is None or llm.model.made.adapter else f" with the adapter {llm.adapter.name}"
         self.name = f"{llm.model.name}{beside}" if name is None else name
         self.digest = digest_of(llm) if digest is None else digest
 
