@@ -29,8 +29,8 @@ if [ -z "$quick" ]; then
   chats=(--length 512 --batch 4 --micro-batch 4 --eval-rows 100) pairs=(--length 768 --batch 8 --eval-pairs 200)
 else
   names=(small) held_out=8 bytes=400
-  chats=(--length 192 --batch 1 --micro-batch 1 --eval-rows 2) pairs=(--length 256 --batch 1 --micro-batch 1 --eval-pairs 2)
-  instructed=([small]='--steps 4') preferred=([small]='--steps 2')
+  chats=(--length 192 --batch 1 --micro-batch 1 --eval-rows 4) pairs=(--length 256 --batch 1 --micro-batch 1 --eval-pairs 2)
+  instructed=([small]='--steps 6 --lr 1e-3') preferred=([small]='--steps 2')
 fi
 adapters=(--lora-rank 16 --eval-every 0)   # evaluated at the start and the end
 begin
