@@ -71,13 +71,7 @@ keep() {
   qwen2 quantize "$out/model-$1/chat" "$out/model-$1/chat-q8_0.gguf" --to q8_0
 }
 answer() {
-  local name prompt
-  mkdir -p "$out/answers-$1"
-  while IFS='|' read -r name prompt; do
-    echo "$prompt" > "$out/answers-$1/$name.prompt"
-    qwen2 run "$out/model-$1/chat-q8_0.gguf" "$prompt" --plain --temperature 0 --max-tokens 80 < /dev/null > "$out/answers-$1/$name.text"
-    echo "$prompt -> $(cat "$out/answers-$1/$name.text")"
-  done << 'PROMPTS'
+  answers "$out/answers-$1" "$out/model-$1/chat-q8_0.gguf" 80 << 'PROMPTS'
 1-en|Name three reasons to read books.
 2-zh|请用一句话介绍太阳。
 3-en|Rewrite politely: Give me the report now.

@@ -43,6 +43,18 @@ stage() {
   echo $((SECONDS - started)) > "$file"
   qwen2 report add "$out" "$name" --kind "$kind" --folder "$folder" --seconds $((SECONDS - started))
 }
+# answers FOLDER MODEL TOKENS: lines NAME|PROMPT from the standard input, each with what the model answers, greedily, in FOLDER
+answers() {
+  local name prompt
+  mkdir -p "$1"
+  while IFS='|' read -r name prompt; do
+    echo "$prompt" > "$1/$name.prompt"
+    if ! qwen2 run "$2" "$prompt" --plain --temperature 0 --max-tokens "$3" < /dev/null 2> "$1/said" > "$1/$name.text"; then
+      fail 1 "qwen2 run failed on the prompt $name: $(cat "$1/said")"
+    fi
+    echo "$prompt -> $(cat "$1/$name.text")"
+  done
+}
 # count: every second, for as long as this shell lives, so that a sitting which is killed counts too
 count() {
   while kill -0 $$; do

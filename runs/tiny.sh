@@ -86,16 +86,7 @@ stage_model() {
   qwen2 quantize "$out/model/tiny" "$out/model/tiny-q8_0.gguf" --to q8_0
 }
 stage_answers() {
-  local name prompt
-  mkdir -p "$out/answers"
-  while IFS='|' read -r name prompt; do
-    echo "$prompt" > "$out/answers/$name.prompt"
-    if ! qwen2 run "$out/model/tiny-q8_0.gguf" "$prompt" --plain --temperature 0 --max-tokens 60 \
-      < /dev/null 2> "$out/answers/said" > "$out/answers/$name.text"; then
-      fail 1 "qwen2 run failed on the prompt $name: $(cat "$out/answers/said")"
-    fi
-    echo "$prompt -> $(cat "$out/answers/$name.text")"
-  done << 'PROMPTS'
+  answers "$out/answers" "$out/model/tiny-q8_0.gguf" 60 << 'PROMPTS'
 1-en|What is 18 + 27?
 2-de|Ein Seil ist 32 m lang. 17 m werden abgeschnitten. Wie viele Meter bleiben?
 3-zh|一本书15元，一支笔12元，一共多少元？
