@@ -13,6 +13,7 @@ from qwen2.config.lora import LoraSettings
 from qwen2.post.preference.dpo import Job, Reader, reference_sums
 from qwen2.post.preference.reference import Reference
 from qwen2.train.metrics import read_lines
+from qwen2.train.world import World
 from tests.conftest import tiny_model
 from tests.post.test_dpo import HaltError, gathered, rows, run, small
 
@@ -48,7 +49,7 @@ def test_a_reference_of_something_else_is_computed_again_and_said(tmp_path: Path
     def found(weights: str = "these weights", dtype: torch.dtype = torch.float32, job: Job = job) -> str:
         """What is said, of numbers that are right."""
         read = Reader(model.network, dtype, torch.device("cpu"))
-        sums = reference_sums(job, read, weights, tmp_path)
+        sums = reference_sums(job, read, weights, tmp_path, World())
         right = read([*job.data.items.groups, *job.data.held_out.groups])
         there = ~sums.isnan().any(1)
         assert there.any()

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qwen2.cli.lora_flags import NO_LORA, LoraFlags
-from qwen2.cli.ranks import say_idle_gpus
+from qwen2.cli.ranks import ONE, Ranks, world_of
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.cli.tuning import (
-    Adapters,
     Place,
     adapters_of,
     at_least_none,
@@ -33,6 +32,7 @@ from qwen2.train.place import found_again, is_run, source_of
 from qwen2.train.settings import as_dict
 
 if TYPE_CHECKING:
+    from qwen2.post.preference.dpo import Job
     from qwen2.post.preference.pairs import Collected
     from qwen2.tokenizer import ChatTemplate, Tokenizer
 
@@ -67,6 +67,7 @@ def dpo(
     what: Annotated[What, Parameter(name="*")] = NOWHERE,
     flags: Annotated[Flags, Parameter(name="*")] = NO_FLAGS,
     lora: Annotated[LoraFlags, Parameter(name="*")] = NO_LORA,
+    ranks: Annotated[Ranks, Parameter(name="*")] = ONE,
 ) -> None:
     """Train on preferences: the likelihood of chosen answers against that of rejected ones. The end is RUN/model, or RUN/adapter.
 
@@ -93,7 +94,7 @@ def dpo(
 
     import torch
 
-    from qwen2.post.preference.dpo import check_window
+    from qwen2.post.preference.dpo import Job, check_window
     from qwen2.post.preference.pairs import last_of, turns_of
     from qwen2.post.start import read_start
 
@@ -103,35 +104,34 @@ def dpo(
     start = read_start(place, None if adapters is None else adapters.folder)
     check_window(start.config, settings)
     found = _collected(data, what, start.template, settings)
-    for line in found.lines():
-        print(line, file=sys.stderr)
     if "steps" not in chosen and settings.epochs:
         settings = replace(settings, steps=-(-turns_of(len(found.items), settings.epochs) // settings.batch))
     settings = DpoSettings(**moved_settings(as_dict(settings), chosen, written, what))
     times = (last_of(len(found.items), settings) or settings.steps * settings.batch) / len(found.items)
     trained = "" if adapters is None else f", adapters of rank {adapters.settings.rank}"
     steps = f"{settings.steps:,} steps of up to {settings.batch}: {times:.2f} epochs"
-    said = f"loss {settings.loss}, beta {settings.strength:g}{trained}; {steps}"
-    print(said, file=sys.stderr)
+    lines = [*found.lines(), f"loss {settings.loss}, beta {settings.strength:g}{trained}; {steps}"]
     if what.dry_run:
+        print(*lines, sep="\n", file=sys.stderr)
         _preview(found, start.template.tokenizer, settings, what.show)
     else:
         assert what.out is not None
-        _train(found, place, settings, what, adapters, source_of(model, written and written["from"], what.out))
+        loaded, lora_only = load_start(place, adapters), None if adapters is None else adapters.settings
+        source = source_of(model, written and written["from"], what.out)
+        _train(Job(found, loaded, settings, what.out, source, what.resume, lora_only), what, ranks, lines)
 
 
-def _train(found: Collected, place: str, settings: DpoSettings, what: What, adapters: Adapters | None, source: str) -> None:
-    """Load the model and run the job."""
-    from qwen2.post.preference.dpo import Job
+def _train(job: Job, what: What, ranks: Ranks, lines: list[str]) -> None:
+    """Run the job, once these lines are said."""
     from qwen2.post.preference.dpo import dpo as train
-    from qwen2.train.world import World
 
-    assert what.out is not None
-    say_idle_gpus(what.device)
-    loaded, trained = load_start(place, adapters), None if adapters is None else adapters.settings
-    state = train(Job(found, loaded, settings, what.out, source, what.resume, trained), World(what.device))
-    made = what.out / ("model" if adapters is None else "adapter")
-    print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens{where_curves_are(what.out)}")
+    with world_of(what.device, ranks) as world:
+        if world.main:
+            print(*lines, sep="\n", file=sys.stderr)
+        state = train(job, world)
+    if world.main:
+        made = job.out / ("model" if job.lora is None else "adapter")
+        print(f"{made}: written after {state.step:,} steps and {state.tokens:,} tokens{where_curves_are(job.out)}")
 
 
 def _collected(data: tuple[Path, ...], what: What, template: ChatTemplate, settings: DpoSettings) -> Collected:

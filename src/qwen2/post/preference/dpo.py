@@ -6,7 +6,10 @@ number of them. A run by epochs ends with the last pair of its last epoch, howev
 the whole step before any of its micro-batches, so that these change nothing. Over weights in blocks the reference, the divergence and
 evaluations are computed as steps are, with inputs in floating point.
 
-What is left out: reading files (readers.py) and tokens (pairs.py), several ranks, and the balancing loss of a mixture of experts.
+Ranks share out a step's pairs, and those that the reference reads; each computes all of an evaluation and of KTO's divergence.
+
+What is left out: reading files (readers.py) and tokens (pairs.py), ranks that share a sequence, and the balancing loss of a mixture of
+experts.
 
     dpo(Job(collect(read(["pairs.jsonl"]), template, settings), model, settings, Path("run")))     # RUN/model
 """
@@ -31,7 +34,7 @@ from qwen2.engine.progress import Progress
 from qwen2.model import packed_attend
 from qwen2.model.lora import LoraSettings, without_lora
 from qwen2.post.adapters import adapted, keep_start
-from qwen2.post.chat_model import as_chat, export, keep_texts
+from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.preference.branches import Branches, Group, branch, branched_attend
 from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
@@ -44,6 +47,7 @@ from qwen2.train.loop import Loop, State
 from qwen2.train.metrics import check_there
 from qwen2.train.place import ADAPTER, origin
 from qwen2.train.precision import chosen, computing, settled, unrecorded
+from qwen2.train.pretrain import whole_network
 from qwen2.train.settings import as_dict
 from qwen2.train.standard_error import named, of_share
 from qwen2.train.task import Task
@@ -93,11 +97,16 @@ class Job:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A micro-batch: the tokens, what the reference says of each answer (P, 1 or 2), KTO's labels (P,) and its divergence."""
+    """A micro-batch: the tokens, what the reference says of each answer (P, 1 or 2), KTO's labels (P,) and its divergence.
+
+    The first `pairs` of them count; another fills up a rank's share of a step.
+    """
 
     branches: Branches
     reference: Tensor
     wanted: Tensor
+    pairs: int
+    tokens: int  # of these pairs
     divergence: float = 0.0
 
     def to(self, device: torch.device | str) -> PairBatch:
@@ -138,32 +147,44 @@ class Reader:
 
 
 class Data:
-    """The items of a run in their order, cut into micro-batches, with what the reference says of them."""
+    """The items of a run in their order, cut into this rank's micro-batches, with what the reference says of them."""
 
-    def __init__(self, items: Items, settings: DpoSettings, sums: Tensor, read: Reader) -> None:
-        self.items, self.settings, self.sums, self.read = items, settings, sums, read
+    def __init__(self, items: Items, settings: DpoSettings, sums: Tensor, read: Reader, world: World | None = None) -> None:
+        world = World() if world is None else world
+        if settings.batch % world.data_size:
+            raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different pairs need a multiple of that")
+        self.items, self.settings, self.sums, self.read, self.world = items, settings, sums, read, world
         self.order = Order(len(items), settings.seed)
         self.last = last_of(len(items), settings)
 
     def next_step(self) -> list[PairBatch]:
-        """The micro-batches of the next step; the last one of a run by epochs has the items that are left."""
+        """The micro-batches of the next step; the last one of a run by epochs has the items that are left.
+
+        Where these are no multiple of the ranks, those that have one less compute an item more, which does not count.
+        """
         left = 0 if self.last is None else self.last - self.order.drawn
         drawn = [next(self.order) for _ in range(min(self.settings.batch, left) if left > 0 else self.settings.batch)]
-        return self.batches(drawn)
+        own, share = drawn[self.world.data_rank :: self.world.data_size], -(-len(drawn) // self.world.data_size)
+        return self.share((own or drawn)[:share], self.divergence(drawn), len(own), share)
 
     def batches(self, drawn: Sequence[int]) -> list[PairBatch]:
-        """These items as micro-batches."""
-        divergence, size = self.divergence(drawn), self.settings.micro_batch
-        return [self.batch(drawn[start : start + size], divergence) for start in range(0, len(drawn), size)]
+        """All of these items as micro-batches."""
+        return self.share(drawn, self.divergence(drawn), len(drawn), len(drawn))
 
-    def batch(self, drawn: Sequence[int], divergence: float) -> PairBatch:
-        """These items as one."""
+    def share(self, drawn: Sequence[int], divergence: float, counted: int, share: int) -> list[PairBatch]:
+        """These items as micro-batches, filled up to a `share`; the first so many are `counted`."""
+        filled, size = [*drawn, *[drawn[-1]] * (share - len(drawn))], self.settings.micro_batch
+        return [self.batch(filled[at : at + size], divergence, min(max(counted - at, 0), size)) for at in range(0, share, size)]
+
+    def batch(self, drawn: Sequence[int], divergence: float, counted: int | None = None) -> PairBatch:
+        """These items as one, of which the first so many are `counted`; left out, all."""
+        counted = len(drawn) if counted is None else counted
         groups, place = [self.items.groups[index] for index in drawn], torch.tensor(drawn)
         wanted = torch.tensor([self.items.wanted[index] for index in drawn]) if self.items.wanted else torch.empty(0, dtype=torch.bool)
         reference = self.sums[place]
         if self.items.wanted:  # the second answer is another prompt's
             groups, reference = [Group(group.prompt, group.answers[:1]) for group in groups], reference[:, :1]
-        return PairBatch(branch(groups), reference, wanted, divergence)
+        return PairBatch(branch(groups), reference, wanted, counted, sum(group.tokens for group in groups[:counted]), divergence)
 
     def divergence(self, drawn: Sequence[int]) -> float:
         """KTO's estimate from the items' second answers, by the weights as they are."""
@@ -178,15 +199,15 @@ def pair_loss(settings: DpoSettings) -> Callable[[Qwen2, PairBatch], tuple[Tenso
     of_pairs, of_answers = pairs_objective(settings), answers_objective(settings)
 
     def loss(network: Qwen2, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        counts, reference = batch.branches.counts, batch.reference
+        counts, reference, P = batch.branches.counts, batch.reference, batch.pairs
         if settings.reference == "adapter":
             with without_lora(network), unrecorded(network):
                 reference = answer_logprobs(network, batch.branches).view(-1, 2)
         sums = answer_logprobs(network, batch.branches)
         if settings.loss == "kto":
-            losses, said = of_answers(sums, counts, reference[:, 0], batch.wanted, batch.divergence)
+            losses, said = of_answers(sums[:P], counts[:P], reference[:P, 0], batch.wanted[:P], batch.divergence)
             return losses.sum(), said
-        losses, said = of_pairs(sums.view(-1, 2), counts.view(-1, 2), reference)
+        losses, said = of_pairs(sums.view(-1, 2)[:P], counts.view(-1, 2)[:P], reference[:P])
         return losses.sum(), said
 
     return loss
@@ -223,8 +244,8 @@ def make_task(job: Job, data: Data, held_out: Data, world: World) -> Task[PairBa
     return Task(
         next_step=data.next_step,
         loss=pair_loss(job.settings),
-        targets=lambda batch: len(batch.wanted) or len(batch.branches.counts) // 2,
-        tokens=lambda batch: len(batch.branches.tokens),
+        targets=lambda batch: batch.pairs,
+        tokens=lambda batch: batch.tokens,
         local=lambda batch: batch.to(world.device),
         state=data.order.state,
         resume=data.order.resume,
@@ -238,8 +259,12 @@ def dpo(job: Job, world: World | None = None) -> State:
     """Run the job; the end is RUN/model, or RUN/adapter where adapters were trained. Errors as `Loop.run` and `RunFolder` have them."""
     world = World() if world is None else world
     items, held_out = job.data.items, job.data.held_out
-    with RunFolder(job.out, anew=AS_MODEL) as folder:
-        settings = settled(job.settings, job.out, job.resume, world)
+    if world.size > world.data_size:
+        raise ValueError(
+            "processes of dpo read different pairs each, and cannot share one: leave --context-parallel and --tensor-parallel out"
+        )
+    with RunFolder(job.out, world.main, AS_MODEL) as folder:
+        settings = settled(world.agreed(job.settings), job.out, job.resume, world)
         job = replace(job, settings=settings, start=as_chat(job.start))
         check(job)
         network, weights = job.start.network, weights_sha256(job.start.network)
@@ -250,28 +275,36 @@ def dpo(job: Job, world: World | None = None) -> State:
         if job.lora is not None:
             job = replace(job, start=adapted(job.start, job.lora, settings.seed))
         changed = folder.begin(sections, job.resume)  # when nothing is left that may be refused, so that the folder stays free till then
-        keep_texts(job.start, folder.tokenizer)
-        keep_start(own, folder.path)
+        if world.main:
+            keep_texts(job.start, folder.tokenizer)
+            keep_start(own, folder.path)
+        world.barrier()
         network.to(world.device)
         read = Reader(network, chosen(settings.precision, world.device), world.device)
-        sums = reference_sums(job, read, weights, folder.path, own)
-        data, kept = Data(items, settings, sums[: len(items)], read), Data(held_out, settings, sums[len(items) :], read)
+        sums = reference_sums(job, read, weights, folder.path, world, own)
+        data, kept = (
+            Data(*each, read, world) for each in ((items, settings, sums[: len(items)]), (held_out, settings, sums[len(items) :]))
+        )
         loop = Loop(network, make_task(job, data, kept, world), settings, folder, world)
         state = loop.run(job.resume, changed)
         with loop.averaged():
             if job.lora is None:
-                export(job.start, network, folder.model, settings.export_dtype, world)
+                export(job.start, whole_network(network, world), folder.model, settings.export_dtype, world)
             else:
-                texts = (job.start.tokenizer, job.start.generation)
-                save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype), texts)
+                gather_adapters(network, world)
+                if world.main:
+                    texts = (job.start.tokenizer, job.start.generation)
+                    save_adapter(network, job.lora, folder.path / ADAPTER, job.source, getattr(torch, settings.export_dtype), texts)
+                world.barrier()
         loop.draw()
         return state
 
 
-def reference_sums(job: Job, read: Reader, weights: str, folder: Path, own: Path | None = None) -> Tensor:
+def reference_sums(job: Job, read: Reader, weights: str, folder: Path, world: World, own: Path | None = None) -> Tensor:
     """What the reference says of each item's answers, learned from and held out (n, 2); NaN where the run does not read it.
 
-    The network is the reference here: no step was done yet, also to the adapter that it goes on with (`own`), or new ones are off.
+    The network is the reference here: no step was done yet, also to the adapter that it goes on with (`own`), or new ones are off. It is
+    whole on every rank still; each computes some of them.
     """
     settings, groups = job.settings, [*job.data.items.groups, *job.data.held_out.groups]
     if not settings.has_reference or settings.reference == "adapter":
@@ -279,20 +312,30 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path, own: Path
     learned, data = len(job.data.items), hashlib.sha256((job.data.items.sha256() + job.data.held_out.sha256()).encode()).hexdigest()
     model = weights if own is None else f"{weights} {digest_of(own)}"
     found = Reference(folder, {"model": model, "data": data, "computed in": f"{read.dtype} as steps are"}, (len(groups), 2))
-    say = partial(print, file=sys.stderr, flush=True)
-    found.read(say)
+    say = partial(print, file=sys.stderr, flush=True) if world.main else lambda text: None
+    if world.main:
+        found.read(say)
+    found.sums = world.agreed(found.sums)
     order = Order(learned, settings.seed)
     turns = range(min(settings.steps * settings.batch, learned))  # an epoch reads all
     wanted = [*(order.at(turn) for turn in turns), *range(learned, learned + min(len(groups) - learned, settings.eval_pairs))]
     missing = found.missing(wanted)
     if missing:
         say(f"the reference's log-probabilities of {len(missing):,} prompts with their answers, once: {found.path}")
-    with without_lora(read.network) if own is None else nullcontext(), Progress(len(missing), None) as bar:
+    with (
+        without_lora(read.network) if own is None else nullcontext(),
+        Progress(-(-len(missing) // world.size), None if world.main else False) as bar,
+    ):
 
         def compute(indices: Sequence[int]) -> Tensor:
-            return read([groups[index] for index in indices], bar)
+            own = indices[world.rank :: world.size]
+            parts = world.every(read([groups[index] for index in own], bar).cpu() if own else torch.empty(0, 2))
+            sums = torch.empty(len(indices), 2)
+            for rank, part in enumerate(parts):
+                sums[rank :: world.size] = part.float()
+            return sums
 
-        found.fill(wanted, compute)
+        found.fill(wanted, compute, keep=world.main)
     return found.sums
 
 

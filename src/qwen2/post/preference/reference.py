@@ -62,13 +62,14 @@ class Reference:
         there = ~self.sums.isnan().any(1)
         return [index for index in dict.fromkeys(wanted) if not there[index]]
 
-    def fill(self, wanted: Sequence[int], compute: Callable[[Sequence[int]], Tensor]) -> None:
-        """Compute what is missing of these items, and write it down; `compute` gives numbers (n, 2) for n items."""
+    def fill(self, wanted: Sequence[int], compute: Callable[[Sequence[int]], Tensor], keep: bool = True) -> None:
+        """Compute what is missing of these items, and write it down (`keep`); `compute` gives numbers (n, 2) for n items."""
         missing = self.missing(wanted)
         for start in range(0, len(missing), OFTEN):
             part = missing[start : start + OFTEN]
             self.sums[torch.tensor(part)] = compute(part).to(self.sums.dtype).cpu()
-            self.write()
+            if keep:
+                self.write()
 
     def write(self) -> None:
         """Under a temporary name, then renamed."""
