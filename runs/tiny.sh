@@ -29,11 +29,11 @@ languages=(en zh de fr es)
 if [ -z "$quick" ]; then
   chats=(chatterbot-corpus llamafactory) dialogues=150
   problems=(--count 8000 --held-out 2000 --solutions 800 --largest 30)
-  plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) bytes=6000
+  plateau=20 epochs=(10 9 8) k=16 rows=(--length 512 --batch 4 --micro-batch 4 --lr 4e-3) bytes=6000 replayed=4000
 else
   chats=(chatterbot-corpus) dialogues=5
   problems=(--count 60 --held-out 40 --solutions 300 --largest 5)
-  plateau=6 epochs=(2 2 2) k=16 rows=(--length 256 --batch 8 --micro-batch 8 --lr 4e-3) bytes=600
+  plateau=6 epochs=(2) k=16 rows=(--length 256 --batch 8 --micro-batch 8 --lr 4e-3) bytes=600 replayed=300
 fi
 for language in "${languages[@]}"; do problems+=(--language "$language"); done
 solving=(--max-tokens 32 --max-batch 128)   # the longest answers to problems have about 15 tokens
@@ -66,19 +66,32 @@ tune() {
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
   qwen2 "$verb" "$model" "$@" --out "$out/$name" --seed "$seed" --log-every 20 "${resume[@]}"
 }
-# learn NAME MODEL EPOCHS [SAMPLES]: fine-tuning on solutions, chats, and the model's own right answers
+# texts ROUND: of what the base model was trained on, a little in each language, other texts in each round, so that less of it is forgotten
+texts() {
+  mkdir -p "$out/texts"
+  # shellcheck disable=SC2016  # awk's
+  LC_ALL=C awk -v round="$1" -v most=$replayed 'length < most && match($0, /"language": ?"[a-z]+"/) {
+      language = substr($0, RSTART, RLENGTH)
+      if (int(bytes[language] / most) == round) print
+      bytes[language] += length
+    }' "$base"/data/text/*.jsonl > "$out/texts/$1.part"
+  mv "$out/texts/$1.part" "$out/texts/$1.jsonl"
+}
+# learn NAME MODEL EPOCHS ROUND [SAMPLES]: fine-tuning on solutions, chats, texts, and the model's own right answers
 learn() {
   local name=$1 model=$2 epochs=$3 own=()
-  [ -z "${4:-}" ] || own=("$out/$4/sft.jsonl")   # the newest round alone: what was learned from the one before it solves again
-  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${own[@]}" "${rows[@]}" --epochs "$epochs" \
-    --eval-share 0.05 --eval-every 200
+  [ -z "${5:-}" ] || own=("$out/$5/sft.jsonl")   # the newest round alone: what was learned from the one before it solves again
+  texts "$4"
+  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "$out/texts/$4.jsonl" "${own[@]}" "${rows[@]}" \
+    --epochs "$epochs" --eval-share 0.05 --eval-every 200
 }
 # sample NAME MODEL: answers to the training problems; the right ones become rows, and pairs with wrong ones
 sample() {
   qwen2 synth reject "$2" "$out/problems/train.jsonl" --out "$out/$1" --k $k --temperature 1 --seed "$seed" --per-prompt 1 "${solving[@]}"
 }
-stage_dpo() {
-  tune dpo dpo "$out/sft-3" "$out/reject-4/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 3e-5 --sft 0.2 --save-every 50
+# prefer MODEL SAMPLES
+prefer() {
+  tune dpo dpo "$1" "$out/$2/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 3e-5 --sft 0.2 --save-every 50
 }
 stage_model() {
   rm -rf "$out/model" && mkdir "$out/model"
@@ -97,25 +110,23 @@ PROMPTS
 }
 
 main() {  # read whole before it runs: the file may be changed meanwhile
+  local last=sft round
   qwen2 report follow "$out" "$base"
   stage chats corpus chats stage_chats
   stage problems rows problems stage_problems
   stage before evaluation before measure before "$base/model/base"
-  stage sft tuning sft learn sft "$base/model/base" $plateau
+  stage sft tuning sft learn sft "$base/model/base" $plateau 0
   stage after-sft evaluation after-sft measure after-sft "$out/sft" before
-  stage sft-twice tuning sft-twice learn sft-twice "$base/model/base" $((2 * plateau))   # what imitation alone can still bring
+  stage sft-twice tuning sft-twice learn sft-twice "$base/model/base" $((2 * plateau)) 0   # what imitation alone can still bring
   stage after-twice evaluation after-twice measure after-twice "$out/sft-twice" after-sft
-  stage reject-1 sampling reject-1 sample reject-1 "$out/sft"
-  stage sft-1 tuning sft-1 learn sft-1 "$out/sft" "${epochs[0]}" reject-1
-  stage after-sft-1 evaluation after-sft-1 measure after-sft-1 "$out/sft-1" after-sft
-  stage reject-2 sampling reject-2 sample reject-2 "$out/sft-1"
-  stage sft-2 tuning sft-2 learn sft-2 "$out/sft-1" "${epochs[1]}" reject-2
-  stage after-sft-2 evaluation after-sft-2 measure after-sft-2 "$out/sft-2" after-sft
-  stage reject-3 sampling reject-3 sample reject-3 "$out/sft-2"
-  stage sft-3 tuning sft-3 learn sft-3 "$out/sft-2" "${epochs[2]}" reject-3
-  stage after-sft-3 evaluation after-sft-3 measure after-sft-3 "$out/sft-3" after-sft
-  stage reject-4 sampling reject-4 sample reject-4 "$out/sft-3"
-  stage dpo tuning dpo stage_dpo
+  for ((round = 1; round <= ${#epochs[@]}; round++)); do
+    stage "reject-$round" sampling "reject-$round" sample "reject-$round" "$out/$last"
+    stage "sft-$round" tuning "sft-$round" learn "sft-$round" "$out/$last" "${epochs[round - 1]}" "$round" "reject-$round"
+    last=sft-$round
+    stage "after-$last" evaluation "after-$last" measure "after-$last" "$out/$last" after-sft
+  done
+  stage "reject-$round" sampling "reject-$round" sample "reject-$round" "$out/$last"
+  stage dpo tuning dpo prefer "$out/$last" "reject-$round"
   stage after-dpo evaluation after-dpo measure after-dpo "$out/dpo" after-sft
   stage chat-model export model stage_model
   stage answers samples answers stage_answers

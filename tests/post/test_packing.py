@@ -63,7 +63,27 @@ def test_rows_of_several_epochs_are_counted() -> None:
     assert PackedRows(lengths_of(80, 60), 128, False, 3).total(2.5) == 200
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_spread_over_epochs_is_read_once_in_all_of_them(packed: bool) -> None:
+    lengths, spread = lengths_of(80, 60), list(range(10, 60))
+    rows = PackedRows(lengths, 128, packed, 3, spread, 4)
+    epochs = [sorted(index for row in rows.plan(epoch) for index in row) for epoch in range(5)]
+    others = [index for index in range(80) if index not in spread]
+    assert all([index for index in epoch if index not in spread] == others for epoch in epochs), "the others in every one"
+    read = [[index for index in epoch if index in spread] for epoch in epochs]
+    assert sorted(index for epoch in read[:4] for index in epoch) == spread
+    assert {len(epoch) for epoch in read} <= {12, 13}, "as many in each"
+    assert read[4] == read[0]
+    assert rows.total(4) == sum(len(rows.plan(epoch)) for epoch in range(4))
+    state = [next(rows) for _ in range(40)] and rows.state()
+    again = PackedRows(lengths, 128, packed, 3, spread, 4)
+    again.resume(state)
+    assert [next(again) for _ in range(50)] == [next(rows) for _ in range(50)]
+
+
 def test_what_cannot_be_packed() -> None:
+    with pytest.raises(ValueError, match="epochs would be empty: 3 texts spread over 4 epochs, and nothing else"):
+        PackedRows(np.array([5, 5, 5]), 128, True, 0, [0, 1, 2], 4)
     with pytest.raises(ValueError, match="no examples"):
         PackedRows(np.empty(0, np.int64), 128, True, 0)
     with pytest.raises(ValueError, match="129 tokens does not fit into a row of 128"):

@@ -179,12 +179,11 @@ def _prepared(
 
 def _rows(found: Collected, settings: SftSettings) -> str:
     """What the run reads, in a line."""
-    from qwen2.post.rows.packing import PackedRows
     from qwen2.post.rows.preview import rows_in_words
 
-    rows = len(PackedRows(found.examples.lengths, settings.length, settings.packing, settings.seed).rows)
-    times = settings.epochs or settings.steps * settings.batch / rows  # by epochs the last step has what is left
-    return f"{rows_in_words(found.examples, settings, rows)}; {settings.steps:,} steps of up to {settings.batch} rows: {times:.1f} epochs"
+    plan = found.examples.rows(settings).rows
+    times = settings.epochs or settings.steps * settings.batch / len(plan)  # by epochs the last step has what is left
+    return f"{rows_in_words(found.examples, settings, plan)}; {settings.steps:,} steps of up to {settings.batch} rows: {times:.1f} epochs"
 
 
 def _preview(found: Collected, start: Start, settings: SftSettings, adapters: LoraSettings | None, packed_bytes: int, what: What) -> None:
@@ -202,9 +201,10 @@ def _preview(found: Collected, start: Start, settings: SftSettings, adapters: Lo
     examples_shown(console, start.template.tokenizer, found.examples, what.show)
     for line in [*histogram(found.examples.lengths, settings.length), *found.lines(), _rows(found, settings)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    dtype, lengths = chosen(settings.precision, device), found.examples.lengths
-    times = settings.epochs or settings.steps * settings.batch * settings.length / int(lengths.sum())
-    tokens, learned = round(times * int(lengths.sum())), round(times * found.examples.targets)
+    dtype = chosen(settings.precision, device)
+    an_epoch, learned = found.examples.an_epoch(settings.text_epochs)
+    times = settings.epochs or settings.steps * settings.batch * settings.length / an_epoch
+    tokens, learned = round(times * an_epoch), round(times * learned)
     rate = product_rate(dtype, device)
     half = dtype == torch.bfloat16
     needed = expected(start.config, settings, tokens, learned, adapters, packed_bytes, rate, half)

@@ -21,6 +21,9 @@ class SftSettings(Settings):
     """What fine-tuning adds to the loop's settings, and its own defaults."""
 
     epochs: float = setting(2.0, "Times that every example is read; --steps counts steps instead.")
+    text_epochs: int = setting(
+        1, "Epochs that texts are spread over, conversations not: of N, each reads another Nth of them. Keeps what a model knew before."
+    )
     length: int = setting(1024, "Tokens of a row, and of the longest example; the Qwen2 report has 32768.")
     batch: int = setting(8, "Rows of a step, over all micro-batches and ranks; without packing, examples.")
     micro_batch: int = setting(2, "Rows computed at once; fewer need less memory and change results by rounding alone.")
@@ -52,6 +55,7 @@ class SftSettings(Settings):
         for name in ("length", "batch", "micro_batch", "eval_rows", "sample_tokens"):
             whole(name, getattr(self, name), 2 if name == "length" else 1)
         whole("samples", self.samples, 0)
+        whole("text_epochs", self.text_epochs, 1)
         number("eval_share", self.eval_share, 0, 0.5)
         number("neftune", self.neftune, 0, 100)
         number("z_loss", self.z_loss, 0, 1)

@@ -91,7 +91,7 @@ class Data:
         if settings.batch % world.data_size:
             raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different rows need a multiple of that")
         self.examples, self.settings, self.world = examples, settings, world
-        self.rows = PackedRows(examples.lengths, settings.length, settings.packing, settings.seed)
+        self.rows = examples.rows(settings)
         total = self.rows.total(settings.epochs) if settings.epochs else 0
         self.last = total if settings.steps == -(-total // settings.batch) else None  # rows of the run, where epochs end it
 
@@ -115,8 +115,7 @@ def without_targets(row: Row) -> Row:
 
 def steps_of(examples: Examples, settings: SftSettings) -> int:
     """Steps of a run by epochs."""
-    rows = PackedRows(examples.lengths, settings.length, settings.packing, settings.seed).total(settings.epochs)
-    return -(-rows // settings.batch)
+    return -(-examples.rows(settings).total(settings.epochs) // settings.batch)
 
 
 def held_out_batches(examples: Examples, settings: SftSettings) -> list[Batch]:

@@ -25,6 +25,7 @@ import numpy as np
 from qwen2.data.batches import IGNORE, Row
 from qwen2.post.rows.account import Account, is_held
 from qwen2.post.rows.encode import Encoded, TooLongError, encode
+from qwen2.post.rows.packing import PackedRows
 from qwen2.post.rows.reading import Reading
 from qwen2.post.rows.records import Example, PlainText, Preference, Record, Skipped
 
@@ -46,9 +47,12 @@ class Examples:
     def __init__(self) -> None:
         self.tokens, self.mask, self.ends = array("i"), bytearray(), array("q")
         self.where: list[str] = []
+        self.texts: list[int] = []  # which of them are texts
 
-    def add(self, ids: Sequence[int], mask: Sequence[bool], where: str) -> None:
+    def add(self, ids: Sequence[int], mask: Sequence[bool], where: str, text: bool = False) -> None:
         """One more."""
+        if text:
+            self.texts.append(len(self))
         self.tokens.extend(ids)
         self.mask.extend(mask)
         self.ends.append(len(self.tokens))
@@ -67,6 +71,17 @@ class Examples:
         """Tokens that are learned, of all examples together: a first one never is."""
         starts = [0, *self.ends[:-1]] if len(self) else []
         return sum(self.mask) - sum(self.mask[start] for start in starts)
+
+    def an_epoch(self, text_epochs: int) -> tuple[int, int]:
+        """Tokens of an epoch, and how many of them are learned, on the average where texts are spread over so many."""
+        lengths, left_out = self.lengths, 1 - 1 / text_epochs
+        texts = int(lengths[self.texts].sum())
+        return round(int(lengths.sum()) - left_out * texts), round(self.targets - left_out * (texts - len(self.texts)))
+
+    def rows(self, settings: SftSettings) -> PackedRows:
+        """The rows of a run."""
+        s = settings
+        return PackedRows(self.lengths, s.length, s.packing, s.seed, self.texts, s.text_epochs)
 
     def example(self, index: int) -> tuple[list[int], list[bool]]:
         """Ids and mask of one."""
@@ -165,7 +180,7 @@ def _take(found: Collected, record: Record, made: Encoded | Skipped, settings: S
     held = held or is_held(made.prompt, settings.eval_share)
     place = found.held_out if held else found.examples
     for ids, mask in pieces(made, settings.length):
-        place.add(ids, mask, record.where)
+        place.add(ids, mask, record.where, isinstance(example, PlainText))
     kept = found.prompts if held else found.first
     if isinstance(example, Example) and len(kept) < settings.samples:
         kept.append(example)

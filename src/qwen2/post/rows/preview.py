@@ -66,10 +66,10 @@ def histogram(lengths: np.ndarray, length: int) -> list[str]:
     return lines
 
 
-def rows_in_words(examples: Examples, settings: SftSettings, rows: int) -> str:
-    """How the examples of an epoch fill its rows."""
-    lengths = examples.lengths
-    tokens, learned = int(lengths.sum()), examples.targets
+def rows_in_words(examples: Examples, settings: SftSettings, plan: Sequence[Sequence[int]]) -> str:
+    """How the examples of an epoch fill its rows, as the first one is planned."""
+    rows, (_, learned) = len(plan), examples.an_epoch(settings.text_epochs)
+    tokens = int(examples.lengths[[index for row in plan for index in row]].sum())
     share = f"{tokens:,} tokens an epoch, {learned:,} of them learned ({learned / tokens:.0%})"
     if not settings.packing:
         return f"{share}; {rows:,} rows of an example each"
