@@ -66,24 +66,24 @@ tune() {
   if [ -e "$out/$name/config.json" ]; then resume=(--resume); fi
   qwen2 "$verb" "$model" "$@" --out "$out/$name" --seed "$seed" --log-every 20 "${resume[@]}"
 }
-# texts ROUND: of what the base model was trained on, a little in each language, other texts in each round, so that less of it is forgotten
+# texts ROUND BYTES: so much in each language of what the base model was trained on, other documents in each round
 texts() {
   mkdir -p "$out/texts"
   # shellcheck disable=SC2016  # awk's
-  LC_ALL=C awk -v round="$1" -v most=$replayed 'length < most && match($0, /"language": ?"[a-z]+"/) {
+  LC_ALL=C awk -v round="$1" -v rounds=4 -v most="$2" 'match($0, /"language": ?"[a-z]+"/) {
       language = substr($0, RSTART, RLENGTH)
-      if (int(bytes[language] / most) == round) print
-      bytes[language] += length
+      if (documents[language]++ % rounds == round && (bytes[language] += length) < most) print
     }' "$base"/data/text/*.jsonl > "$out/texts/$1.part"
   mv "$out/texts/$1.part" "$out/texts/$1.jsonl"
 }
-# learn NAME MODEL EPOCHS ROUND [SAMPLES]: fine-tuning on solutions, chats, texts, and the model's own right answers
+# learn NAME MODEL EPOCHS ROUND [SAMPLES]: fine-tuning on solutions, chats, the model's own right answers, and texts, so that less of what
+# the base model knew is forgotten: each epoch has others of them
 learn() {
   local name=$1 model=$2 epochs=$3 own=()
   [ -z "${5:-}" ] || own=("$out/$5/sft.jsonl")   # the newest round alone: what was learned from the one before it solves again
-  texts "$4"
-  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "$out/texts/$4.jsonl" "${own[@]}" "${rows[@]}" \
-    --epochs "$epochs" --eval-share 0.05 --eval-every 200
+  texts "$4" $((epochs * replayed))
+  tune sft "$name" "$model" "$out/problems/sft.jsonl" "$out/chats/chats.jsonl" "${own[@]}" "$out/texts/$4.jsonl" "${rows[@]}" \
+    --epochs "$epochs" --text-epochs "$epochs" --eval-share 0.05 --eval-every 200
 }
 # sample NAME MODEL: answers to the training problems; the right ones become rows, and pairs with wrong ones
 sample() {
@@ -91,7 +91,7 @@ sample() {
 }
 # prefer MODEL SAMPLES
 prefer() {
-  tune dpo dpo "$1" "$out/$2/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 3e-5 --sft 0.2 --save-every 50
+  tune dpo dpo "$1" "$out/$2/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 1e-4 --sft 0.2 --save-every 50
 }
 stage_model() {
   rm -rf "$out/model" && mkdir "$out/model"
