@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def test_transformers_and_both_exports_go_on_with_the_same_text(run: Path):
     assert end > 0
     assert list(ours.token_ids)[:end] == expected[:end]
     assert list(gguf.token_ids) == list(ours.token_ids)
+
+
+def test_llama_cpp_goes_on_with_the_same_text(run: Path, llama_cpp: Callable[[Path, str, int], dict[str, Any]]):
+    """Its cache rounds keys and values to 16 bits: where two tokens are all but equally likely it may take the other one."""
+    llm = LLM(run / "model" / "base.gguf")
+    (ours,) = llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2))
+    theirs = llama_cpp(run / "model" / "base.gguf", PROMPT, 24)
+    assert theirs["prompt"] == llm.model.tokenizer.encode(PROMPT)
+    assert theirs["ids"]
+    differ = [at for at, (a, b) in enumerate(zip(theirs["ids"], ours.token_ids, strict=False)) if a != b]
+    if differ:
+        (_, first), (_, second) = ours.logprobs[differ[0]].top
+        assert first - second < 0.02, f"token {differ[0]}"
 
 
 def test_training_takes_the_recipe_s_mixture(run: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_what_is_learned_again_is_right_and_what_is_measured_was_never_seen(run:
     shown = {row["messages"][0]["content"] for row in lines(run / "problems" / "sft.jsonl")}
     assert not held_out & {asked["content"] for asked, _ in learned}
     assert not held_out & shown
+
+
+def test_llama_cpp_loads_the_quantized_file(run: Path, llama_cpp: Callable[[Path, str, int], dict[str, Any]]) -> None:
+    """The same ids of a rendered question, and an answer; whose words, 8 bits and rounded inputs may decide in so small a model."""
+    model = LLM(run / "model" / "tiny-q8_0.gguf").model
+    rendered = model.template.render([{"role": "user", "content": "What is 3 + 4?"}])
+    found = llama_cpp(run / "model" / "tiny-q8_0.gguf", rendered.text, 12)
+    assert found["prompt"] == list(rendered.ids)
+    assert model.tokenizer.decode(found["ids"]).strip()
 
 
 def test_the_quantized_file_answers_as_the_folder_does(run: Path) -> None:
