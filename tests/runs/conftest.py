@@ -42,6 +42,9 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str, 
     if sys.platform != "linux" or machine is None:
         pytest.skip("node-llama-cpp's package for this system is not known here")
     assert shutil.which("npm"), "npm is needed, as for the corpora"
+    version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout.strip()
+    if int(version.removeprefix("v").partition(".")[0]) < 20:
+        pytest.skip(f"node-llama-cpp needs node 20, here is {version}")
     folder = tmp_path_factory.mktemp("llama.cpp")
     shutil.copy(SCRIPT, folder)
     names = [f"node-llama-cpp@{NODE_LLAMA_CPP}", f"@node-llama-cpp/{machine}@{NODE_LLAMA_CPP}"]
