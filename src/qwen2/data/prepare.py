@@ -1,7 +1,7 @@
 """The whole chain, from a recipe to token shards, as datatrove pipelines that workers here run, or Slurm, or Ray (`execute.py`).
 
     1 read, language, heuristics -> documents, hashes of documents and paragraphs, MinHash signatures
-    2 copies: exact ones by sorting all hashes, near ones by datatrove's buckets and our clusters
+    2 copies: exact ones by sorting all hashes, near ones by datatrove's buckets and our clusters, cut ones by joining runs of units
     3 exact, near, quality, contamination, personal -> OUT/text/*.jsonl, with a manifest of its own, and OUT/held-out/*.jsonl
     4 tokens -> OUT/shards, and the report (`tokens.py`, `report.py`)
 
@@ -32,7 +32,17 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from qwen2.data.again import Again, places_of
 from qwen2.data.contamination import ContaminationFilter, Index, too_short
-from qwen2.data.duplicates import ExactCopies, ExactFilter, ExactSignatures, NearClusters, NearFilter, NearSignatures, near_config
+from qwen2.data.cuts import CutSignatures, FindCuts, one_of
+from qwen2.data.duplicates import (
+    ExactCopies,
+    ExactFilter,
+    ExactParagraphs,
+    ExactSignatures,
+    NearClusters,
+    NearFilter,
+    NearSignatures,
+    near_config,
+)
 from qwen2.data.execute import Place, execute
 from qwen2.data.filters import HeuristicFilter, LanguageFilter
 from qwen2.data.personal import PersonalFilter
@@ -220,10 +230,15 @@ class Chain:
             pipeline.append(HeuristicFilter(recipe, self.counts))
         if "exact" in steps:
             pipeline.append(ExactSignatures(self._at("exact"), recipe.paragraph_bytes))
+        if "near" in steps:
+            pipeline.append(CutSignatures(self._at("cuts"), recipe.shingle, self._kept()))
         pipeline.append(_writer(self._at("documents")))
         if "near" in steps:
             pipeline.append(NearSignatures(self._at("signatures"), near_config(recipe.shingle, recipe.seed)))
         return pipeline
+
+    def _kept(self) -> int:
+        return one_of(entry.path for task in self.plan for entry in task)
 
     def _copies(self) -> None:
         if "exact" in self.recipe.steps:
@@ -232,7 +247,13 @@ class Chain:
             config = near_config(self.recipe.shingle, self.recipe.seed)
             buckets = MinhashDedupBuckets(self._at("signatures"), self._at("pairs"), config=config, lines_to_buffer=1000)
             self._pipeline("pairs", [buckets], tasks=config.num_buckets)
-            self._pipeline("clusters", [NearClusters(self._at("pairs"), self._at("near"), self.recipe.tasks)], tasks=1)
+            tasks = self.recipe.tasks
+            self._pipeline("clusters", [NearClusters(self._at("pairs"), self._at("cuts"), self._at("near"), tasks)], tasks=1)
+            find = FindCuts(self._at("cuts"), self._at("exact"), self._at("near"), tasks, self._kept())
+            self._pipeline("cuts", [find], tasks=1)
+        if "exact" in self.recipe.steps:
+            near = self._at("near") if "near" in self.recipe.steps else None
+            self._pipeline("paragraphs", [ExactParagraphs(self._at("exact"), near)], tasks=1)
 
     def _prepare_filters(self) -> None:
         """What the filters of the second pipeline read: the classifier, the index of evaluation items."""

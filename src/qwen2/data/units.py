@@ -10,7 +10,7 @@ Left out: dictionaries of words.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -73,6 +73,7 @@ class Text:
     """One text, analysed as far as somebody asks."""
 
     text: str
+    _distinct: dict[int, Hashes] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def codes(self) -> Any:
@@ -179,6 +180,12 @@ class Text:
     def shingles(self, n: int) -> Hashes:
         """The hashes of all runs of n units; of all units together where there are fewer."""
         return runs(self.units, n)
+
+    def distinct_shingles(self, n: int) -> Hashes:
+        """Each of `shingles` once, sorted; worked out once for all steps."""
+        if n not in self._distinct:
+            self._distinct[n] = np.unique(self.shingles(n))
+        return self._distinct[n]
 
     def whole_hash(self) -> int:
         """The hash of all units in order: alike for texts that differ in case, punctuation and spacing only."""
