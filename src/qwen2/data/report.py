@@ -24,7 +24,8 @@ BARS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8b
 def gather(out: Path) -> dict[str, Any]:
     """All counts of a folder: per step kept and dropped documents and bytes, by reason, language and source; samples; missing packages.
 
-    The contamination step has the evaluation sets, and the held-out texts, that the text was compared with, with the items of each.
+    The contamination step has the evaluation sets, and the held-out texts, that the text was compared with, with the items of each,
+    and how many of them are too short to be compared.
     FileNotFoundError where nothing was prepared there.
     """
     if not (out / "counts").is_dir():
@@ -108,10 +109,18 @@ def notes(report: dict[str, Any]) -> Iterator[str]:
         yield f"{len(missing)} of {report['packages']} packages were gone when the corpus was fetched: {names}{said}"
     for step in report["steps"]:
         if step.get("compared_with") is not None:
-            sets = [f"{name} ({items:,} items)" for name, items in step["compared_with"].items()]
+            sets = [f"{name} ({_items(counts)})" for name, counts in step["compared_with"].items()]
             yield f"{step['step']}: compared with {', '.join(sets) or 'nothing: no evaluation set and no held-out text was there'}"
         for path, why in step.get("broken_files", {}).items():
             yield f"{path}: not read to its end: {why}"
+
+
+def _items(counts: dict[str, int] | int) -> str:
+    """A folder of an older version has the number of items alone."""
+    if isinstance(counts, int):
+        return f"{counts:,} items"
+    short = counts["too_short"]
+    return f"{counts['items']:,} items" + (f", {short:,} too short to be compared" if short else "")
 
 
 def show(out: Path) -> Iterator[str]:

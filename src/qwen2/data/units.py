@@ -10,7 +10,7 @@ Left out: dictionaries of words.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -73,6 +73,7 @@ class Text:
     """One text, analysed as far as somebody asks."""
 
     text: str
+    _distinct: dict[int, Hashes] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def codes(self) -> Any:
@@ -132,11 +133,8 @@ class Text:
         return self._found[0]
 
     @cached_property
-    def telling(self) -> Hashes:
-        """The units without single Latin letters and numbers of one or two digits, which lists and formulas are full of.
-
-        Of Chinese and Japanese each pair of neighbouring characters: all texts share the commonest kana.
-        """
+    def _telling(self) -> tuple[Hashes, Any]:
+        """The telling units, and the number of the unit in which each begins."""
         units, places, lengths = self._found
         weak = (lengths <= 2) & (self.classes[places] == DIGIT) | (lengths == 1) & (self.scripts[places] == _NAMES.index("latin"))
         whole = _WHOLE[self.scripts[places]]
@@ -144,7 +142,21 @@ class Text:
             paired = np.append(whole[:-1] & whole[1:] & (places[:-1] + lengths[:-1] == places[1:]), False)
             units = np.where(paired, units * _K2 + np.append(units[1:], np.uint64(0)), units)
             weak |= whole & ~paired
-        return units[~weak]
+        return units[~weak], np.flatnonzero(~weak)
+
+    @property
+    def telling(self) -> Hashes:
+        """The units without single Latin letters and numbers of one or two digits, which lists and formulas are full of.
+
+        Of Chinese and Japanese each pair of neighbouring characters: all texts share the commonest kana.
+        """
+        return self._telling[0]
+
+    def telling_within(self, start: int, end: int) -> Hashes:
+        """Those that begin in the units from `start` to before `end`."""
+        telling, numbers = self._telling
+        first, last = np.searchsorted(numbers, (start, end))
+        return telling[first:last]
 
     @property
     def lengths(self) -> Any:
@@ -167,19 +179,29 @@ class Text:
 
     def shingles(self, n: int) -> Hashes:
         """The hashes of all runs of n units; of all units together where there are fewer."""
-        units = self.units
-        n = min(n, len(units))
-        if n == 0:
-            return units
-        run = np.zeros(len(units) - n + 1, np.uint64)
-        for i in range(n):
-            run = run * _K2 + units[i : i + len(run)]
-        return mixed(run)
+        return runs(self.units, n)
+
+    def distinct_shingles(self, n: int) -> Hashes:
+        """Each of `shingles` once, sorted; worked out once for all steps."""
+        if n not in self._distinct:
+            self._distinct[n] = np.unique(self.shingles(n))
+        return self._distinct[n]
 
     def whole_hash(self) -> int:
         """The hash of all units in order: alike for texts that differ in case, punctuation and spacing only."""
         place = np.arange(len(self.units), dtype=np.uint64) * _K3
         return int(mixed(self.units + place).sum(dtype=np.uint64))
+
+
+def runs(units: Hashes, n: int) -> Hashes:
+    """The hashes of all runs of n units; of all units together where there are fewer."""
+    n = min(n, len(units))
+    if n == 0:
+        return units
+    run = np.zeros(len(units) - n + 1, np.uint64)
+    for i in range(n):
+        run = run * _K2 + units[i : i + len(run)]
+    return mixed(run)
 
 
 def _high(codes: Any) -> Any:
