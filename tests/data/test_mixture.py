@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2.data.mixture import Mixture, Order, most_often, order, permuted, sizes
+from qwen2.data.mixture import AT_ONCE, Mixture, Order, most_often, order, permuted, sizes
 from qwen2.data.shards import Shards, ShardWriter, TokenizerInfo
 
 
@@ -118,6 +121,42 @@ def test_wrong_mixtures_are_named(weights: dict[str, float], temperature: float,
         order(shards, Mixture.parse(weights, temperature), seed=0)
 
 
+def permuted_by_hand(turn: int, count: int, key: str) -> int:
+    """The oracle: one turn at a time, in Python's integers."""
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask, keys = (1 << half) - 1, hashlib.sha256(key.encode()).digest()
+    while True:
+        left, right = turn >> half, turn & mask
+        for i in range(4):
+            mixed = (right + int.from_bytes(keys[8 * i : 8 * i + 8], "little")) * 0x9E3779B97F4A7C15 % 2**64
+            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 % 2**64
+            left, right = right, left ^ (mixed >> 31) & mask
+        turn = left << half | right
+        if turn < count:
+            return turn
+
+
 @given(st.integers(1, 300), st.text(max_size=5))
 def test_a_permutation_is_one(count: int, key: str) -> None:
-    assert sorted(permuted(turn, count, key) for turn in range(count)) == list(range(count))
+    found = permuted(np.arange(count), count, key).tolist()
+    assert sorted(found) == list(range(count))
+    assert found == [permuted_by_hand(turn, count, key) for turn in range(count)]
+
+
+@given(st.integers(1, 2**62), st.data())
+def test_a_permutation_of_many_is_the_same_number_for_number(count: int, data: st.DataObject) -> None:
+    turns = data.draw(st.lists(st.integers(0, count - 1), max_size=5))
+    assert permuted(np.array(turns, np.int64), count, "key").tolist() == [permuted_by_hand(turn, count, "key") for turn in turns]
+
+
+def test_a_group_of_many_documents_is_walked_as_by_hand(tmp_path: Path) -> None:
+    """More than are computed together; left in the middle, and resumed."""
+    with ShardWriter(tmp_path, TokenizerInfo("0" * 64, 1000, 999)) as writer:
+        for i in range(AT_ONCE + 50):
+            writer.add("train", "en", "wiki", [i], 1)
+    shards, count = Shards.open(tmp_path), AT_ONCE + 50
+    expected = [permuted_by_hand(turn % count, count, f"7/en/wiki/{turn // count}") for turn in range(2 * count)]
+    walk = order(shards, Mixture(), seed=7)
+    assert [drawn.document for drawn in islice(walk, AT_ONCE + 20)] == expected[: AT_ONCE + 20]
+    again = order(shards, Mixture(), seed=7).resume(walk.state())
+    assert [drawn.document for drawn in islice(again, 2 * count - AT_ONCE - 20)] == expected[AT_ONCE + 20 :]

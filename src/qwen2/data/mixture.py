@@ -23,10 +23,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from qwen2.data.shards import Documents, Ids, Shards
 
 Group = tuple[str, str]  # language, source
+AT_ONCE = 256  # turns of a group whose documents are computed together
 ROUNDS = 4  # of the permutation network; Luby and Rackoff 1988: four suffice for a random-looking one
+FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)  # multipliers of SplitMix64 (Steele et al. 2014)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class Order(Iterator[Drawn]):
         self._of = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
         self._lengths = {g: sum(len(d) for _, d in self.groups[g]) for g in self.shares}
         self._starts = {g: [0, *accumulate(len(d) for _, d in self.groups[g])][:-1] for g in self.shares}
+        self._blocks: dict[Group, tuple[tuple[int, int], list[int]]] = {}
         self._begin(dict.fromkeys(self.shares, (0, 0)))
 
     def _begin(self, places: Mapping[Group, tuple[int, int]]) -> None:
@@ -160,7 +166,7 @@ class Order(Iterator[Drawn]):
         _, group = self._heap[0]
         documents, tokens = self.given[group]
         epoch, turn = divmod(documents, self._lengths[group])
-        index = permuted(turn, self._lengths[group], f"{self.seed}/{group[0]}/{group[1]}/{epoch}")
+        index = self._index(group, epoch, turn)
         place = bisect(self._starts[group], index) - 1
         name, pile = self.groups[group][place]
         index -= self._starts[group][place]
@@ -168,6 +174,17 @@ class Order(Iterator[Drawn]):
         self.given[group] = (documents + 1, tokens + len(ids))
         heapq.heapreplace(self._heap, ((tokens + len(ids)) / self.shares[group], group))
         return Drawn(*group, name, index, epoch, ids)
+
+    def _index(self, group: Group, epoch: int, turn: int) -> int:
+        """Which document of the group has its turn; computed for the turns around it too, and kept until one lies outside."""
+        block = epoch, turn // AT_ONCE
+        known, indices = self._blocks.get(group, (None, []))
+        if known != block:
+            first, count = turn - turn % AT_ONCE, self._lengths[group]
+            turns = np.arange(first, min(first + AT_ONCE, count))
+            indices = permuted(turns, count, f"{self.seed}/{group[0]}/{group[1]}/{epoch}").tolist()
+            self._blocks[group] = block, indices
+        return indices[turn % AT_ONCE]
 
     def again(self, shard: str, document: int) -> Ids:
         """The ids of a document by where it lies. ValueError where it does not lie there."""
@@ -188,17 +205,18 @@ class Order(Iterator[Drawn]):
         return self
 
 
-def permuted(turn: int, count: int, key: str) -> int:
-    """The image of `turn` in a pseudo-random permutation of range(count): a Feistel network that walks on while it is outside."""
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    keys = hashlib.sha256(key.encode()).digest()
-    while True:
-        left, right = turn >> half, turn & mask
+def permuted(turns: npt.NDArray[np.integer[Any]], count: int, key: str) -> npt.NDArray[np.uint64]:
+    """The images of turns in a pseudo-random permutation of range(count): a Feistel network that walks on while it is outside."""
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.frombuffer(hashlib.sha256(key.encode()).digest(), "<u8")
+    images, outside = turns.astype(np.uint64), np.arange(len(turns))
+    while len(outside):
+        left, right = images[outside] >> half, images[outside] & mask
         for i in range(ROUNDS):
-            mixed = (right + int.from_bytes(keys[8 * i : 8 * i + 8], "little")) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ (mixed >> 31) & mask
-        turn = left << half | right
-        if turn < count:
-            return turn
+            mixed = (right + keys[i : i + 1]) * FIRST  # of 64 bits, as all of it
+            mixed = (mixed ^ mixed >> np.uint64(29)) * SECOND
+            left, right = right, left ^ (mixed >> np.uint64(31)) & mask
+        images[outside] = left << half | right
+        outside = outside[images[outside] >= count]
+    return images
