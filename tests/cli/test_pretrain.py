@@ -180,6 +180,22 @@ def test_refusals(words: list[str], message: str, shards: Path, tmp_path: Path, 
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_a_small_batch_needs_no_other_flag(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = ["pretrain", str(shards), "--out", str(tmp_path / "run"), "--no-tensorboard", "--no-measure"]
+    assert main([*run, "--size", "tiny", "--length", "48", "--batch", "4", "--steps", "2", "--schedule", "constant"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["micro_batch"] is None
+    assert main([*run, "--resume", "--steps", "3"]) == 0
+    assert "micro_batch" not in capsys.readouterr().err
+    assert main([*run, "--resume", "--steps", "4", "--micro-batch", "2"]) == 0
+    assert "micro_batch was left out and is 2: numbers are rounded otherwise" in capsys.readouterr().err
+    assert "micro_batch 8: a step has 4 rows in all" in said([*run[1:], "--resume", "--micro-batch", "8"], capsys)
+
+
+def test_rows_at_once_are_as_many_as_there_are():
+    assert [PretrainSettings(batch=batch).at_once for batch in (1, 4, 8, 64)] == [1, 4, 8, 8]
+    assert PretrainSettings(batch=64, micro_batch=32).at_once == 32
+
+
 def test_a_run_is_not_written_over_and_not_resumed_as_another(ended: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
     run = [str(shards), "--out", str(ended)]
     assert "holds a run already; go on with it by --resume" in said([*run, "--size", "tiny", *QUICK], capsys)

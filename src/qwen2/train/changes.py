@@ -65,6 +65,11 @@ def with_end(written: Mapping[str, Any], steps: int | None, done: int, anew: str
     return found
 
 
+def in_words(value: Any) -> Any:
+    """A setting's value; None is one that nobody gave."""
+    return "left out" if value is None else value
+
+
 def rising(settings: Mapping[str, Any]) -> int:
     """The steps in which the rate rises."""
     return round(settings["warmup"] * settings["steps"])
@@ -90,7 +95,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 def changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What has to be said of settings that differ and may: a line each."""
     lines = [
-        f"{name} was {theirs.get(name)} and is {ours[name]}: {text}"
+        f"{name} was {in_words(theirs.get(name))} and is {in_words(ours[name])}: {text}"
         for name, text in SAID.items()
         if name in ours and ours[name] != theirs.get(name)
     ]

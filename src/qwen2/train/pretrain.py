@@ -102,7 +102,7 @@ class Data:
 
     def _make(self) -> tuple[list[Batch], dict[str, Any]]:
         """A step's micro-batches, and where the rows stand behind it; those of other ranks are passed by."""
-        own, size = list[Row](), self.settings.micro_batch
+        own, size = list[Row](), self.settings.at_once
         for number in range(self.settings.batch):
             if number % self.world.data_size == self.world.data_rank:
                 own.append(next(self.rows))
@@ -145,7 +145,7 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     """Pre-training as the loop takes it."""
     settings = job.settings
     data = Data(job.shards, settings, world)
-    batches = held_out(job.shards, job.tokenizer, settings.length, settings.micro_batch * settings.length, settings.eval_bytes)
+    batches = held_out(job.shards, job.tokenizer, settings.length, settings.at_once * settings.length, settings.eval_bytes)
     return Task(
         next_step=data.next_step,
         loss=next_token_loss(settings.z_loss, settings.balance, world),

@@ -104,7 +104,7 @@ class Data:
         rows = [self.examples.row(next(self.rows)) for _ in range(min(self.settings.batch, left) if left > 0 else self.settings.batch)]
         while len(rows) % self.world.data_size:
             rows.append(without_targets(rows[-1]))
-        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.micro_batch
+        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.at_once
         return [pack(own[start : start + size]) for start in range(0, len(own), size)]
 
 
@@ -124,7 +124,7 @@ def held_out_batches(examples: Examples, settings: SftSettings) -> list[Batch]:
         return []
     stream = PackedRows(examples.lengths, settings.length, settings.packing, 0)
     rows = [examples.row(indices) for indices in stream.rows[: settings.eval_rows]]
-    return [pack(rows[start : start + settings.micro_batch]) for start in range(0, len(rows), settings.micro_batch)]
+    return [pack(rows[start : start + settings.at_once]) for start in range(0, len(rows), settings.at_once)]
 
 
 def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
