@@ -16,6 +16,7 @@ from qwen2 import LLM, SamplingParams
 from qwen2.cli.app import main
 from qwen2.cli.ranks import say_idle_gpus
 from qwen2.config import tiny
+from qwen2.data.shards import Shards
 from qwen2.train.metrics import read_lines
 from qwen2.train.settings import Settings
 from qwen2.train.stage import PretrainSettings
@@ -189,6 +190,37 @@ def test_a_small_batch_needs_no_other_flag(shards: Path, tmp_path: Path, capsys:
     assert main([*run, "--resume", "--steps", "4", "--micro-batch", "2"]) == 0
     assert "micro_batch was left out and is 2: numbers are rounded otherwise" in capsys.readouterr().err
     assert "micro_batch 8: a step has 4 rows in all" in said([*run[1:], "--resume", "--micro-batch", "8"], capsys)
+
+
+def test_rows_are_cut_from_long_documents_where_that_is_asked(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    opened = Shards.open(shards)
+    lengths = {code: [len(d) for r in opened.select("train", code) for d in opened.documents(r)] for code in ("de", "en")}
+    least = 60
+    had = sum(length for found in lengths.values() for length in found if length >= least)
+    run = ["pretrain", str(shards), "--out", str(tmp_path / "run"), *QUICK[2:]]
+    assert main([*run, "--size", "tiny", "--least-document", str(least)]) == 0
+    text = capsys.readouterr().err
+    assert f"{-(-had // (4 * 48)):,} steps of 4 rows" in text, "each document once"
+    assert f"times the {had:,} of the shards in documents of at least 60" in text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["least_document"] == least
+    assert main([*run, "--resume"]) == 0
+    assert "settings: least_document is 60 in the run, 0 here" in said([*run[1:], "--resume", "--least-document", "0"], capsys)
+    longest = max(map(max, lengths.values()))
+    other = [str(shards), "--out", str(tmp_path / "other"), "--size", "tiny", "--least-document", str(longest + 1)]
+    assert f"least_document {longest + 1}: no document of {shards} is so long; the longest has {longest}" in said(other, capsys)
+    german = max(lengths["de"])
+    if german < longest:
+        assert main([*run[:3], str(tmp_path / "third"), *QUICK, "--size", "tiny", "--least-document", str(german + 1)]) == 0
+        assert f"in documents of at least {german + 1:,} (all of de)" in capsys.readouterr().err
+
+
+def test_a_run_of_the_version_before_knows_no_least_document(ended: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old = shutil.copytree(ended, tmp_path / "old")
+    written = json.loads((old / "config.json").read_text())
+    del written["settings"]["least_document"]
+    (old / "config.json").write_text(json.dumps(written))
+    assert "least_document is 0 in the run, 5 here" in said([str(shards), "--out", str(old), "--resume", "--least-document", "5"], capsys)
+    assert main(["pretrain", str(shards), "--out", str(old), "--resume"]) == 0
 
 
 def test_rows_at_once_are_as_many_as_there_are():

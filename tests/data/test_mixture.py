@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2.data.mixture import AT_ONCE, Mixture, Order, most_often, order, permuted, sizes
+from qwen2.data.mixture import AT_ONCE, Mixture, Order, most_often, order, permuted, sizes, too_short
 from qwen2.data.shards import Shards, ShardWriter, TokenizerInfo
 
 
@@ -99,6 +99,58 @@ def test_it_goes_on_where_it_stood(shards: Shards) -> None:
     assert [(d.shard, d.document, d.epoch) for d in islice(again, 300)] == rest
     with pytest.raises(ValueError, match="belongs to other shards, another mixture or another seed"):
         order(shards, Mixture(temperature=3.0), seed=3).resume(state)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """English documents of 2 to 40 tokens in one source and of 2 to 9 in another, Lao ones of 2 to 6; shards that each hold a few."""
+    folder = tmp_path_factory.mktemp("uneven")
+    with ShardWriter(folder, TokenizerInfo("0" * 64, 1000, 999), shard_tokens=90) as writer:
+        for language, source, most in (("en", "wiki", 40), ("en", "code", 9), ("lo", "wiki", 6)):
+            for length in range(2, most + 1):
+                writer.add("train", language, source, [length] * (length - 1), length)
+    return Shards.open(folder)
+
+
+@pytest.mark.parametrize("least", [0, 1, 3, 6, 20])
+def test_documents_that_are_too_short_are_not_drawn(least: int, uneven: Shards) -> None:
+    """Those that are come once an epoch each, with their own ids; a language that has none so long keeps all."""
+    walk = order(uneven, Mixture(), seed=4, least=least)
+    drawn: dict[tuple[str, str], list[int]] = {}
+    again = []
+    while not drawn or min(map(len, drawn.values())) < 100:
+        one = next(walk)
+        drawn.setdefault((one.language, one.source), []).append(len(one.ids))
+        again.append((walk.again(one.shard, one.document).tolist(), one.ids.tolist()))
+    assert all(found == wanted for found, wanted in again)
+    lao = least if least <= 6 else 0
+    expected = {
+        ("en", "wiki"): [*range(max(2, least), 41)],
+        ("en", "code"): [*range(max(2, least), 10)],
+        ("lo", "wiki"): [*range(max(2, lao), 7)],
+    }
+    expected = {group: lengths for group, lengths in expected.items() if lengths}
+    assert {group: sorted(lengths[: len(expected[group])]) for group, lengths in drawn.items()} == expected
+    assert {group: count for group, count in sizes(uneven, least=least).items() if count} == {g: sum(n) for g, n in expected.items()}
+    assert too_short(uneven, least) == (["lo"] if least > 6 else [])
+
+
+def test_a_walk_over_long_documents_goes_on_where_it_stood(uneven: Shards) -> None:
+    walk = order(uneven, Mixture(), seed=4, least=6)
+    for _ in range(50):
+        next(walk)
+    rest = [(d.shard, d.document) for d in islice(order(uneven, Mixture(), seed=4, least=6).resume(walk.state()), 60)]
+    assert rest == [(d.shard, d.document) for d in islice(walk, 60)]
+    for other in (0, 7):
+        with pytest.raises(ValueError, match="belongs to other shards, another mixture"):
+            order(uneven, Mixture(), seed=4, least=other).resume(walk.state())
+
+
+def test_a_weight_of_a_source_of_short_documents_is_no_mistake(uneven: Shards) -> None:
+    walk = order(uneven, Mixture.parse({"en/code": 5, "lo/*": 0}), seed=0, least=10)
+    assert {drawn.source for drawn in islice(walk, 80)} == {"wiki"}
+    with pytest.raises(ValueError, match=r"least_document 41: no document of .* is so long; the longest has 40 tokens"):
+        order(uneven, Mixture(), seed=0, least=41)
 
 
 def test_held_out_is_never_drawn(shards: Shards) -> None:

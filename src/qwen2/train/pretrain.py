@@ -88,7 +88,8 @@ class Data:
         if settings.batch % world.data_size:
             raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different rows need a multiple of that")
         self.settings, self.world = settings, world
-        self.rows = Rows(order(shards, settings.mixture(), settings.seed), settings.length, max(settings.batch, STREAMS))
+        walk = order(shards, settings.mixture(), settings.seed, least=settings.least_document)
+        self.rows = Rows(walk, settings.length, max(settings.batch, STREAMS))
         self.position = self.rows.state()  # behind the step that was handed over last
         self.maker, self.coming = ThreadPoolExecutor(1, "rows"), list[Future[tuple[list[Batch], dict[str, Any]]]]()
 

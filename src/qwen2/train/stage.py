@@ -28,6 +28,11 @@ class PretrainSettings(Settings):
     )
     temperature: float = setting(1.0, "How much rare languages are repeated: 1 not at all, 3 as multilingual models usually do.")
     weight: tuple[str, ...] = setting((), "language/source=number, as in en/wiki=0.5 or lo/*=2: a share more or less. May be repeated.")
+    least_document: int = setting(
+        0,
+        "Tokens of the shortest document that rows are cut from; 0 takes all. For a stage of long rows; a language that has none so long "
+        "keeps all of its own.",
+    )
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
     balance: float | None = setting(
         None, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch; left out, the model's own."
@@ -39,6 +44,7 @@ class PretrainSettings(Settings):
         super().__post_init__()
         for name in ("length", "batch", "eval_bytes"):
             whole(name, getattr(self, name), 1)
+        whole("least_document", self.least_document, 0)
         number("z_loss", self.z_loss, 0, 1)
         if self.balance is not None:
             number("balance", self.balance, 0, 10)
