@@ -170,14 +170,18 @@ def test_what_is_repeated_is_said(shards: Path, tmp_path: Path, capsys: pytest.C
         (["--size", "tiny", "--device", "cuda"], "--device cuda: torch finds no such device here"),
         (["--size", "tiny", "--tokenizer", "{tmp}"], "no tokenizer there; name the folder"),
         (["--config", "{tmp}/none.json"], "none.json: missing"),
+        (["--config", "{tmp}/bad.json"], "qwen2: {tmp}/bad.json: model_type None is not one this package runs"),
+        (["--config", "{tmp}/odd.json"], "qwen2: {tmp}/odd.json: rope scaling type 'longer' is not supported"),
         (["--from", "{tmp}/none"], "none"),
         (["--resume"], "no run to resume here"),
     ],
 )
 def test_refusals(words: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "bad.json").write_text('{"hidden_size": 64}')
+    (tmp_path / "odd.json").write_text(json.dumps({**tiny().to_hf(), "rope_scaling": {"type": "longer"}}))
     text = said([str(shards), "--out", str(tmp_path / "run"), *(word.format(tmp=tmp_path) for word in words)], capsys)
     assert text.startswith("qwen2: ")
-    assert message in text
+    assert message.format(tmp=tmp_path) in text
     assert not (tmp_path / "run" / "model").exists()
 
 
@@ -208,10 +212,11 @@ def test_rows_are_cut_from_long_documents_where_that_is_asked(shards: Path, tmp_
     longest = max(map(max, lengths.values()))
     other = [str(shards), "--out", str(tmp_path / "other"), "--size", "tiny", "--least-document", str(longest + 1)]
     assert f"least_document {longest + 1}: no document of {shards} is so long; the longest has {longest}" in said(other, capsys)
-    german = max(lengths["de"])
-    if german < longest:
-        assert main([*run[:3], str(tmp_path / "third"), *QUICK, "--size", "tiny", "--least-document", str(german + 1)]) == 0
-        assert f"in documents of at least {german + 1:,} (all of de)" in capsys.readouterr().err
+    short, rest = sorted(lengths, key=lambda code: max(lengths[code]))
+    assert max(lengths[short]) < max(lengths[rest])
+    least = max(lengths[short]) + 1
+    assert main([*run[:3], str(tmp_path / "third"), *QUICK, "--size", "tiny", "--least-document", str(least)]) == 0
+    assert f"in documents of at least {least:,} (all of {short})" in capsys.readouterr().err
 
 
 def test_a_run_of_the_version_before_knows_no_least_document(ended: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

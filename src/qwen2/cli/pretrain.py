@@ -195,7 +195,7 @@ def _read_config(file: Path, length: int, theta: float | None) -> ModelConfig:
     from qwen2.config import ModelConfig
     from qwen2.weights.json_object import read_json
 
-    model = ModelConfig.from_hf(read_json(file))
+    model = ModelConfig.from_hf(read_json(file), str(file))
     if model.context < length:
         raise ValueError(f"{file}: max_position_embeddings {model.context} is less than the rows of {length} tokens (--length)")
     return replace(model, dtype="float32", rope_theta=model.rope_theta if theta is None else theta)
