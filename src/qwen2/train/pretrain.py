@@ -203,7 +203,7 @@ def keep_tokenizer(job: Job, folder: Path) -> None:
 
 def whole_network(network: Qwen2, world: World) -> Qwen2 | None:
     """The network with all its weights, on the main rank; on the others, which only hand on what they have of it, None."""
-    if world.size == 1:
+    if not world.divided:
         return network
     alone = Qwen2(network.config, dtype=torch.float32) if world.main else None
     kept = [None for _ in network.parameters()] if alone is None else list(alone.parameters())

@@ -142,7 +142,7 @@ def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
 
 def evaluation(network: Qwen2, batches: list[Batch], world: World) -> dict[str, float]:
     """The held-out loss with its standard error over examples. A network that is divided among ranks has the loss alone."""
-    if world.size > 1:
+    if world.divided:
         return {HELD_OUT_LOSS: held_out_loss(network, batches, world)}
     sums, counts = torch.cat([example_losses(network, world.local(batch), world) for batch in batches]).unbind(1)
     error = of_ratio(sums, counts)
@@ -196,7 +196,7 @@ def sft(job: Job, world: World | None = None) -> State:
 
         def evaluate(network: Qwen2) -> dict[str, float]:
             found = evaluation(network, batches, world) if batches else {}
-            if world.size == 1:  # a network that is divided cannot be asked by one rank
+            if not world.divided:  # a network that is divided cannot be asked by one rank
                 samples(network, loop.state.step)
             return found
 
