@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from qwen2.cli.app import main
+from qwen2.config import tiny
 from qwen2.data.shards import Shards
 from qwen2.model import packed_attend
 from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
 from qwen2.train.world import World
+from qwen2.weights.export import to_hf_folder
 from qwen2.weights.model import load
+from tests.conftest import tiny_model
 from tests.train.conftest import write_shards
 
 
@@ -51,6 +54,20 @@ def test_texts_are_in_the_models_own_tokens(tiny_folder: Path, tmp_path: Path) -
         sizes[language] += sum(len(model.tokenizer.token_bytes(id)) for id in ids[1:])
     found = json.loads((tmp_path / "bits.json").read_text())["bits_per_byte"]
     assert found == pytest.approx({language: bits[language] / sizes[language] for language in ("de", "en")}, rel=1e-4)
+
+
+@pytest.mark.parametrize(("context", "length"), [(64, 64), (2048, 512)])
+def test_rows_fit_the_models_window_where_nothing_is_said(
+    context: int, length: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_hf_folder(tiny_model(tiny(context=context)), tmp_path / "model")
+    shards = write_shards(tmp_path / "shards")
+    measured = ["bits", str(tmp_path / "model"), str(shards), "--bytes", "900"]
+    assert main([*measured, "--out", str(tmp_path / "bits.json")]) == 0
+    assert json.loads((tmp_path / "bits.json").read_text())["length"] == length
+    if context < 512:
+        assert main([*measured, "--length", "65"]) == 1
+        assert "--length 65: the window of" in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

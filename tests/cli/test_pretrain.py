@@ -16,6 +16,7 @@ from qwen2 import LLM, SamplingParams
 from qwen2.cli.app import main
 from qwen2.cli.ranks import say_idle_gpus
 from qwen2.config import tiny
+from qwen2.data.shards import Shards
 from qwen2.train.metrics import read_lines
 from qwen2.train.settings import Settings
 from qwen2.train.stage import PretrainSettings
@@ -169,15 +170,67 @@ def test_what_is_repeated_is_said(shards: Path, tmp_path: Path, capsys: pytest.C
         (["--size", "tiny", "--device", "cuda"], "--device cuda: torch finds no such device here"),
         (["--size", "tiny", "--tokenizer", "{tmp}"], "no tokenizer there; name the folder"),
         (["--config", "{tmp}/none.json"], "none.json: missing"),
+        (["--config", "{tmp}/bad.json"], "qwen2: {tmp}/bad.json: model_type None is not one this package runs"),
+        (["--config", "{tmp}/odd.json"], "qwen2: {tmp}/odd.json: rope scaling type 'longer' is not supported"),
         (["--from", "{tmp}/none"], "none"),
         (["--resume"], "no run to resume here"),
     ],
 )
 def test_refusals(words: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "bad.json").write_text('{"hidden_size": 64}')
+    (tmp_path / "odd.json").write_text(json.dumps({**tiny().to_hf(), "rope_scaling": {"type": "longer"}}))
     text = said([str(shards), "--out", str(tmp_path / "run"), *(word.format(tmp=tmp_path) for word in words)], capsys)
     assert text.startswith("qwen2: ")
-    assert message in text
+    assert message.format(tmp=tmp_path) in text
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_small_batch_needs_no_other_flag(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = ["pretrain", str(shards), "--out", str(tmp_path / "run"), "--no-tensorboard", "--no-measure"]
+    assert main([*run, "--size", "tiny", "--length", "48", "--batch", "4", "--steps", "2", "--schedule", "constant"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["micro_batch"] is None
+    assert main([*run, "--resume", "--steps", "3"]) == 0
+    assert "micro_batch" not in capsys.readouterr().err
+    assert main([*run, "--resume", "--steps", "4", "--micro-batch", "2"]) == 0
+    assert "micro_batch was left out and is 2: numbers are rounded otherwise" in capsys.readouterr().err
+    assert "micro_batch 8: a step has 4 rows in all" in said([*run[1:], "--resume", "--micro-batch", "8"], capsys)
+
+
+def test_rows_are_cut_from_long_documents_where_that_is_asked(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    opened = Shards.open(shards)
+    lengths = {code: [len(d) for r in opened.select("train", code) for d in opened.documents(r)] for code in ("de", "en")}
+    least = 60
+    had = sum(length for found in lengths.values() for length in found if length >= least)
+    run = ["pretrain", str(shards), "--out", str(tmp_path / "run"), *QUICK[2:]]
+    assert main([*run, "--size", "tiny", "--least-document", str(least)]) == 0
+    text = capsys.readouterr().err
+    assert f"{-(-had // (4 * 48)):,} steps of 4 rows" in text, "each document once"
+    assert f"times the {had:,} of the shards in documents of at least 60" in text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["least_document"] == least
+    assert main([*run, "--resume"]) == 0
+    assert "settings: least_document is 60 in the run, 0 here" in said([*run[1:], "--resume", "--least-document", "0"], capsys)
+    longest = max(map(max, lengths.values()))
+    other = [str(shards), "--out", str(tmp_path / "other"), "--size", "tiny", "--least-document", str(longest + 1)]
+    assert f"least_document {longest + 1}: no document of {shards} is so long; the longest has {longest}" in said(other, capsys)
+    short, rest = sorted(lengths, key=lambda code: max(lengths[code]))
+    assert max(lengths[short]) < max(lengths[rest])
+    least = max(lengths[short]) + 1
+    assert main([*run[:3], str(tmp_path / "third"), *QUICK, "--size", "tiny", "--least-document", str(least)]) == 0
+    assert f"in documents of at least {least:,} (all of {short})" in capsys.readouterr().err
+
+
+def test_a_run_of_the_version_before_knows_no_least_document(ended: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old = shutil.copytree(ended, tmp_path / "old")
+    written = json.loads((old / "config.json").read_text())
+    del written["settings"]["least_document"]
+    (old / "config.json").write_text(json.dumps(written))
+    assert "least_document is 0 in the run, 5 here" in said([str(shards), "--out", str(old), "--resume", "--least-document", "5"], capsys)
+    assert main(["pretrain", str(shards), "--out", str(old), "--resume"]) == 0
+
+
+def test_rows_at_once_are_as_many_as_there_are():
+    assert [PretrainSettings(batch=batch).at_once for batch in (1, 4, 8, 64)] == [1, 4, 8, 8]
+    assert PretrainSettings(batch=64, micro_batch=32).at_once == 32
 
 
 def test_a_run_is_not_written_over_and_not_resumed_as_another(ended: Path, shards: Path, capsys: pytest.CaptureFixture[str]):

@@ -103,6 +103,20 @@ def test_resumed_anywhere_the_rows_are_the_same(documents: list[list[int]], leng
     assert rows.state() == other.state()
 
 
+@given(DOCUMENTS, st.integers(1, 12), st.lists(st.booleans(), max_size=20), st.integers(1, 4))
+def test_rows_that_are_passed_by_change_no_other(documents: list[list[int]], length: int, wanted: list[bool], streams: int):
+    rows, all_rows = Rows(Cycle(documents), length, streams), Rows(Cycle(documents), length, streams)
+    for one in [*wanted, True]:
+        expected = next(all_rows)
+        if one:
+            row = next(rows)
+            assert (row.tokens.tolist(), row.labels.tolist()) == (expected.tokens.tolist(), expected.labels.tolist())
+            assert row.lengths == expected.lengths
+        else:
+            rows.skip()
+        assert rows.state() == all_rows.state()
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="length 0"):
         Rows(Cycle([[1]]), 0)

@@ -279,6 +279,11 @@ def test_settings_are_checked(changes: dict[str, Any], message: str):
         DpoSettings(**changes)
 
 
+def test_pairs_at_once_are_as_many_as_there_are():
+    assert [DpoSettings(batch=batch).at_once for batch in (1, 2, 16)] == [1, 2, 2]
+    assert DpoSettings(batch=16, micro_batch=16).at_once == 16
+
+
 def test_beta_is_the_losss_own_unless_given():
     assert [DpoSettings(loss=loss).strength for loss in ("dpo", "ipo", "kto", "orpo", "simpo")] == [0.1, 0.1, 0.1, 0.1, 2.0]  # type: ignore[arg-type]
     assert DpoSettings(length_normalised=True).strength == 5.0

@@ -19,6 +19,7 @@ from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.post.finetuning.noise import with_noise
+from qwen2.post.finetuning.settings import SftSettings
 from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, Job, evaluation, held_out_batches, held_out_loss, sft, steps_of
 from qwen2.post.rows.examples import Examples
 from qwen2.post.rows.records import Example
@@ -335,6 +336,7 @@ def test_what_is_not_finite_stops_a_run_and_is_named(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"length 100,000: the model's window is"):
         run(tmp_path / "a", length=100_000)
+    assert [SftSettings(batch=batch).at_once for batch in (1, 2, 8)] == [1, 2, 2]
     with pytest.raises(ValueError, match="micro_batch 8: a step has 4 rows"):
         small(micro_batch=8)
     with pytest.raises(ValueError, match="too_long 'chop'"):

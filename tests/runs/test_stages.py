@@ -86,6 +86,27 @@ def test_numbers_of_the_other_recipe(checkout: Path) -> None:
     assert done.stderr == "upcycle.sh: --more many: must be a whole number from 1 up\n"
 
 
+@pytest.mark.parametrize(("planned", "words"), [(True, []), (False, []), (True, ["--config", "other.json"])])
+def test_the_parent_has_the_bases_shape_unless_another_is_given(checkout: Path, planned: bool, words: list[str]) -> None:
+    base, out = checkout / "a base", checkout / "an out"
+    done, calls = recipe(checkout, *words, str(base), str(out), name="upcycle.sh")
+    assert (done.returncode, done.stderr, calls) == (2, f"upcycle.sh: {base}: no shards there; runs/base.sh makes them\n", [])
+    assert not out.exists()
+    for folder, name in (("data/shards", "manifest.json"), *([("budget", "config.json")] if planned else [])):
+        (base / folder).mkdir(parents=True)
+        (base / folder / name).write_text("{}")
+    done, calls = recipe(checkout, *words, str(base), str(out), name="upcycle.sh")
+    assert (done.returncode, done.stderr) == (0, "")
+    shape = "--config other.json" if words else f"--config {base}/budget/config.json" if planned else "--size nano"
+    assert f" {shape} --steps 1200 --lr 1e-3 --schedule constant" in called(
+        calls, f"pretrain {base}/data/shards --tokenizer {base}/tokenizer --out {out}/parent "
+    )
+    for name, source in (("dense", "parent"), ("mixture", "start")):
+        assert f" --from {out}/{source} --steps 2000 --lr 1e-3 --seed 1" in called(
+            calls, f"pretrain {base}/data/shards --tokenizer {base}/tokenizer --out {out}/{name} "
+        )
+
+
 def test_every_stage_under_a_path_with_a_blank(checkout: Path) -> None:
     out = checkout / "an out"
     done, calls = recipe(checkout, str(out))

@@ -147,6 +147,15 @@ def test_two_processes_lose_what_one_loses(run: str, root: Path) -> None:
         assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
 
 
+def test_one_process_of_torchrun_is_a_layout_too(alone: Path) -> None:
+    done = torchrun([line(alone, "plain-rank")], alone / "rank.json", processes=1)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for ours, theirs in zip(logged(alone / "plain-rank"), logged(alone / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    whole, ranks = (load_file(alone / name / "model" / "model.safetensors") for name in ("plain", "plain-rank"))
+    assert {name: tensor.shape for name, tensor in whole.items()} == {name: tensor.shape for name, tensor in ranks.items()}
+
+
 def test_a_stage_starts_from_a_model_of_which_each_process_reads_its_part(root: Path) -> None:
     for run in ("plain-from-checkpoint", *(f"plain-from-{layout}" for layout in STARTED)):
         for ours, theirs in zip(logged(root / run), logged(root / "from"), strict=True):

@@ -121,7 +121,11 @@ def test_the_command_names_the_layout_that_fits(capsys: pytest.CaptureFixture[st
     again = ", layers recomputed" if shape and shape[2] == "layers" else ""
     assert shape, out
     assert f"{shape[1]} sequences at a time{again}:" in out
-    assert main(["plan", "Qwen/Qwen2-72B-Instruct", "--gpus", "8", "--json"]) == 0
+    assert main(["plan", "Qwen/Qwen2-72B-Instruct", "--gpus", "8"]) == 1
+    assert "none fits: give more GPUs than 8" in capsys.readouterr().out
+    assert main(["plan", "qwen2:7b", "--gpus", "8", "--json"]) == 0
+    assert any(one["fits"] for one in json.loads(capsys.readouterr().out)["layouts"])
+    assert main(["plan", "Qwen/Qwen2-72B-Instruct", "--gpus", "8", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["layouts"]
     assert not any(one["fits"] for one in found)
     assert found[0]["memory"]["all"] == min(one["memory"]["all"] for one in found)
@@ -138,6 +142,13 @@ def test_a_config_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     words = [{"SHARDS": str(shards), "RUN": str(tmp_path / "run")}.get(word, word) for word in command[5:]]
     assert main([*words]) == 1
     assert "--device cuda: torch finds no such device here" in capsys.readouterr().err, "a command line that is read to its end"
+
+
+def test_a_config_that_is_none_is_named_by_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    for model in (tmp_path, tmp_path / "config.json"):
+        assert main(["plan", str(model), "--gpus", "2"]) == 1
+        assert capsys.readouterr().err.startswith(f"qwen2: {tmp_path / 'config.json'}: model_type None is not one")
 
 
 def test_what_names_a_models_shape(tmp_path: Path) -> None:

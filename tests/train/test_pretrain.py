@@ -276,7 +276,7 @@ def test_a_checkpoint_that_has_gone_meanwhile_is_named(shards: Shards, tmp_path:
 
 def test_only_the_main_rank_holds_the_whole_model():
     class Rank(World):
-        size = 2
+        size, divided = 2, True
 
         def whole(self, tensor: torch.Tensor) -> torch.Tensor:
             asked.append(tensor)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qwen2.weights.model import Model
 
 BATCH_TOKENS = 4096  # computed at once
+LENGTH = 512  # of a row, where nothing is said and the window allows it
 
 
 def bits(
@@ -21,7 +22,7 @@ def bits(
     /,
     *,
     bytes: int = 60_000,
-    length: int = 512,
+    length: int | None = None,
     out: Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -38,7 +39,7 @@ def bits(
     bytes
         Bytes of held-out text of each language that are read at most: the same text for every tokenizer, to within a token.
     length
-        Tokens of a row; longer documents are cut.
+        Tokens of a row; longer documents are cut. Left out: 512, or the model's window where it is shorter.
     out
         A file for the figures, as JSON.
     device
@@ -63,8 +64,7 @@ def bits(
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = _load(model)
-    if length > loaded.config.window:
-        raise ValueError(f"--length {length:,}: the window of {model} is {loaded.config.window:,} tokens")
+    length = _row(loaded, length)
     batches = _batches(loaded, texts if opened is None else opened, bytes, length)
     network = loaded.network.to(device).eval()
     with torch.no_grad():
@@ -75,6 +75,14 @@ def bits(
     if out is not None:
         write_json(out, {"model": model, "bits_per_byte": found, "mean": mean, "bytes": bytes, "length": length})
     _show(found, mean)
+
+
+def _row(model: Model, length: int | None) -> int:
+    """The tokens of a row. ValueError for more than the model's window."""
+    window = model.config.window
+    if length is not None and length > window:
+        raise ValueError(f"--length {length:,}: the window of {model.name} is {window:,} tokens")
+    return min(LENGTH, window) if length is None else length
 
 
 def _show(found: dict[str, float], mean: float) -> None:

@@ -31,8 +31,10 @@ def plan(
     batch_tokens: str = "4Mi",
     gpus_per_node: int = 8,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
-) -> None:
+) -> int:
     """Plan a training run: each division of the GPUs with its memory, traffic and step time, and which to take. No GPU is needed.
+
+    Where none fits the exit code is 1.
 
     Parameters
     ----------
@@ -64,6 +66,7 @@ def plan(
         print(json.dumps({"model": model, "gpus": gpus, "gpu": gpu, "layouts": [facts(one) for one in found]}, indent=1))
     else:
         print_plans(model, gpu, job, found)
+    return 0 if any(one.fits for one in found) else 1
 
 
 def number(flag: str, text: str, unit: str = "") -> int:
@@ -82,7 +85,8 @@ def config_of(model: str) -> ModelConfig:
 
     path = Path(model)
     if path.is_dir() or path.suffix == ".json":
-        return ModelConfig.from_hf(read_json(path / "config.json" if path.is_dir() else path))
+        file = path / "config.json" if path.is_dir() else path
+        return ModelConfig.from_hf(read_json(file), str(file))
     return FAMILY[published(model)].config
 
 

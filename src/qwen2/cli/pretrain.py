@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
 from qwen2.cli.settings_flags import given, settings_flags
-from qwen2.data.mixture import most_often, sizes
+from qwen2.data.mixture import most_often, sizes, too_short
 from qwen2.train.changes import renamed, with_end
 from qwen2.train.folder import numbered, steps_done, written_config
 from qwen2.train.metrics import where_curves_are
@@ -130,7 +130,9 @@ def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[Pretr
     wanted = {**base, **chosen}
     if what.tokens is not None or "steps" not in wanted:
         row = {f.name: wanted.get(f.name, f.default) for f in fields(PretrainSettings) if f.name in ("length", "batch")}
-        total = what.tokens if what.tokens is not None else sum(record.tokens for record in shards.select("train"))
+        total = what.tokens
+        if total is None:
+            total = sum(sizes(shards, least=wanted.get("least_document", 0)).values())
         wanted["steps"] = max(1, -(-total // max(row["length"] * row["batch"], 1)))
     if written is not None:  # what another end changes beside the steps
         try:
@@ -193,7 +195,7 @@ def _read_config(file: Path, length: int, theta: float | None) -> ModelConfig:
     from qwen2.config import ModelConfig
     from qwen2.weights.json_object import read_json
 
-    model = ModelConfig.from_hf(read_json(file))
+    model = ModelConfig.from_hf(read_json(file), str(file))
     if model.context < length:
         raise ValueError(f"{file}: max_position_embeddings {model.context} is less than the rows of {length} tokens (--length)")
     return replace(model, dtype="float32", rope_theta=model.rope_theta if theta is None else theta)
@@ -229,10 +231,14 @@ def _described(job: Job) -> list[str]:
     settings, model = job.settings, job.config
     count, active = model.parameters(), model.active_parameters()
     what = f"{count:,} parameters" + ("" if active == count else f" ({active:,} active)")
-    tokens = sizes(job.shards)
+    tokens = sizes(job.shards, least=settings.least_document)
     total, had = settings.steps * settings.batch * settings.length, sum(tokens.values())
     often = most_often(settings.mixture().times(tokens, total)) if had else []
     read = f"{total:,} tokens, {total / max(had, 1):.2f} times the {had:,} of the shards"
+    if settings.least_document > 1:
+        read += f" in documents of at least {settings.least_document:,}"
+        if short := too_short(job.shards, settings.least_document):
+            read += f" (all of {_some(short)})"
     if often and often[0][1] > 1.01 * often[-1][1]:
         read += f"; most often {', '.join(f'{name} {times:.1f} times' for name, times in often[:NAMED])}"
     said = [
@@ -241,9 +247,13 @@ def _described(job: Job) -> list[str]:
         f"{settings.steps:,} steps of {settings.batch} rows: {read}",
     ]
     if many := [name for name, times in often if times > TOO_OFTEN]:
-        names = ", ".join(many[:NAMED]) + (f" and {len(many) - NAMED} more" if len(many) > NAMED else "")
         said.append(
-            f"warning: read more than {TOO_OFTEN} times: {names}; that is memory, not learning: "
+            f"warning: read more than {TOO_OFTEN} times: {_some(many)}; that is memory, not learning: "
             "a lower --temperature, fewer --steps or more text would help"
         )
     return said
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

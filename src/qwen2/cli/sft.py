@@ -211,7 +211,7 @@ def _preview(found: Collected, start: Start, settings: SftSettings, adapters: Lo
     console.print(
         f"about {clock(needed.seconds)} for {tokens:,} tokens on this machine, evaluations not counted, and {human_size(needed.memory)} "
         f"of memory: {human_size(needed.weights)} for the weights and what belongs to them, {human_size(needed.activations)} for "
-        f"{settings.micro_batch} rows at once",
+        f"{settings.at_once} rows at once",
         soft_wrap=True,
         highlight=False,
     )

@@ -55,22 +55,21 @@ SPARSE = {  # which keys a sparse prefill may skip; attention here is always exa
     "sparse_attention_last_q": "",
 }
 FAMILIES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
-FILE = "config.json"
 
 
-def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
+def config_from_hf(values: Mapping[str, Any], file: str = "config.json") -> ModelConfig:
     """Read the dictionary of a config.json of Qwen1.5, Qwen2, Qwen2.5 (dense and MoE) or a Llama without rope scaling.
 
     Raises ValueError naming the key that is missing, unknown, of the wrong type, or set to what this decoder does not do.
     """
-    keys = Keys(values, FILE, IGNORED)
+    keys = Keys(values, file, IGNORED)
     family = keys.text("model_type", None)
     if family not in FAMILIES:
-        raise ValueError(f"{FILE}: model_type {family!r} is not one this package runs: {', '.join(FAMILIES)}")
+        raise ValueError(f"{file}: model_type {family!r} is not one this package runs: {', '.join(FAMILIES)}")
     architectures = keys.take("architectures", None)
     if architectures not in (None, [FAMILIES[family]]):
-        raise ValueError(f"{FILE}: architectures {short(architectures)}: only {FAMILIES[family]} is supported for {family}")
-    keys = Keys(keys.rest, FILE, fixed=FIXED)
+        raise ValueError(f"{file}: architectures {short(architectures)}: only {FAMILIES[family]} is supported for {family}")
+    keys = Keys(keys.rest, file, fixed=FIXED)
     fields = _take_shape(keys)
     fields |= _take_rope(keys, family, fields["context"])
     if family == "qwen2_moe":
@@ -80,14 +79,14 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     quantized = keys.part("quantization_config")
     if quantized:
         method = short(quantized.get("quant_method", "packed"))
-        raise ValueError(f"{FILE}: quantization_config: {method} weights are not supported; take the unquantized or the GGUF release")
+        raise ValueError(f"{file}: quantization_config: {method} weights are not supported; take the unquantized or the GGUF release")
     keys.end("unknown key; what it would change is not known, so the model is not loaded")
     config = ModelConfig(**fields)
     if head_dim not in (None, config.head_dim):
-        raise ValueError(f"{FILE}: head_dim {head_dim}: only hidden_size / num_attention_heads is supported")
+        raise ValueError(f"{file}: head_dim {head_dim}: only hidden_size / num_attention_heads is supported")
     full = isinstance(layer_types, list) and len(layer_types) == config.layers and all(kind == "full_attention" for kind in layer_types)
     if not full and layer_types is not None:
-        raise ValueError(f"{FILE}: layer_types: only full_attention layers are supported")
+        raise ValueError(f"{file}: layer_types: only full_attention layers are supported")
     return config
 
 
@@ -114,22 +113,22 @@ def _take_shape(keys: Keys) -> dict[str, Any]:
 
 def _take_rope(keys: Keys, family: str, context: int) -> dict[str, Any]:
     """rope_theta and rope_scaling at top level (transformers 4) or together in rope_parameters (5)."""
-    scaling = Keys(keys.part("rope_scaling") | keys.part("rope_parameters"), f"{FILE}: rope scaling")
+    scaling = Keys(keys.part("rope_scaling") | keys.part("rope_parameters"), f"{keys.file}: rope scaling")
     inner = scaling.real("rope_theta", None)
     theta = keys.real("rope_theta", inner)
     fields: dict[str, Any] = {"rope_theta": 10000.0 if theta is None else theta}
     dual = keys.part("dual_chunk_attention_config")
     if dual:
-        fields["dual_chunk"] = _read_dual_chunk(dual)
+        fields["dual_chunk"] = _read_dual_chunk(dual, keys.file)
     kinds = {scaling.text(key) for key in ("type", "rope_type") if key in scaling.rest}
     if len(kinds) > 1:
-        raise ValueError(f"{FILE}: rope scaling is given two types: {', '.join(sorted(kinds))}")
+        raise ValueError(f"{keys.file}: rope scaling is given two types: {', '.join(sorted(kinds))}")
     kind = kinds.pop() if kinds else "default"
     if kind == "default":
         scaling.end("not used by rope scaling of type 'default'")
         return fields
     if kind != "yarn" or family == "llama":
-        raise ValueError(f"{FILE}: rope scaling type {kind!r} is not supported for {family}; Qwen2 uses 'yarn' or none")
+        raise ValueError(f"{keys.file}: rope scaling type {kind!r} is not supported for {family}; Qwen2 uses 'yarn' or none")
     fields["rope_scaling"] = _read_yarn(scaling, context)
     return fields
 
@@ -147,8 +146,8 @@ def _read_yarn(keys: Keys, context: int) -> RopeScaling:
     return scaling
 
 
-def _read_dual_chunk(values: dict[str, Any]) -> DualChunkConfig:
-    keys = Keys(values, f"{FILE}: dual_chunk_attention_config", SPARSE)
+def _read_dual_chunk(values: dict[str, Any], file: str) -> DualChunkConfig:
+    keys = Keys(values, f"{file}: dual_chunk_attention_config", SPARSE)
     config = DualChunkConfig(keys.whole("chunk_size"), keys.whole("local_size"), keys.whole("original_max_position_embeddings", None))
     keys.end("unknown key")
     return config

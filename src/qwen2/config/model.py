@@ -196,11 +196,11 @@ class ModelConfig:
     # The formats of others.
 
     @classmethod
-    def from_hf(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face config.json; every key is consumed or named in a ValueError."""
+    def from_hf(cls, values: Mapping[str, Any], file: str = "config.json") -> ModelConfig:
+        """Read a Hugging Face config.json; every key is consumed or named in a ValueError, with the `file`."""
         from qwen2.config.hf import config_from_hf
 
-        return config_from_hf(values)
+        return config_from_hf(values, file)
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that transformers loads as the same model."""

@@ -112,19 +112,31 @@ class Rows(Iterator[Row]):
         tokens, labels = np.empty(self.length, np.int64), np.full(self.length, IGNORE, np.int64)
         lengths: list[int] = []
         filled = 0
-        while filled < self.length:
+        for ids, start, count in self._pieces():
+            following = ids[start + 1 : start + 1 + count]
+            tokens[filled : filled + count] = ids[start : start + count]
+            labels[filled : filled + len(following)] = following
+            lengths.append(count)
+            filled += count
+        return Row(tokens, labels, tuple(lengths))
+
+    def skip(self) -> None:
+        """Pass a row by: what comes then is the same as behind `next`, and no array is made."""
+        for _ in self._pieces():
+            pass
+
+    def _pieces(self) -> Iterator[tuple[np.ndarray, int, int]]:
+        """The pieces of the next row, each a document's ids, where it starts and how long it is; they are used up."""
+        room = self.length
+        while room:
             stream = self.streams[self.turn]
             if stream.used == len(stream.ids):
                 stream = self.streams[self.turn] = self._drawn()
-            piece = stream.ids[stream.used : stream.used + self.length - filled]
-            following = stream.ids[stream.used + 1 : stream.used + 1 + len(piece)]
-            tokens[filled : filled + len(piece)] = piece
-            labels[filled : filled + len(following)] = following
-            lengths.append(len(piece))
-            filled += len(piece)
-            stream.used += len(piece)
+            count = min(room, len(stream.ids) - stream.used)
+            yield stream.ids, stream.used, count
+            stream.used += count
+            room -= count
         self.turn = (self.turn + 1) % len(self.streams)
-        return Row(tokens, labels, tuple(lengths))
 
     def _drawn(self) -> Stream:
         """The next document that has tokens."""
@@ -159,10 +171,11 @@ class Rows(Iterator[Row]):
 def pack(rows: Sequence[Row]) -> Batch:
     """Rows end to end, each piece with positions from 0."""
     lengths = tuple(length for row in rows for length in row.lengths)
-    return Batch(
+    ends = np.cumsum(lengths)
+    return Batch(  # by numpy alone, on the thread that asks: torch would start threads of its own for it
         torch.from_numpy(np.concatenate([row.tokens for row in rows])),
         torch.from_numpy(np.concatenate([row.labels for row in rows])),
-        torch.cat([torch.arange(length) for length in lengths]),
+        torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)),
         lengths,
     )
 

@@ -4,7 +4,8 @@ A group is one (language, source) of the training split. Its size is its tokens 
 tokens in proportion to their sizes to the power 1 / temperature (1: as they are, 3: rare languages are repeated; "temperature
 up-sampling" of multilingual training, Arivazhagan et al. 2019, arXiv 1907.05019), the sources of a language in proportion to
 their sizes. The next document always comes from the group that is furthest behind its share, and within a group documents come
-in an order drawn anew for every epoch, computed, not stored.
+in an order drawn anew for every epoch, computed, not stored. With `least`, only documents of so many tokens are there; a language
+that has none so long keeps all of its own, so that none is lost to a stage of long rows.
 
 Left out: packing into rows (`batches.py`), and which rank takes which document.
 
@@ -23,10 +24,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from qwen2.data.shards import Documents, Ids, Shards
+import numpy as np
+import numpy.typing as npt
+
+from qwen2.data.shards import Documents, Ids, Shard, Shards
 
 Group = tuple[str, str]  # language, source
+AT_ONCE = 256  # turns of a group whose documents are computed together
 ROUNDS = 4  # of the permutation network; Luby and Rackoff 1988: four suffice for a random-looking one
+FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)  # multipliers of SplitMix64 (Steele et al. 2014)
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,39 @@ class Drawn:
     ids: Ids
 
 
-def sizes(shards: Shards, split: str = "train") -> dict[Group, int]:
-    """The tokens of each group of a split."""
+def sizes(shards: Shards, split: str = "train", least: int = 0) -> dict[Group, int]:
+    """The tokens of each group of a split, in documents that are `long_enough`."""
     tokens: dict[Group, int] = {}
+    documents = long_enough(shards, least, split) if least > 1 else {}
     for record in shards.select(split):
-        group = (record.language, record.source)
-        tokens[group] = tokens.get(group, 0) + record.tokens
+        group, kept = (record.language, record.source), record.tokens
+        if record.name in documents:
+            kept = int(_lengths(shards, record)[documents[record.name]].sum())
+        tokens[group] = tokens.get(group, 0) + kept
     return tokens
+
+
+def long_enough(shards: Shards, least: int, split: str = "train") -> dict[str, npt.NDArray[np.intp]]:
+    """Which documents of each shard have at least `least` tokens; of a language that has none such, all. ValueError where none has."""
+    lengths = {record.name: _lengths(shards, record) for record in shards.select(split)}
+    short = too_short(shards, least, split)
+    if lengths and short == sorted({record.language for record in shards.select(split)}):
+        longest = max((int(found.max()) for found in lengths.values() if len(found)), default=0)
+        raise ValueError(f"least_document {least}: no document of {shards.folder} is so long; the longest has {longest:,} tokens")
+    return {
+        record.name: np.flatnonzero(lengths[record.name] >= (0 if record.language in short else least)) for record in shards.select(split)
+    }
+
+
+def too_short(shards: Shards, least: int, split: str = "train") -> list[str]:
+    """Languages without a document of `least` tokens, by name."""
+    records = shards.select(split)
+    return sorted({r.language for r in records} - {r.language for r in records if (_lengths(shards, r) >= least).any()})
+
+
+def _lengths(shards: Shards, record: Shard) -> npt.NDArray[np.int64]:
+    """The tokens of each document of a shard."""
+    return np.diff(shards.documents(record).ends, prepend=np.uint64(0)).astype(np.int64)
 
 
 def most_often(times: Mapping[Group, float]) -> list[tuple[str, float]]:
@@ -127,27 +159,31 @@ def most_often(times: Mapping[Group, float]) -> list[tuple[str, float]]:
     return sorted(named.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
-def order(shards: Shards, mixture: Mixture, seed: int, split: str = "train") -> Order:
-    """The endless walk over a split's documents; the same shards, mixture and seed give the same walk."""
-    return Order(shards, mixture, seed, split)
+def order(shards: Shards, mixture: Mixture, seed: int, split: str = "train", least: int = 0) -> Order:
+    """The endless walk over a split's documents of at least `least` tokens; the same arguments give the same walk."""
+    return Order(shards, mixture, seed, split, least)
 
 
 class Order(Iterator[Drawn]):
     """`next` gives a document, `state` where the walk stands, `resume` goes on from there."""
 
-    def __init__(self, shards: Shards, mixture: Mixture, seed: int, split: str = "train") -> None:
+    def __init__(self, shards: Shards, mixture: Mixture, seed: int, split: str = "train", least: int = 0) -> None:
         self.groups: dict[Group, list[tuple[str, Documents]]] = {}
         for record in shards.select(split):
             self.groups.setdefault((record.language, record.source), []).append((record.name, shards.documents(record)))
-        tokens = sizes(shards, split)
+        tokens = sizes(shards, split, least)
         if not tokens:
             raise ValueError(f"{shards.folder}: no documents of the split {split!r}")
         self.shares = {g: s for g, s in mixture.shares(tokens).items() if s > 0}
         self.tokens, self.seed = tokens, seed
-        what = (seed, split, sorted(self.shares.items()), [r.sha256_tokens for r in shards.select(split)])
+        what: tuple[object, ...] = (seed, split, sorted(self.shares.items()), [r.sha256_tokens for r in shards.select(split)])
+        what = (*what, least) if least > 1 else what
         self._of = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-        self._lengths = {g: sum(len(d) for _, d in self.groups[g]) for g in self.shares}
-        self._starts = {g: [0, *accumulate(len(d) for _, d in self.groups[g])][:-1] for g in self.shares}
+        self._chosen = long_enough(shards, least, split) if least > 1 else {}
+        counts = {g: [len(self._chosen.get(name, pile)) for name, pile in self.groups[g]] for g in self.shares}
+        self._lengths = {g: sum(counts[g]) for g in self.shares}
+        self._starts = {g: [0, *accumulate(counts[g])][:-1] for g in self.shares}
+        self._blocks: dict[Group, tuple[tuple[int, int], list[int]]] = {}
         self._begin(dict.fromkeys(self.shares, (0, 0)))
 
     def _begin(self, places: Mapping[Group, tuple[int, int]]) -> None:
@@ -160,14 +196,27 @@ class Order(Iterator[Drawn]):
         _, group = self._heap[0]
         documents, tokens = self.given[group]
         epoch, turn = divmod(documents, self._lengths[group])
-        index = permuted(turn, self._lengths[group], f"{self.seed}/{group[0]}/{group[1]}/{epoch}")
+        index = self._index(group, epoch, turn)
         place = bisect(self._starts[group], index) - 1
         name, pile = self.groups[group][place]
         index -= self._starts[group][place]
+        if name in self._chosen:
+            index = int(self._chosen[name][index])
         ids = pile[index]
         self.given[group] = (documents + 1, tokens + len(ids))
         heapq.heapreplace(self._heap, ((tokens + len(ids)) / self.shares[group], group))
         return Drawn(*group, name, index, epoch, ids)
+
+    def _index(self, group: Group, epoch: int, turn: int) -> int:
+        """Which document of the group has its turn; computed for the turns around it too, and kept until one lies outside."""
+        block = epoch, turn // AT_ONCE
+        known, indices = self._blocks.get(group, (None, []))
+        if known != block:
+            first, count = turn - turn % AT_ONCE, self._lengths[group]
+            turns = np.arange(first, min(first + AT_ONCE, count))
+            indices = permuted(turns, count, f"{self.seed}/{group[0]}/{group[1]}/{epoch}").tolist()
+            self._blocks[group] = block, indices
+        return indices[turn % AT_ONCE]
 
     def again(self, shard: str, document: int) -> Ids:
         """The ids of a document by where it lies. ValueError where it does not lie there."""
@@ -181,24 +230,25 @@ class Order(Iterator[Drawn]):
         return {"of": self._of, "given": [[*group, *place] for group, place in self.given.items()]}
 
     def resume(self, state: Mapping[str, Any]) -> Order:
-        """Go on from a `state`; ValueError where it is one of other shards, another mixture or another seed."""
+        """Go on from a `state`; ValueError where it is one of other shards, another mixture, another seed or another `least`."""
         if state.get("of") != self._of:
             raise ValueError("this state of the data order belongs to other shards, another mixture or another seed")
         self._begin({(language, source): (documents, tokens) for language, source, documents, tokens in state["given"]})
         return self
 
 
-def permuted(turn: int, count: int, key: str) -> int:
-    """The image of `turn` in a pseudo-random permutation of range(count): a Feistel network that walks on while it is outside."""
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    keys = hashlib.sha256(key.encode()).digest()
-    while True:
-        left, right = turn >> half, turn & mask
+def permuted(turns: npt.NDArray[np.integer[Any]], count: int, key: str) -> npt.NDArray[np.uint64]:
+    """The images of turns in a pseudo-random permutation of range(count): a Feistel network that walks on while it is outside."""
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.frombuffer(hashlib.sha256(key.encode()).digest(), "<u8")
+    images, outside = turns.astype(np.uint64), np.arange(len(turns))
+    while len(outside):
+        left, right = images[outside] >> half, images[outside] & mask
         for i in range(ROUNDS):
-            mixed = (right + int.from_bytes(keys[8 * i : 8 * i + 8], "little")) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ (mixed >> 31) & mask
-        turn = left << half | right
-        if turn < count:
-            return turn
+            mixed = (right + keys[i : i + 1]) * FIRST  # of 64 bits, as all of it
+            mixed = (mixed ^ mixed >> np.uint64(29)) * SECOND
+            left, right = right, left ^ (mixed >> np.uint64(31)) & mask
+        images[outside] = left << half | right
+        outside = outside[images[outside] >= count]
+    return images

@@ -82,7 +82,7 @@ def export(model: Model, network: Qwen2 | None, folder: Path, dtype: str, world:
 
 def gather_adapters(network: Qwen2, world: World) -> None:
     """Put the adapters together where ranks have parts of them, in place: at a run's end, before they are written. Every rank calls it."""
-    if world.size == 1:
+    if not world.divided:
         return
     for _, layer in adapted_layers(network):
         for name, parameter in list(layer.adapter.named_parameters()):

@@ -77,7 +77,7 @@ def activation_bytes(config: ModelConfig, settings: SftSettings, lora: LoraSetti
     moe = config.moe
     ffn = sum(moe.active * moe.expert_ffn + moe.shared_ffn if moe and config.is_moe(i) else config.ffn for i in range(config.layers))
     layer = 2 * FULL * D + width * (2 * D + 2 * D + 2 * kv)  # the residual stream, inputs, q, k, v and the output of attention
-    rows = settings.micro_batch * settings.length
+    rows = settings.at_once * settings.length
     kept = float(rows * (config.layers * layer + 3 * width * ffn))
     if settings.recompute == "layers":
         kept = rows * config.layers * FULL * D + kept / config.layers

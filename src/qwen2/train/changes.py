@@ -23,6 +23,7 @@ SAID = {
     "micro_batch": f"{ROUNDED}; of a mixture, experts are balanced over other tokens",
     "recompute": ROUNDED,
 }
+LATER = {"least_document": 0, "text_epochs": 1}  # settings that the first versions did not have, and what they did
 MISSING = "not there"
 FROM = "--from, with the run's folder or one of its checkpoints"  # how another run begins with its model, in words of pre-training
 AS_MODEL = "name its folder as the model, and another one with --out"  # and where a command takes a model
@@ -65,6 +66,11 @@ def with_end(written: Mapping[str, Any], steps: int | None, done: int, anew: str
     return found
 
 
+def in_words(value: Any) -> Any:
+    """A setting's value; None is one that nobody gave."""
+    return "left out" if value is None else value
+
+
 def rising(settings: Mapping[str, Any]) -> int:
     """The steps in which the rate rises."""
     return round(settings["warmup"] * settings["steps"])
@@ -79,6 +85,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     """What a run was started with and what it is now asked for, where that is not allowed: a line each, in words."""
     if theirs.get("precision") == "auto":  # the first versions chose anew in each sitting, and wrote down nothing else
         theirs = {**theirs, "precision": ours.get("precision")}
+    theirs = {**{name: value for name, value in LATER.items() if name in ours}, **theirs}
     names = [name for name in {**theirs, **ours} if name not in FREE and name not in SAID]
     return [
         f"{name} is {theirs.get(name, MISSING)!r} in the run, {ours.get(name, MISSING)!r} here"
@@ -90,7 +97,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 def changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What has to be said of settings that differ and may: a line each."""
     lines = [
-        f"{name} was {theirs.get(name)} and is {ours[name]}: {text}"
+        f"{name} was {in_words(theirs.get(name))} and is {in_words(ours[name])}: {text}"
         for name, text in SAID.items()
         if name in ours and ours[name] != theirs.get(name)
     ]

@@ -79,6 +79,8 @@ def open_world(device: str, data: int | None, context: int, expert: int, tensor:
 class DistributedWorld(World):
     """This process among those of a layout, whose group has been initialised; `close` ends it where it is `owned`."""
 
+    divided = True
+
     def __init__(self, device: torch.device | str, layout: Layout, owned: bool = False) -> None:
         super().__init__(device)
         self.layout, self.owned = layout, owned

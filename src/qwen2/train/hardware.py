@@ -1,8 +1,9 @@
 """What GPUs and their links can do, as a table, and how long a collective operation takes on them.
 
 Peaks are the makers' figures, per GPU and in one direction, for dense bfloat16. Two shares say how much of the arithmetic is reached:
-`products` was fitted to one published run for each kind (docs/scale.md names it), `attention` is what FlashAttention-2 reaches (arXiv
-2307.08691, table 1; for H100 arXiv 2407.08608, section 1). Links reach `LINK_SHARE` of their peak in collectives.
+`products` was fitted to the published runs of docs/scale.md as a whole, one number for each architecture; `attention` is what
+FlashAttention-2 reaches (arXiv 2307.08691, table 1; for H100 arXiv 2407.08608, section 1). Links reach `LINK_SHARE` of their peak in
+collectives.
 What is left out: congestion, tiers of switches above the node, and links that differ inside a node.
 
     GPUS["h100"].flops, Group(size=8, stride=8, node=8).gather(2e9, GPUS["h100"]).seconds

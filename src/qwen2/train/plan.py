@@ -5,7 +5,7 @@ gathered in bfloat16 when they are needed, forward and backward; gradients reduc
 products that tensor ranks divide; keys and values gathered over context ranks; tokens sent to their experts. Every formula stands
 in docs/scale.md with its source, beside published runs that it was held against.
 What is left out: pipelines, hybrid sharding, documents shorter than a sequence (attention is counted over whole ones), experts that get
-more than their share, evaluation, checkpoints and stragglers.
+more than their share, reading rows (a thread makes those of the next step meanwhile), evaluation, checkpoints and stragglers.
 
     best(plans(Job(FAMILY["qwen2:72b"].config, gpus=64, gpu=GPUS["h100"])))
 """

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import UserList
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qwen2.config import GenerationDefaults, ModelConfig
-from qwen2.data.batches import Batch, Rows, pack
+from qwen2.data.batches import Batch, Row, Rows, pack
 from qwen2.data.mixture import order
 from qwen2.model import Qwen2, load_balancing_loss
 from qwen2.tokenizer import ChatTemplate, Tokenizer
@@ -81,19 +82,44 @@ STREAMS = 64  # documents that rows are cut from in turn at least, so that the n
 
 
 class Data:
-    """The rows of a run, cut into this rank's micro-batches."""
+    """The rows of a run, cut into this rank's micro-batches. A thread makes those of the next step while the present one is computed."""
 
     def __init__(self, shards: Shards, settings: PretrainSettings, world: World) -> None:
         if settings.batch % world.data_size:
             raise ValueError(f"batch {settings.batch}: {world.data_size} ranks that read different rows need a multiple of that")
         self.settings, self.world = settings, world
-        self.rows = Rows(order(shards, settings.mixture(), settings.seed), settings.length, max(settings.batch, STREAMS))
+        walk = order(shards, settings.mixture(), settings.seed, least=settings.least_document)
+        self.rows = Rows(walk, settings.length, max(settings.batch, STREAMS))
+        self.position = self.rows.state()  # behind the step that was handed over last
+        self.maker, self.coming = ThreadPoolExecutor(1, "rows"), list[Future[tuple[list[Batch], dict[str, Any]]]]()
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of the next step; every rank reads all rows and keeps its own."""
-        rows = [next(self.rows) for _ in range(self.settings.batch)]
-        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.micro_batch
-        return [pack(own[start : start + size]) for start in range(0, len(own), size)]
+        """The micro-batches of the next step. What went wrong with its rows is raised here, however early they were made."""
+        if not self.coming:
+            self.coming = [self.maker.submit(self._make)]
+        batches, self.position = self.coming[0].result()
+        self.coming = [self.maker.submit(self._make)]
+        return batches
+
+    def _make(self) -> tuple[list[Batch], dict[str, Any]]:
+        """A step's micro-batches, and where the rows stand behind it; those of other ranks are passed by."""
+        own, size = list[Row](), self.settings.at_once
+        for number in range(self.settings.batch):
+            if number % self.world.data_size == self.world.data_rank:
+                own.append(next(self.rows))
+            else:
+                self.rows.skip()
+        return [pack(own[start : start + size]) for start in range(0, len(own), size)], self.rows.state()
+
+    def state(self) -> dict[str, Any]:
+        """Where the data stands, as JSON can hold it: behind the steps that were handed over, not behind what was made ahead."""
+        return self.position
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; what was made ahead is dropped. Errors as `Rows.resume` has them."""
+        wait(self.coming)
+        self.coming = []
+        self.position = self.rows.resume(state).state()
 
 
 class RouterLogits(UserList[Tensor]):
@@ -120,15 +146,15 @@ def make_task(job: Job, world: World) -> Task[Batch]:
     """Pre-training as the loop takes it."""
     settings = job.settings
     data = Data(job.shards, settings, world)
-    batches = held_out(job.shards, job.tokenizer, settings.length, settings.micro_batch * settings.length, settings.eval_bytes)
+    batches = held_out(job.shards, job.tokenizer, settings.length, settings.at_once * settings.length, settings.eval_bytes)
     return Task(
         next_step=data.next_step,
         loss=next_token_loss(settings.z_loss, settings.balance, world),
         targets=lambda batch: batch.targets,
         tokens=lambda batch: len(batch.tokens),
         local=world.local,
-        state=data.rows.state,
-        resume=data.rows.resume,
+        state=data.state,
+        resume=data.resume,
         evaluate=bits_per_byte(batches, bytes_by_token(job.tokenizer), world) if batches else None,
         flops=flops_per_token(job.config),
     )
@@ -177,7 +203,7 @@ def keep_tokenizer(job: Job, folder: Path) -> None:
 
 def whole_network(network: Qwen2, world: World) -> Qwen2 | None:
     """The network with all its weights, on the main rank; on the others, which only hand on what they have of it, None."""
-    if world.size == 1:
+    if not world.divided:
         return network
     alone = Qwen2(network.config, dtype=torch.float32) if world.main else None
     kept = [None for _ in network.parameters()] if alone is None else list(alone.parameters())

@@ -124,6 +124,16 @@ def number(name: str, value: Any, low: float, high: float, below: bool = False) 
         raise ValueError(f"{name} {value!r}: must be a number from {low:g} {'to below' if below else 'to'} {high:g}")
 
 
+def rows_at_once(asked: int | None, batch: int, most: int, what: str = "rows") -> int:
+    """Rows of a step that are computed together: as asked, else `most`, or all where they are fewer. ValueError for more than all."""
+    if asked is None:
+        return min(most, batch)
+    whole("micro_batch", asked, 1)
+    if asked > batch:
+        raise ValueError(f"micro_batch {asked}: a step has {batch} {what} in all (batch)")
+    return asked
+
+
 def as_dict(settings: Settings) -> dict[str, Any]:
     """The settings as JSON has them."""
     return {f.name: getattr(settings, f.name) for f in fields(settings)}

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qwen2.data.mixture import Group, Mixture
-from qwen2.train.settings import Settings, number, setting, whole
+from qwen2.train.settings import Settings, number, rows_at_once, setting, whole
 
 if TYPE_CHECKING:
     from qwen2.config import MoEConfig
+
+AT_ONCE = 8  # rows, where nothing is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,18 @@ class PretrainSettings(Settings):
 
     length: int = setting(512, "Tokens of a row: the longest context that is trained.")
     batch: int = setting(16, "Rows of a step, over all micro-batches and ranks.")
-    micro_batch: int = setting(8, "Rows computed at once; fewer need less memory and change results by rounding alone.")
+    micro_batch: int | None = setting(
+        None,
+        f"Rows computed at once; left out, {AT_ONCE}, or all where there are fewer. "
+        "Fewer need less memory and change results by rounding alone.",
+    )
     temperature: float = setting(1.0, "How much rare languages are repeated: 1 not at all, 3 as multilingual models usually do.")
     weight: tuple[str, ...] = setting((), "language/source=number, as in en/wiki=0.5 or lo/*=2: a share more or less. May be repeated.")
+    least_document: int = setting(
+        0,
+        "Tokens of the shortest document that rows are cut from; 0 takes all. For a stage of long rows; a language that has none so long "
+        "keeps all of its own.",
+    )
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
     balance: float | None = setting(
         None, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch; left out, the model's own."
@@ -31,16 +42,21 @@ class PretrainSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("length", "batch", "micro_batch", "eval_bytes"):
+        for name in ("length", "batch", "eval_bytes"):
             whole(name, getattr(self, name), 1)
+        whole("least_document", self.least_document, 0)
         number("z_loss", self.z_loss, 0, 1)
         if self.balance is not None:
             number("balance", self.balance, 0, 10)
-        if self.micro_batch > self.batch:
-            raise ValueError(f"micro_batch {self.micro_batch}: a step has {self.batch} rows in all (batch)")
+        rows_at_once(self.micro_batch, self.batch, AT_ONCE)
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"export_dtype {self.export_dtype!r}: must be float32 or bfloat16")
         self.mixture()
+
+    @property
+    def at_once(self) -> int:
+        """Rows that are computed together."""
+        return rows_at_once(self.micro_batch, self.batch, AT_ONCE)
 
     def mixture(self) -> Mixture:
         """The mixture that the weights ask for."""

@@ -52,7 +52,7 @@ class Upcycling:
     expert_ffn: int | None = None
     """Width of a routed expert; left out: as wide as the dense part, divided by the active experts."""
     shared_ffn: int | None = None
-    """Width of the shared expert; left out: the dense part's."""
+    """Width of the shared expert, at least 1, as Qwen2's layout always has one; left out: the dense part's."""
     reinit: float = 0.5
     """Share of each routed expert that is drawn anew."""
     unit: Literal["weight", "neuron"] = "weight"

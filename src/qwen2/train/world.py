@@ -39,6 +39,7 @@ class World:
 
     rank = 0  # of all; rank 0 writes metrics, names checkpoints and talks
     size = 1
+    divided = False  # whether each rank has a part of the network only; one rank of a layout has DTensors too
     data_rank = 0  # which share of a step's rows this rank reads
     data_size = 1
 

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from qwen2.train.settings import Settings, number, setting, whole
+from qwen2.train.settings import Settings, number, rows_at_once, setting, whole
 
+AT_ONCE = 2  # rows, where nothing is said
 LORA_LR = 2e-4  # the peak rate of adapters, which want ten times that of the weights themselves
 
 
@@ -26,7 +27,11 @@ class SftSettings(Settings):
     )
     length: int = setting(1024, "Tokens of a row, and of the longest example; the Qwen2 report has 32768.")
     batch: int = setting(8, "Rows of a step, over all micro-batches and ranks; without packing, examples.")
-    micro_batch: int = setting(2, "Rows computed at once; fewer need less memory and change results by rounding alone.")
+    micro_batch: int | None = setting(
+        None,
+        f"Rows computed at once; left out, {AT_ONCE}, or all where there are fewer. "
+        "Fewer need less memory and change results by rounding alone.",
+    )
     packing: bool = setting(True, "Fill rows with several examples, each of which sees itself only; without, a row is an example.")
     too_long: Literal["skip", "cut"] = setting(
         "skip", "What to do with a conversation longer than a row: leave it out and count it, or cut its prompt at the left."
@@ -52,7 +57,7 @@ class SftSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("length", "batch", "micro_batch", "eval_rows", "sample_tokens"):
+        for name in ("length", "batch", "eval_rows", "sample_tokens"):
             whole(name, getattr(self, name), 2 if name == "length" else 1)
         whole("samples", self.samples, 0)
         whole("text_epochs", self.text_epochs, 1)
@@ -63,9 +68,13 @@ class SftSettings(Settings):
             number("balance", self.balance, 0, 10)
         if not (math.isfinite(self.epochs) and self.epochs >= 0):
             raise ValueError(f"epochs {self.epochs!r}: must be a number above 0, or 0 where steps are counted")
-        if self.micro_batch > self.batch:
-            raise ValueError(f"micro_batch {self.micro_batch}: a step has {self.batch} rows in all (batch)")
+        rows_at_once(self.micro_batch, self.batch, AT_ONCE)
         if self.too_long not in ("skip", "cut"):
             raise ValueError(f"too_long {self.too_long!r}: must be skip or cut")
         if self.export_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"export_dtype {self.export_dtype!r}: must be float32 or bfloat16")
+
+    @property
+    def at_once(self) -> int:
+        """Rows that are computed together."""
+        return rows_at_once(self.micro_batch, self.batch, AT_ONCE)

@@ -104,7 +104,7 @@ class Data:
         rows = [self.examples.row(next(self.rows)) for _ in range(min(self.settings.batch, left) if left > 0 else self.settings.batch)]
         while len(rows) % self.world.data_size:
             rows.append(without_targets(rows[-1]))
-        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.micro_batch
+        own, size = rows[self.world.data_rank :: self.world.data_size], self.settings.at_once
         return [pack(own[start : start + size]) for start in range(0, len(own), size)]
 
 
@@ -124,7 +124,7 @@ def held_out_batches(examples: Examples, settings: SftSettings) -> list[Batch]:
         return []
     stream = PackedRows(examples.lengths, settings.length, settings.packing, 0)
     rows = [examples.row(indices) for indices in stream.rows[: settings.eval_rows]]
-    return [pack(rows[start : start + settings.micro_batch]) for start in range(0, len(rows), settings.micro_batch)]
+    return [pack(rows[start : start + settings.at_once]) for start in range(0, len(rows), settings.at_once)]
 
 
 def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
@@ -142,7 +142,7 @@ def held_out_loss(network: Qwen2, batches: list[Batch], world: World) -> float:
 
 def evaluation(network: Qwen2, batches: list[Batch], world: World) -> dict[str, float]:
     """The held-out loss with its standard error over examples. A network that is divided among ranks has the loss alone."""
-    if world.size > 1:
+    if world.divided:
         return {HELD_OUT_LOSS: held_out_loss(network, batches, world)}
     sums, counts = torch.cat([example_losses(network, world.local(batch), world) for batch in batches]).unbind(1)
     error = of_ratio(sums, counts)
@@ -196,7 +196,7 @@ def sft(job: Job, world: World | None = None) -> State:
 
         def evaluate(network: Qwen2) -> dict[str, float]:
             found = evaluation(network, batches, world) if batches else {}
-            if world.size == 1:  # a network that is divided cannot be asked by one rank
+            if not world.divided:  # a network that is divided cannot be asked by one rank
                 samples(network, loop.state.step)
             return found
 

@@ -173,7 +173,7 @@ class Data:
 
     def share(self, drawn: Sequence[int], divergence: float, counted: int, share: int) -> list[PairBatch]:
         """These items as micro-batches, filled up to a `share`; the first so many are `counted`."""
-        filled, size = [*drawn, *[drawn[-1]] * (share - len(drawn))], self.settings.micro_batch
+        filled, size = [*drawn, *[drawn[-1]] * (share - len(drawn))], self.settings.at_once
         return [self.batch(filled[at : at + size], divergence, min(max(counted - at, 0), size)) for at in range(0, share, size)]
 
     def batch(self, drawn: Sequence[int], divergence: float, counted: int | None = None) -> PairBatch:

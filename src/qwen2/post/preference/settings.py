@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from qwen2.train.settings import Settings, number, setting, whole
+from qwen2.train.settings import Settings, number, rows_at_once, setting, whole
 
+AT_ONCE = 2  # pairs, where nothing is said
 LORA_LR = 2e-5  # the peak rate of adapters, which want more than the weights themselves
 LOSSES = ("dpo", "ipo", "kto", "orpo", "simpo")
 OF = {  # settings that some losses alone have
@@ -49,7 +50,11 @@ class DpoSettings(Settings):
     epochs: float = setting(1.0, "Times that every pair is read; --steps counts steps instead.")
     length: int = setting(1024, "Tokens of a prompt with its longer answer at most.")
     batch: int = setting(16, "Pairs of a step, over all micro-batches; of kto answers.")
-    micro_batch: int = setting(2, "Pairs computed at once; fewer need less memory and change results by rounding alone.")
+    micro_batch: int | None = setting(
+        None,
+        f"Pairs computed at once; left out, {AT_ONCE}, or all where there are fewer. "
+        "Fewer need less memory and change results by rounding alone.",
+    )
     too_long: Literal["skip", "cut"] = setting(
         "skip", "What to do with a pair longer than that: leave it out and count it, or cut its prompt at the left."
     )
@@ -68,7 +73,7 @@ class DpoSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("length", "batch", "micro_batch", "eval_pairs"):
+        for name in ("length", "batch", "eval_pairs"):
             whole(name, getattr(self, name), 2 if name == "length" else 1)
         number("beta", self.beta, 0, 1000)
         number("label_smoothing", self.label_smoothing, 0, 0.5, below=True)
@@ -77,8 +82,7 @@ class DpoSettings(Settings):
             number(name, getattr(self, name), 0, 100)
         if not (math.isfinite(self.epochs) and self.epochs >= 0):
             raise ValueError(f"epochs {self.epochs!r}: must be a number above 0, or 0 where steps are counted")
-        if self.micro_batch > self.batch:
-            raise ValueError(f"micro_batch {self.micro_batch}: a step has {self.batch} pairs in all (batch)")
+        rows_at_once(self.micro_batch, self.batch, AT_ONCE, "pairs")
         choices = {"loss": LOSSES, "reference": ("cache", "adapter"), "too_long": ("skip", "cut"), "export_dtype": ("float32", "bfloat16")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -86,6 +90,11 @@ class DpoSettings(Settings):
         for field in fields(self):
             if field.name in OF and self.loss not in OF[field.name] and getattr(self, field.name) != field.default:
                 raise ValueError(f"{field.name} {getattr(self, field.name)!r}: the loss {self.loss} has no such setting; {_of(field.name)}")
+
+    @property
+    def at_once(self) -> int:
+        """Pairs that are computed together."""
+        return rows_at_once(self.micro_batch, self.batch, AT_ONCE, "pairs")
 
     @property
     def strength(self) -> float:
