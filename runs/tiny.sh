@@ -24,6 +24,7 @@ done
 base=${places[0]:-runs/out/base} out=${places[1]:-runs/out/tiny}
 whole --seed "$seed"
 [ -e "$base/model/base/config.json" ] || fail 2 "$base: no base model there; runs/base.sh makes one"
+[ -e "$base/data/text/manifest.json" ] || fail 2 "$base: no texts there; runs/base.sh makes them"
 
 languages=(en zh de fr es)
 if [ -z "$quick" ]; then

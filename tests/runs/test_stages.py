@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -152,6 +153,10 @@ def test_the_recipe_that_goes_on_from_a_base(checkout: Path) -> None:
     base, out = checkout / "a base", checkout / "an out"
     (base / "model" / "base").mkdir(parents=True)
     (base / "model" / "base" / "config.json").write_text("{}")
+    (base / "data" / "text").mkdir(parents=True)
+    (base / "data" / "text" / "manifest.json").write_text("{}")
+    texts = [json.dumps({"text": f"{language} {i}", "metadata": {"language": language}}) for i in range(8) for language in ("en", "zh")]
+    (base / "data" / "text" / "00000.jsonl").write_text("\n".join(texts) + "\n")
     out.mkdir()
     done, calls = recipe(checkout, "--seed", "3", str(base), str(out), name="tiny.sh")
     assert (done.returncode, done.stderr) == (0, "")
@@ -161,6 +166,8 @@ def test_the_recipe_that_goes_on_from_a_base(checkout: Path) -> None:
     trained = [line for line in calls if line.startswith(("sft ", "dpo "))]
     assert len(trained) == sum(name.startswith(("sft", "dpo")) for name in finished)
     assert all(" --seed 3 " in line for line in trained)
+    kept = [json.loads(line)["text"] for i in range(4) for line in (out / "texts" / f"{i}.jsonl").read_text().splitlines()]
+    assert kept == [f"{language} {i + more}" for i in range(4) for more in (0, 4) for language in ("en", "zh")], "each round has its own"
     measured = [line for line in calls if line.startswith("synth exact")]
     assert len(measured) == sum(name.startswith(("before", "after")) for name in finished)
     assert all(f"{out}/problems/held-out.jsonl" in line for line in measured)
