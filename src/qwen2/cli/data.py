@@ -143,6 +143,31 @@ def _place(executor: Literal["local", "slurm", "ray"], workers: int | None, aske
     return Place(executor, workers or 0, **given)
 
 
+@data.command(help_epilogue="Example: qwen2 data norms base norms.json --corpus corpus")
+def norms(recipe: str, out: Path, /, *, corpus: Path = CORPUS) -> None:
+    """Measure what text of each language is like: common words and thresholds, as a recipe's "thresholds" take them.
+
+    Parameters
+    ----------
+    recipe
+        The name of a recipe of ours, or a file: its texts are measured, those of the source udhr as the same text in all languages.
+    out
+        The JSON file to write.
+    corpus
+        What qwen2 data fetch wrote, where the recipe names packages.
+    """
+    _need_extra()
+    import json
+
+    from qwen2.data.norms import measure
+    from qwen2.data.recipe import read_recipe
+
+    found = measure(*read_recipe(recipe), corpus)
+    lines = [f"{json.dumps(code)}: {json.dumps(limits, ensure_ascii=False)}" for code, limits in found.items()]
+    out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    print(f"{out}: {len(found)} languages")
+
+
 @data.command(help_epilogue="Example: qwen2 data report out")
 def report(out: Path, /) -> None:
     """Show what each step kept, by language and source, and draw it anew.

@@ -1,14 +1,16 @@
 """The first two filters: is the document in the language it should be in, and does it look like prose of that language.
 
 The heuristics are those of web corpora (Rae et al. 2021, arXiv 2112.11446, appendix A.1; Penedo et al. 2024, arXiv 2406.17557),
-with thresholds per language: length, letters, digits and symbols, lengths of words, repeated lines and runs of words, the
-language's script, and, for languages in Latin letters that are easily taken for each other, a share of their commonest words.
+with thresholds per language, measured on its texts (`norms.py`): length, letters, digits and symbols, the language's script,
+lengths of words, a share of its commonest words, repeated lines and runs of words. Words are units (`units.py`): where words are
+not written apart, characters or pairs of clusters.
 
 Left out: lists of bad words, which drop what minorities write about themselves.
 """
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -24,24 +26,8 @@ SCRIPT = {  # language: its scripts, Latin where none is named
     "ur": ("arabic",), "he": ("hebrew",), "th": ("thai",), "lo": ("lao",), "my": ("burmese",), "km": ("khmer",), "hi": ("devanagari",),
     "bn": ("bengali",),
 }  # fmt: skip
-JOINED = {"zh", "ja", "th", "lo", "my", "km"}  # words are not written apart: units are no words
-STOP_WORDS = {  # common words; those of their languages that ASCII can write
-    "en": "the and of to in is that for with are this be on by or you",
-    "de": "der die das und ist nicht mit ein eine von auf den dem zu im in",
-    "fr": "le la les de des et est une un dans pour que du au sur ou",
-    "es": "el la los las de que en una un por para con del se es y",
-    "pt": "o a os as de que em uma um por para com do da se e no na",
-    "it": "il la di che un una per con del della non in si le e",
-    "nl": "de het een van en is dat niet op te in voor met zijn om",
-    "cs": "a v na se je to z do pro o jako by ve nebo aby",
-    "pl": "w i na z do nie jest to o za lub przez dla od po",
-    "tr": "ve bir bu ile olarak da de daha ya olan veya her ne",
-    "vi": "trong cho khi theo hay trang sau hai qua tin xem cao thay sang ra",
-    "id": "yang dan di untuk dengan ini dari pada tidak atau ke dalam adalah",
-    "ms": "yang dan di untuk dengan ini dari pada tidak atau ke dalam adalah anda ialah",
-    "ceb": "ang sa nga ug mga kay og dili ni kon usa",
-    "tl": "ang ng sa na mga ay at para hindi ito kung o isang",
-}
+# what Arabic and Hebrew may be written with and mostly are not: vowel points, signs of recitation, the stretching stroke
+POINTS = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06ed]")
 
 
 class LanguageFilter(CountedFilter):
@@ -67,8 +53,15 @@ class LanguageFilter(CountedFilter):
 
 
 @lru_cache(maxsize=64)
-def _stop_hashes(language: str) -> np.ndarray:
-    return np.unique(Text(STOP_WORDS[language]).units)
+def _hashes(words: str) -> np.ndarray:
+    return np.array([Text(word).units[0] for word in words.split()], np.uint64)
+
+
+def common_count(text: Text, words: str) -> int:
+    """How many of the units are among these words, vowel points left out."""
+    bare = POINTS.sub("", text.text) if text.counts[MARK] else text.text
+    units = text.units if len(bare) == len(text.text) else Text(bare).units
+    return int(np.isin(units, _hashes(words)).sum())
 
 
 class HeuristicFilter(CountedFilter):
@@ -86,6 +79,12 @@ class HeuristicFilter(CountedFilter):
         return broken_rule(analysed(document), language, self.recipe.limits(language))
 
 
+def in_class(text: Text, *classes: int) -> float:
+    """The share of these classes in what is not space."""
+    seen = sum(text.counts) - text.counts[SPACE]
+    return sum(text.counts[name] for name in classes) / seen if seen else 0.0
+
+
 def broken_rule(text: Text, language: str, limits: Thresholds) -> str | None:
     """The first rule that a text breaks, as words; None where it keeps all."""
     size = len(text.text.encode("utf-8", "replace"))
@@ -93,31 +92,29 @@ def broken_rule(text: Text, language: str, limits: Thresholds) -> str | None:
         return "too short"
     if size > limits.most_bytes:
         return "too long"
-    counts = text.counts
-    seen = sum(counts) - counts[SPACE]
-    if seen == 0 or (counts[LETTER] + counts[MARK]) / seen < limits.letters:
-        return "too few letters"
-    if counts[DIGIT] / seen > limits.digits:
+    if in_class(text, DIGIT) > limits.digits:
         return "too many digits"
-    if counts[SYMBOL] / seen > limits.symbols:
+    if in_class(text, SYMBOL) > limits.symbols:
         return "too many symbols"
+    if in_class(text, LETTER, MARK) < limits.letters or len(text.units) == 0:
+        return "too few letters"
     if text.share_of(SCRIPT.get(language, ("latin",))) < limits.script:
         return "not the language's script"
-    return _broken_in_units(text, language, limits)
+    return _broken_in_units(text, limits)
 
 
-def _broken_in_units(text: Text, language: str, limits: Thresholds) -> str | None:
+def _broken_in_units(text: Text, limits: Thresholds) -> str | None:
     lengths, units = text.lengths, text.units
     if int(lengths.max(initial=0)) > limits.longest_unit:
         return "a word too long"
-    if language not in JOINED and not limits.mean_unit[0] <= float(lengths.mean()) <= limits.mean_unit[1]:
+    if not limits.mean_unit[0] <= float(lengths.mean()) <= limits.mean_unit[1]:
         return "words too short or too long"
-    if language in STOP_WORDS and float(np.isin(units, _stop_hashes(language)).mean()) < limits.stop_words:
+    if limits.words and common_count(text, limits.words) + 1 < int(limits.stop_words * len(units)):  # one short: chance, in a short text
         return "too few common words"
     _, lines = text.line_hashes()
     if len(lines) > 1 and 1 - len(np.unique(lines)) / len(lines) > limits.repeated_lines:
         return "repeated lines"
-    runs = text.shingles(5)
-    if len(runs) > 5 and 1 - len(np.unique(runs)) / len(runs) > limits.repeated_runs:
+    runs = text.shingles(limits.run)
+    if len(runs) > limits.run and 1 - len(np.unique(runs)) / len(runs) > limits.repeated_runs:
         return "repeated runs of words"
     return None

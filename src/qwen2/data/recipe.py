@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -71,9 +72,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a document must be like to stay; a recipe's `thresholds` change them for all languages ("*") or for one."""
+    """What a document must be like to stay, where norms.json does not say otherwise of its language; a recipe's `thresholds` change
+    both, for all languages ("*") or for one."""
 
-    least_bytes: int = 120
+    least_bytes: int = 45
     most_bytes: int = 2**20
     language: float = 0.5  # least probability of the language, where it is detected
     declared: float = 0.1  # least probability of the language that the source declares
@@ -81,12 +83,14 @@ class Thresholds:
     letters: float = 0.6  # least share of letters and marks in what is not space
     digits: float = 0.25  # most
     symbols: float = 0.1  # most
-    stop_words: float = 0.02  # least share of the units, where the language has a list
-    mean_unit: tuple[float, float] = (2.0, 14.0)  # characters of a unit, where words are written apart
+    words: str = ""  # the commonest ones of the language, apart by spaces; characters or pairs of clusters where these are the units
+    stop_words: float = 0.02  # least share of these words in the units, where there are any
+    mean_unit: tuple[float, float] = (1.0, 14.0)  # characters of a unit
     longest_unit: int = 80  # characters; longer ones are addresses and encoded data
     repeated_lines: float = 0.4  # most share of the lines that stand in the document before
-    repeated_runs: float = 0.4  # most share of the runs of five units that stand in the document before
-    quality: float = 0.2  # least probability of the classifier
+    repeated_runs: float = 0.4  # most share of the runs of units that stand in the document before
+    run: int = 5  # units of a run
+    quality: float = 0.2  # least probability of the classifier, which learns as many good as bad texts of every language
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -94,15 +98,19 @@ class Thresholds:
             if entry.name == "mean_unit":
                 if not (isinstance(value, tuple) and len(value) == 2):
                     raise ValueError(f"threshold mean_unit: {value!r} is not two numbers")
+            elif entry.name == "words":
+                if not isinstance(value, str) or not all(word[0].isalpha() for word in value.split()):
+                    raise ValueError(f"threshold words: {value!r} is not words apart by spaces")
+            elif entry.name == "run" and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"threshold run: {value!r} is not a whole number from 1 up")
             elif not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
                 raise ValueError(f"threshold {entry.name}: {value!r} is not a number from 0 up")
 
 
-BY_LANGUAGE: dict[str, dict[str, Any]] = {  # where a language differs: one of its characters says what several Latin letters say
-    "zh": {"script": 0.4, "least_bytes": 90},
-    "ja": {"script": 0.4, "least_bytes": 90},
-    "ko": {"script": 0.5, "least_bytes": 90},
-}
+@lru_cache(maxsize=1)
+def norms() -> dict[str, dict[str, Any]]:
+    """By language, the thresholds that text of it asks for: norms.json, which `qwen2 data norms` writes."""
+    return dict(json.loads((files("qwen2.data") / "norms.json").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ class Recipe:
 
     def limits(self, language: str) -> Thresholds:
         """The thresholds of one language."""
-        changes = {**BY_LANGUAGE.get(language, {}), **self.thresholds.get("*", {}), **self.thresholds.get(language, {})}
+        changes = {**norms().get(language, {}), **self.thresholds.get("*", {}), **self.thresholds.get(language, {})}
         if unknown := changes.keys() - {entry.name for entry in fields(Thresholds)}:
             raise ValueError(f"threshold {sorted(unknown)[0]!r}: there are {', '.join(entry.name for entry in fields(Thresholds))}")
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}

@@ -163,6 +163,14 @@ class Text:
         """The length of each unit in code points."""
         return self._found[2]
 
+    def spelled(self, number: int) -> str:
+        """A unit as text, with its neighbour where a unit is a pair of clusters. A text of it alone begins with the same unit."""
+        _, places, lengths = self._found
+        start, end = places[number], places[number] + lengths[number]
+        if number + 1 < len(places) and places[number + 1] == end and _CLUSTERED[self.scripts[[start, end]]].all():
+            end += lengths[number + 1]
+        return str(self.codes[start:end].tobytes().decode("utf-32-le"))
+
     @cached_property
     def line_of_unit(self) -> Any:
         """The number of the line in which each unit begins."""
