@@ -13,6 +13,8 @@ from qwen2.cli.app import main
 from qwen2.train.metrics import read_lines
 from tests.train.test_distributed import torchrun
 
+pytestmark = pytest.mark.xdist_group("two ranks")  # one process: what the fixtures run is most of the time
+
 ALIKE = ["--batch", "4", "--length", "96", "--log-every", "1", "--lr", "0.003", "--schedule", "constant", "--warmup", "0", "--eps", "1e-6"]
 ALIKE += ["--no-measure", "--no-tensorboard", "--precision", "float32", "--eval-share", "0.2"]
 LORA = ["--lora-rank", "4"]

@@ -1,4 +1,7 @@
-"""`runs/tiny.sh --quick`: from the quick base model to one that answers, every step real; what it leaves, and that it goes on."""
+"""`runs/tiny.sh --quick`: from the quick base model to one that answers, every step real, and what it leaves.
+
+How recipes go on where they were interrupted is tested in test_base.py and test_stages.py.
+"""
 
 from __future__ import annotations
 
@@ -90,19 +93,6 @@ def test_the_page_goes_on_with_that_of_the_base(run: Path) -> None:
     for stage in ("short", "long", *STAGES):
         assert f"<h2>{stage} " in text
     assert "exact match, before to after-dpo" in text
-
-
-def test_finished_stages_are_not_repeated(run: Path, quick_base: Path) -> None:
-    journal = run / "stages.json"
-    entries = json.loads(journal.read_text())
-    journal.write_text(json.dumps(entries[:-2]))
-    before = (run / "dpo" / "metrics.jsonl").read_bytes()
-    done = recipe("tiny.sh", "--quick", quick_base, run)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [line for line in done.stdout.splitlines() if line.startswith("== ")]
-    assert said == [f"== {name}: finished before" for name in STAGES[:-2]] + ["== chat-model", "== answers"]
-    assert (run / "dpo" / "metrics.jsonl").read_bytes() == before
-    assert json.loads(journal.read_text())[: len(entries) - 2] == entries[:-2]
 
 
 def test_what_it_cannot_begin_with_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from qwen2.train.parallel import Piece, pieces_of, rows_of
 from qwen2.train.sharded import read_shards
 from tests.train.conftest import write_shards
 
+pytestmark = pytest.mark.xdist_group("two ranks")  # one process: what the fixtures run is most of the time
+
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 MIXTURE = MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64)
 ALIKE = ("--batch", "4", "--length", "48", "--log-every", "1", "--save-every", "2", "--lr", "0.01", "--schedule", "constant")
