@@ -45,7 +45,7 @@ def test_the_smallest_hashes_of_each_language_are_chosen_as_documents_come(monke
     monkeypatch.setattr(quality, "MOST", 60)
     documents = [(code, f"{code} {n}") for code, count in (("en", 500), ("de", 90), ("lo", 7)) for n in range(count)] * 2
     random.Random(3).shuffle(documents)
-    ranked = sorted(set(documents), key=lambda one: (one[0], quality._number(one[1], 6)))
+    ranked = sorted(set(documents), key=lambda one: (one[0], quality.number_of(one[1], 6)))
     by_sorting = [one for code in ("de", "en", "lo") for one in [one for one in ranked if one[0] == code][:20]]
     held: list[int] = []
     piles: list[quality.Smallest] = []

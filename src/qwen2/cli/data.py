@@ -158,13 +158,16 @@ def norms(recipe: str, out: Path, /, *, corpus: Path = CORPUS) -> None:
     """
     _need_extra()
     import json
+    import os
 
     from qwen2.data.norms import measure
     from qwen2.data.recipe import read_recipe
 
     found = measure(*read_recipe(recipe), corpus)
     lines = [f"{json.dumps(code)}: {json.dumps(limits, ensure_ascii=False)}" for code, limits in found.items()]
-    out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    draft = out.with_name(f".{out.name}.part")
+    draft.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    os.replace(draft, out)
     print(f"{out}: {len(found)} languages")
 
 

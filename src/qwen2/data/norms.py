@@ -31,7 +31,7 @@ import numpy as np
 from qwen2.data.filters import POINTS, SCRIPT, broken_rule, common_count, in_class
 from qwen2.data.filters import LanguageFilter as Languages
 from qwen2.data.languages import LANGUAGES
-from qwen2.data.quality import MOST, Smallest, _number
+from qwen2.data.quality import MOST, Smallest, number_of
 from qwen2.data.readers import ReadInputs
 from qwen2.data.recipe import Recipe, Thresholds
 from qwen2.data.sources import inputs_of
@@ -77,7 +77,7 @@ def _texts(recipe: Recipe, base: Path, corpus: Path | None) -> dict[str, Sources
                 if broken_rule(Text(document.text), code, LENIENT) is None:
                     pile = piles[code].setdefault(source, Smallest())
                     pile.cut(MOST)
-                    pile.add(_number(document.text, recipe.seed), document.text)
+                    pile.add(number_of(document.text, recipe.seed), document.text)
     return {code: {source: pile.texts() for source, pile in found.items()} for code, found in piles.items()}
 
 
@@ -132,7 +132,7 @@ def pieces(text: str) -> Iterator[str]:
 
 def _measured(texts: list[str], scripts: tuple[str, ...], words: str, least: int) -> Iterator[dict[str, float]]:
     """What pieces of a source's texts are like, those with the smallest hashes first; nan for the common words of short ones."""
-    parts = sorted({part for text in texts for part in pieces(text)}, key=lambda part: _number(part, 0))
+    parts = sorted({part for text in texts for part in pieces(text)}, key=lambda part: number_of(part, 0))
     for text in [text for text in map(Text, parts[: MOST // 2]) if len(text.text.encode()) >= least and len(text.units)]:
         yield {
             "script": text.share_of(scripts),

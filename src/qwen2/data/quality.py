@@ -175,7 +175,7 @@ DAMAGE: dict[str, Callable[[str, random.Random], str]] = {
 }
 
 
-def _number(text: str, seed: int) -> int:
+def number_of(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
@@ -193,7 +193,7 @@ def learn(documents: Iterable[tuple[str, str]], seed: int) -> tuple[Classifier, 
     held: list[tuple[str, str, str, str]] = []
     kinds = list(DAMAGE)
     for language, text in chosen:
-        number = _number(text, seed)
+        number = number_of(text, seed)
         kind = kinds[number % len(kinds)]
         bad = DAMAGE[kind](text, random.Random(number))
         if number // 7 % HELD_OUT == 0:
@@ -223,7 +223,7 @@ def balanced(documents: Iterable[tuple[str, str]], seed: int) -> list[tuple[str,
             piles[language] = Smallest()
             for pile in piles.values():
                 pile.cut(MOST // len(piles))
-        piles[language].add(_number(text, seed + 1), text)
+        piles[language].add(number_of(text, seed + 1), text)
     return [(language, text) for language in sorted(piles) for text in piles[language].texts()]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -148,8 +148,17 @@ class Recipe:
             if source not in ("*", *labels):
                 raise ValueError(f"weight of {language}/{source}: source {source!r}: there are *, {', '.join(labels)}")
 
+    @cached_property
+    def _limits(self) -> dict[str, Thresholds]:
+        return {}
+
     def limits(self, language: str) -> Thresholds:
-        """The thresholds of one language."""
+        """The thresholds of one language; several steps ask for each document, so they are made once."""
+        if language not in self._limits:
+            self._limits[language] = self._limits_of(language)
+        return self._limits[language]
+
+    def _limits_of(self, language: str) -> Thresholds:
         changes = {**norms().get(language, {}), **self.thresholds.get("*", {}), **self.thresholds.get(language, {})}
         if unknown := changes.keys() - {entry.name for entry in fields(Thresholds)}:
             raise ValueError(f"threshold {sorted(unknown)[0]!r}: there are {', '.join(entry.name for entry in fields(Thresholds))}")

@@ -328,8 +328,8 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path, world: Wo
     ):
 
         def compute(indices: Sequence[int]) -> Tensor:
-            own = indices[world.rank :: world.size]
-            parts = world.every(read([groups[index] for index in own], bar).cpu() if own else torch.empty(0, 2))
+            mine = indices[world.rank :: world.size]
+            parts = world.every(read([groups[index] for index in mine], bar).cpu() if mine else torch.empty(0, 2))
             sums = torch.empty(len(indices), 2)
             for rank, part in enumerate(parts):
                 sums[rank :: world.size] = part.float()
