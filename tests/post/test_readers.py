@@ -12,6 +12,7 @@ import pytest
 
 from qwen2.post.rows.readers import BESIDE, BESIDE_ROWS, CUT_SHORT, NOT_JSON, NOT_UTF8, files, read
 from qwen2.post.rows.records import Example, PlainText, Preference, Record, Skipped
+from qwen2.post.rows.turns import NO_KNOWN_FORMAT
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "q1", "output": "a1"},
@@ -178,3 +179,61 @@ def test_unused_columns_of_all_files_are_counted(tmp_path: Path) -> None:
     unused: Counter[str] = Counter()
     assert len(list(read(tmp_path / "a.jsonl", unused))) == 2
     assert unused == {"source": 2, "url": 1}
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n", ",\n"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_stands_behind_an_array_is_read_too(tmp_path: Path, between: str, indent: int | None) -> None:
+    """As `cat a.json b.json` makes it, also with objects behind the last bracket."""
+    array, last = json.dumps(ROWS, indent=indent), json.dumps(ROWS[0], indent=indent)
+    (tmp_path / "a.json").write_text(between.join([array, array, last, "[]", array]) + "\n")
+    found = list(read(tmp_path / "a.json"))
+    assert kinds(found) == [*KINDS, *KINDS, Example, *KINDS]
+    assert [record.where.rpartition(":")[2] for record in found] == [str(number) for number in range(1, 17)]
+
+
+def test_rubbish_behind_an_array_is_counted_and_what_follows_is_read(tmp_path: Path) -> None:
+    array = json.dumps(ROWS)
+    (tmp_path / "a.json").write_text(f"{array}]\n{array} and so on\n{json.dumps(ROWS[0])}\n[{{broken}}, 1]\n{array}")
+    found = list(read(tmp_path / "a.json"))
+    assert kinds(found) == [*KINDS, Skipped, *KINDS, Skipped, Example, Skipped, *KINDS]
+    assert [record.why for record in found if isinstance(record, Skipped)] == [NOT_JSON] * 3
+
+
+TURNS = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
+SHARED = [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}]
+
+
+@pytest.mark.parametrize("turns", [TURNS, SHARED])
+def test_a_list_of_turns_is_a_conversation_wherever_it_stands(tmp_path: Path, turns: list[dict[str, str]]) -> None:
+    line = json.dumps(turns)
+    (tmp_path / "lines.jsonl").write_text(f"{line}\n{line}\n{line[:-9]}\n\n{line}\n")
+    (tmp_path / "mixed.jsonl").write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
+    (tmp_path / "lists.json").write_text(json.dumps([turns, turns], indent=2))
+    (tmp_path / "one.json").write_text(json.dumps(turns, indent=2))
+    for name, expected in (
+        ("lines.jsonl", [Example, Example, Skipped, Example]),
+        ("mixed.jsonl", [Example] * 2),
+        ("lists.json", [Example] * 2),
+        ("one.json", [Example]),
+    ):
+        found = list(read(tmp_path / name))
+        assert kinds(found) == expected, name
+        assert all(record.messages == TURNS for record in found if isinstance(record, Example))
+
+
+def test_a_turn_alone_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]))
+    found = list(read(tmp_path / "a.jsonl"))
+    assert [record.why for record in found if isinstance(record, Skipped)] == [NO_KNOWN_FORMAT] * 2
+    assert isinstance(found[0], Skipped)
+    assert "a turn alone" in found[0].detail
+
+
+@pytest.mark.parametrize("words", ["[1] Introduction", "[Verse 1]", "[[1]] and [2]", "{curly}", "[", '[{"so"} he said'])
+def test_prose_may_begin_with_a_bracket(tmp_path: Path, words: str) -> None:
+    (tmp_path / "paper.txt").write_text(f"{words}\nText of a paper.\n")
+    assert [record.text for record in read(tmp_path / "paper.txt") if isinstance(record, PlainText)] == [words, "Text of a paper."]
+    for number, rows in enumerate((json.dumps(ROWS), json.dumps(ROWS, indent=1), lines(ROWS).decode())):
+        (tmp_path / f"{number}.txt").write_text(rows)
+        assert kinds(list(read(tmp_path / f"{number}.txt"))) == KINDS

@@ -1,5 +1,7 @@
 """What a row is, told by its keys: the formats of the field's tools as data, each row judged by itself.
 
+A bare list of turns is a conversation; a row with a role is a turn alone, and no text.
+
 A row is a preference where it has two answers (chosen and rejected, under whatever names), else a conversation where it has a list of
 turns (turns.py), else a prompt with an answer, else a text. A conversation in which only an assistant speaks is a text too, as ms-swift
 writes pre-training data. What cannot be used is `Skipped` with the reason; columns that nothing was made of are counted by name.
@@ -22,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
-from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, MEDIA, NO_KNOWN_FORMAT, RowError, text, tools, turns
+from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, MEDIA, NO_KNOWN_FORMAT, ROLES, RowError, text, tools, turns
 from qwen2.tokenizer.messages import read_messages, read_tools
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
@@ -71,6 +73,8 @@ class Row:
 
 def record(values: Any, where: str, unused: Counter[str]) -> Record:
     """What a row is; `unused` counts the columns that nothing was made of."""
+    if isinstance(values, list) and any(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in values):
+        values = {"messages": values}
     if not isinstance(values, Mapping):
         return Skipped(NO_KNOWN_FORMAT, where, f"a row is an object, this one is {type(values).__name__}")
     row = Row(values)
@@ -90,6 +94,14 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
     unused.update(found)
     unused.update(row.values.keys() - row.used)
     return made
+
+
+def is_turn(value: Any) -> bool:
+    """Whether it is a turn of a conversation alone, and no row."""
+    if not isinstance(value, Mapping) or any(value.get(key) is not None for key in (*CONVERSATIONS, *PROMPTS, *ANSWERS)):
+        return False
+    role = value.get("role", value.get("from"))
+    return isinstance(role, str) and role.lower() in ROLES
 
 
 def _rank(row: Row) -> None:
@@ -115,6 +127,8 @@ def _nothing(row: Row) -> tuple[str, str]:
         return NO_ANSWER, f"a prompt, but none of {', '.join(ANSWERS)}"
     if "segments" in row.values:
         return NO_KNOWN_FORMAT, "segments are texts without a template: write them as messages"
+    if "role" in row.values:
+        return NO_KNOWN_FORMAT, "a row with a role is a turn alone: write the turns of a conversation as a list, on one line"
     keys = ", ".join(sorted(row.values)[:6])
     return NO_KNOWN_FORMAT, f"it has the keys {keys}" if keys else "it has no keys"
 
@@ -287,7 +301,7 @@ def _label(row: Row) -> bool | None:
 
 def _text(row: Row, where: str) -> Record | None:
     key = row.has(TEXTS)
-    if key is None or not isinstance(row.values[key], str):
+    if key is None or "role" in row.values or not isinstance(row.values[key], str):
         return None
     return _document(row.take(key), where)
 

@@ -1,14 +1,15 @@
 """Files of post-training data, row by row: JSON lines, JSON arrays, Parquet, plain text; also compressed (.gz, .zst), also folders.
 
 What a file is, its content says and not its name; what a row is, the row (formats.py), so that files of mixed formats are read as they
-are. A row that cannot be used is `Skipped`, and the rows behind it are read; only behind a mistake in the syntax of a JSON array, or
-where a compressed file is cut short, nothing more can be found, which is one `Skipped` that says so.
+are. A row that cannot be used is `Skipped`, and the rows behind it are read; only behind a mistake in the syntax of a JSON array (up to
+the next line that begins with one), or where a compressed file is cut short, nothing more can be found, which is one `Skipped` that
+says so. A list of turns is one conversation, whether it is a line, the whole file, or an element of a list; every other array is rows.
 
 Of a folder the texts count only where it has no files of rows, and never what describes a data set (README, LICENSE, dataset_info.json):
 what is passed over is `Skipped` too. A file that is named itself is always read.
 
 A file of plain text (.txt, .md) without empty lines has a document a line, as LLaMA-Factory and ms-swift take it; with empty lines, which
-then divide paragraphs, it is one document.
+then divide paragraphs, it is one document. Such a name holds rows where it begins as JSON does, with the key of an object.
 
     for record in read(["alpaca.json", "folder/"]): ...
 """
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qwen2.post.rows.formats import record
+from qwen2.post.rows.formats import is_turn, record
 from qwen2.post.rows.records import PlainText, Record, Skipped
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zst")
@@ -36,6 +37,8 @@ NOT_JSON, NOT_UTF8, CUT_SHORT = "not JSON", "not UTF-8", "a file that does not g
 BESIDE, BESIDE_ROWS = "a file beside the data", "a text beside files of rows; name it itself to learn from it"
 STRAY = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as "surrogateescape" reads it
 SPACE = re.compile(r"[\s,]*")
+OBJECT = re.compile(rb'\s*(?:\[\s*)*\{\s*(?:\}|"[^"\n]*"\s*:)')  # how rows of JSON begin
+NEXT_LINE, NEXT_ARRAY = re.compile(r"\n"), re.compile(r"\n(?=\[)")
 Rows = Iterator[tuple[int, Any]]  # number, and the row, a PlainText or a Skipped
 
 
@@ -98,14 +101,15 @@ def _rows(path: Path) -> Rows:
         yield from _parquet(path)
         return
     data, problem = _bytes(path, magic)
-    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    start = data.lstrip()[:1]
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    if start == b"[":
-        yield from _array(data)
+    if _is_prose(path) and not OBJECT.match(data):
+        yield from _prose(data)
+    elif start == b"[":
+        yield from _arrays(data)
     elif start == b"{" or name.endswith((".json", ".jsonl", ".ndjson")):
         yield from _objects(data)
-    elif _is_prose(path):
-        yield from _prose(data)
     elif start:
         raise ValueError(f"{path}: neither JSON lines, nor a JSON array, nor Parquet; a plain text's name ends in .txt")
     if problem:
@@ -134,9 +138,9 @@ def _bytes(path: Path, magic: bytes) -> tuple[bytes, str]:
 
 def _objects(data: bytes) -> Rows:
     """A JSON object a line; or, where the first line alone is none, one object over several lines."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = data.split(b"\n")
     first = next((line for line in lines if line.strip()), b"")
-    if isinstance(_parsed(first), Skipped) and not isinstance(whole := _parsed(data.removeprefix(b"\xef\xbb\xbf")), Skipped):
+    if isinstance(_parsed(first), Skipped) and not isinstance(whole := _parsed(data), Skipped):
         yield 1, whole
         return
     for number, line in enumerate(lines, start=1):
@@ -153,23 +157,38 @@ def _parsed(line: bytes) -> Any:
         return Skipped(NOT_JSON, "", str(error))
 
 
-def _array(data: bytes) -> Rows:
-    """The elements of a JSON array, one at a time."""
-    words = data.decode("utf-8-sig", "surrogateescape")
-    decoder, at, number = json.JSONDecoder(), words.index("[") + 1, 0
+def _arrays(data: bytes) -> Rows:
+    """What JSON arrays hold, an element at a time, and what stands behind them: more arrays, lists of turns, objects."""
+    words = data.decode("utf-8", "surrogateescape")
+    decoder, at, number, inside = json.JSONDecoder(), 0, 0, False
     while True:
-        at = SPACE.match(words, at).end()  # type: ignore[union-attr]
-        number += 1
-        if words[at : at + 1] == "]":
+        at = start = SPACE.match(words, at).end()  # type: ignore[union-attr]
+        if inside and words[at : at + 1] == "]":
+            at, inside = at + 1, False
+        elif not inside and at == len(words):
             return
-        start = at
-        try:
-            row, at = decoder.raw_decode(words, at)
-        except (ValueError, RecursionError) as error:
-            yield number, Skipped(NOT_JSON, "", f"{error}; nothing behind it in this file can be read")
-            return
-        broken = STRAY.search(words, start, at)
-        yield number, Skipped(NOT_UTF8, "", f"byte {ord(broken[0]) - 0xDC00:#x}") if broken else row
+        elif not inside and words[at] == "[" and not _of_turns(words, at, decoder):
+            at, inside = at + 1, True
+        else:
+            number += 1
+            try:
+                row, at = decoder.raw_decode(words, at)
+            except (ValueError, RecursionError) as error:
+                behind = (NEXT_ARRAY if inside or words.startswith("[\n", at) else NEXT_LINE).search(words, at)
+                more = "" if behind else "; nothing behind it in this file can be read"
+                yield number, Skipped(NOT_JSON, "", f"{error}{more}")
+                at, inside = behind.end() if behind else len(words), False
+                continue
+            broken = STRAY.search(words, start, at)
+            yield number, Skipped(NOT_UTF8, "", f"byte {ord(broken[0]) - 0xDC00:#x}") if broken else row
+
+
+def _of_turns(words: str, at: int, decoder: json.JSONDecoder) -> bool:
+    """Whether the first element of the array that begins there is a turn."""
+    try:
+        return is_turn(decoder.raw_decode(words, SPACE.match(words, at + 1).end())[0])  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parquet(path: Path) -> Rows:
@@ -187,7 +206,7 @@ def _parquet(path: Path) -> Rows:
 
 
 def _prose(data: bytes) -> Rows:
-    lines = data.removeprefix(b"\xef\xbb\xbf").strip().split(b"\n")
+    lines = data.strip().split(b"\n")
     single = all(line.strip() for line in lines)
     for number, document in enumerate(lines if single else [b"\n".join(lines)], start=1):
         try:
