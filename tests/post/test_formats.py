@@ -104,6 +104,7 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     # XTuner, UltraChat, Dolly, MetaMath-like
     "xtuner": ({"conversation": [{"system": "S", "input": "q1", "output": "a1"}]}, [system("S"), user("q1"), assistant("a1")]),
     "bare-texts": ({"dialogue": ["q1", "a1", "q2", "a2"]}, TALK),
+    "ultrachat": ({"id": "7", "data": ["q1", "a1", "q2", "a2"]}, TALK),
     "dolly": ({"instruction": "q1", "context": "c", "response": "a1", "category": "x"}, [user("q1\nc"), assistant("a1")]),
     "problem-solution": ({"problem": "q1", "solution": "a1", "answer": "7"}, [user("q1"), assistant("a1")]),
 }

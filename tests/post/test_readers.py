@@ -137,7 +137,7 @@ def test_folders_and_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no data in this folder"):
         list(read(tmp_path))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match="neither JSON lines"):
+    with pytest.raises(ValueError, match="neither JSON, nor Parquet or Arrow"):
         list(read(tmp_path / "picture.png"))
     for name in ("b.jsonl", "a.jsonl", "dataset_info.json"):
         (tmp_path / name).write_bytes(lines(ROWS[:1]))

@@ -76,7 +76,7 @@ def dpo(
     model
         What it starts from and is compared with: a run, a checkpoint of one, a folder, a file or a name.
     data
-        Files or folders of pairs (of --loss kto also answers with a label): JSON lines, JSON arrays, Parquet.
+        Files or folders of pairs (of --loss kto also answers with a label): JSON lines, JSON arrays, CSV, Parquet, Arrow.
     """
     from qwen2.cli.serve import check_device
 

@@ -77,7 +77,7 @@ def sft(
     model
         A name, a folder, a file, or a run.
     data
-        Files or folders: JSON lines, JSON arrays, Parquet, text; alpaca, ShareGPT, OpenAI messages, prompts with completions, pairs.
+        Files or folders: JSON, CSV, Parquet, Arrow, text; alpaca, ShareGPT, OpenAI messages, prompts with completions, pairs.
     """
     from qwen2.cli.serve import check_device
 

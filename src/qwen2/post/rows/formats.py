@@ -82,7 +82,7 @@ def record(values: Any, where: str, unused: Counter[str]) -> Record:
     try:
         if any(row.values.get(key) for key in MEDIA):
             raise RowError(HAS_MEDIA)
-        _rank(row)
+        _rename(row)
         made = _preference(row, where, found) or _conversation(row, where, found) or _answered(row, where, found) or _text(row, where)
         if made is None:
             raise RowError(*_nothing(row))
@@ -104,8 +104,11 @@ def is_turn(value: Any) -> bool:
     return isinstance(role, str) and role.lower() in ROLES
 
 
-def _rank(row: Row) -> None:
-    """Give two ranked answers the names of a pair."""
+def _rename(row: Row) -> None:
+    """Give two ranked answers the names of a pair, and UltraChat's texts in turn that of a conversation."""
+    said, others = row.values.get("data"), row.has((*CONVERSATIONS, *PROMPTS, *ANSWERS, *TEXTS))
+    if others is None and isinstance(said, list) and len(said) > 1 and all(isinstance(one, str) for one in said):
+        row.values["dialogue"] = row.values.pop("data")
     prompts, answers = RANKED
     given = row.values.get(answers)
     pair = isinstance(given, list) and len(given) == 2 and all(isinstance(one, str) for one in given)

@@ -1,4 +1,4 @@
-"""Files of post-training data, row by row: JSON lines, JSON arrays, Parquet, plain text; also compressed (.gz, .zst), also folders.
+"""Files of post-training data, row by row: JSON, tables (tables.py), plain text; also compressed (.gz, .zst), also folders.
 
 What a file is, its content says and not its name; what a row is, the row (formats.py), so that files of mixed formats are read as they
 are. A row that cannot be used is `Skipped`, and the rows behind it are read; only behind a mistake in the syntax of a JSON array (up to
@@ -28,18 +28,17 @@ from typing import Any
 
 from qwen2.post.rows.formats import is_turn, record
 from qwen2.post.rows.records import PlainText, Record, Skipped
+from qwen2.post.rows.tables import CUT_SHORT, MAGICS, NOT_UTF8, STRAY, Rows, columns, separated
 
-ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zst")
+ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".md", ".gz", ".zst")
 PROSE = (".txt", ".md")
 ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "contributing")  # texts whose names begin with it
 DESCRIBES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-NOT_JSON, NOT_UTF8, CUT_SHORT = "not JSON", "not UTF-8", "a file that does not go on"
+NOT_JSON = "not JSON"
 BESIDE, BESIDE_ROWS = "a file beside the data", "a text beside files of rows; name it itself to learn from it"
-STRAY = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as "surrogateescape" reads it
 SPACE = re.compile(r"[\s,]*")
 OBJECT = re.compile(rb'\s*(?:\[\s*)*\{\s*(?:\}|"[^"\n]*"\s*:)')  # how rows of JSON begin
 NEXT_LINE, NEXT_ARRAY = re.compile(r"\n"), re.compile(r"\n(?=\[)")
-Rows = Iterator[tuple[int, Any]]  # number, and the row, a PlainText or a Skipped
 
 
 def read(paths: str | Path | Iterable[str | Path], unused: Counter[str] | None = None) -> Iterator[Record]:
@@ -91,27 +90,34 @@ def _is_prose(path: Path) -> bool:
 
 def _describes(path: Path) -> bool:
     """Whether it is about the data."""
+    if path.name == "state.json" and next(path.parent.glob("*.arrow"), None):  # of a folder that `datasets` saved
+        return True
     return path.name in DESCRIBES or (_is_prose(path) and re.split(r"[._ -]", path.name.lower())[0] in ABOUT)
 
 
 def _rows(path: Path) -> Rows:
     with path.open("rb") as file:
         magic = file.read(4)
-    if magic == b"PAR1":
-        yield from _parquet(path)
+    if magic in MAGICS:
+        yield from columns(path)
         return
     data, problem = _bytes(path, magic)
+    if data[:4] in MAGICS:
+        yield from columns(data)
+        return
     data = data.removeprefix(b"\xef\xbb\xbf")
     start = data.lstrip()[:1]
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if _is_prose(path) and not OBJECT.match(data):
         yield from _prose(data)
+    elif name.endswith((".csv", ".tsv")) and not OBJECT.match(data):
+        yield from separated(data, "\t" if name.endswith(".tsv") else ",")
     elif start == b"[":
         yield from _arrays(data)
     elif start == b"{" or name.endswith((".json", ".jsonl", ".ndjson")):
         yield from _objects(data)
     elif start:
-        raise ValueError(f"{path}: neither JSON lines, nor a JSON array, nor Parquet; a plain text's name ends in .txt")
+        raise ValueError(f"{path}: neither JSON, nor Parquet or Arrow; the name of a table ends in .csv or .tsv, a plain text's in .txt")
     if problem:
         yield 1 + data.count(b"\n"), Skipped(CUT_SHORT, "", problem)
 
@@ -189,20 +195,6 @@ def _of_turns(words: str, at: int, decoder: json.JSONDecoder) -> bool:
         return is_turn(decoder.raw_decode(words, SPACE.match(words, at + 1).end())[0])  # type: ignore[union-attr]
     except (ValueError, RecursionError):
         return False
-
-
-def _parquet(path: Path) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        yield number + 1, Skipped(CUT_SHORT, "", str(error))
 
 
 def _prose(data: bytes) -> Rows:
