@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,29 @@ def test_compressed_files(tmp_path: Path) -> None:
     assert kinds(list(read(tmp_path))) == KINDS * 2
 
 
-def test_a_compressed_file_that_is_cut_short_gives_what_it_has_and_says_so(tmp_path: Path) -> None:
-    many = lines([{"instruction": f"q{number}", "output": str(number * number)} for number in range(4000)])
-    whole = gzip.compress(many)
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    found = list(read(tmp_path / "a.jsonl.gz"))
-    assert sum(isinstance(record, Example) for record in found) > 1000
-    assert isinstance(found[-1], Skipped)
-    assert found[-1].why == CUT_SHORT
+def zstd(data: bytes) -> bytes:
+    import pyarrow
+
+    whole: bytes = pyarrow.compress(data, codec="zstd", asbytes=True)
+    return whole
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstd)])
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_a_compressed_file_that_is_cut_short_gives_what_it_has_and_says_so(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], share: float
+) -> None:
+    """Also where whole parts come before the one that is cut."""
+    many = lines([{"instruction": f"q{number}", "output": str(hash(number**7))} for number in range(20_000)])
+    path, whole = tmp_path / f"a.jsonl.{ending}", compress(many)
+    for before in (b"", compress(lines(ROWS)) * 2):
+        path.write_bytes(before + whole[: int(share * len(whole))])
+        found = list(read(path))
+        assert kinds(found[: 10 if before else 0]) == KINDS * 2 * bool(before)
+        assert sum(isinstance(record, Example) for record in found) > 20_000 * (share - 0.2)
+        assert isinstance(found[-1], Skipped)
+        assert found[-1].why == CUT_SHORT
+        assert not any(isinstance(record, Skipped) and record.why != NOT_JSON for record in found[:-1])
 
 
 def test_plain_text_has_a_document_a_line_or_is_one(tmp_path: Path) -> None:

@@ -17,12 +17,11 @@ then divide paragraphs, it is one document. Such a name holds rows where it begi
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +124,28 @@ def _rows(path: Path) -> Rows:
 def _bytes(path: Path, magic: bytes) -> tuple[bytes, str]:
     """What a file holds, as far as it can be read, and what ended it before its time."""
     if magic[:2] == b"\x1f\x8b":
-        stream: Any = gzip.GzipFile(path)
-    elif magic == b"\x28\xb5\x2f\xfd":
-        import pyarrow
-
-        stream = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    else:
+        with gzip.GzipFile(path) as stream:
+            return _read_on(stream.read1, 1 << 20)
+    if magic != b"\x28\xb5\x2f\xfd":
         return path.read_bytes(), ""
+    import pyarrow
+
+    with pyarrow.input_stream(str(path), compression="zstd") as stream:
+        data, problem = _read_on(stream.read, 1 << 20)
+    if problem:  # with what the last read had before it failed, which single bytes give
+        with pyarrow.input_stream(str(path), compression="zstd") as stream:
+            return stream.read(len(data)) + _read_on(stream.read, 1)[0], problem
+    return data, ""
+
+
+def _read_on(read: Callable[[int], bytes], size: int) -> tuple[bytes, str]:
+    """What `read` gives, so many bytes at a time, until its end or an error, and that error."""
     pieces: list[bytes] = []
-    with stream:
-        try:
-            while piece := stream.read1(1 << 20):
-                pieces.append(piece)
-        except (EOFError, OSError, zlib.error) as error:
-            return b"".join(pieces), f"{type(error).__name__}: {error}"
+    try:
+        while piece := read(size):
+            pieces.append(piece)
+    except (EOFError, OSError, zlib.error) as error:
+        return b"".join(pieces), f"{type(error).__name__}: {error}"
     return b"".join(pieces), ""
 
 
