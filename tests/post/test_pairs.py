@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qwen2.engine.llm import LLM
-from qwen2.post.preference.pairs import EQUAL, NO_LABEL, NO_PAIR, TEXT, TOO_LONG, Collected, Order, collect, following, group_of
+from qwen2.post.preference.pairs import EQUAL, NO_LABEL, NO_PAIR, TEXT, TOO_LONG, WEIGHTLESS, Collected, Order, collect, following, group_of
 from qwen2.post.preference.settings import DpoSettings
 from qwen2.post.rows.readers import read
 from qwen2.post.rows.records import Example, PlainText, Preference, Record
@@ -198,6 +198,13 @@ def test_kto_takes_labels_and_both_sides_of_a_pair():
     assert others == [ours[1], ours[2], ours[0], ours[0]]  # the next one of another prompt, around the end
     template = ChatTemplate.of(tiny_tokenizer())
     assert list(found.items.groups[0].prompt) == template.render([user("a")]).ids
+
+
+def test_kto_leaves_out_a_last_answer_with_the_weight_0():
+    talk = [user("a"), says("fox"), user("b"), says("dog")]
+    rows: list[Record] = [Example(talk, None, f"x:{i}", True, untrained) for i, untrained in enumerate([(), (1,), (3,), (1, 3)])]
+    found = gathered(rows, loss="kto")
+    assert (found.items.where, found.skipped) == (["x:0", "x:1"], {WEIGHTLESS: 2})
 
 
 def test_another_prompts_answer_fits_behind_this_one():

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TOO_LONG, EQUAL, REFUSED = "longer than --length", "chosen and rejected are the same tokens", "refused by the template"
 NO_PAIR, NO_LABEL, TEXT = "no pair: one answer alone", "no label: one answer, and nobody said whether it is wanted", "a text, no answer"
+WEIGHTLESS = "a last answer with the weight 0"
 
 
 @dataclass
@@ -122,6 +123,8 @@ def encoded(template: ChatTemplate, settings: DpoSettings, record: Record) -> En
     single = settings.loss == "kto"
     if isinstance(record, PlainText) or (isinstance(record, Example) and (not single or record.label is None)):
         return Skipped(TEXT if isinstance(record, PlainText) else NO_LABEL if single else NO_PAIR, record.where)
+    if isinstance(record, Example) and len(prompt_of(record)) in record.untrained:
+        return Skipped(WEIGHTLESS, record.where)
     try:
         group, cut = group_of(template, record, settings.length, settings.too_long == "cut")
     except TooLongError as error:

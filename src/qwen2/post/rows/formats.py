@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
-from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, MEDIA, NO_KNOWN_FORMAT, ROLES, RowError, text, tools, turns
+from qwen2.post.rows.turns import BROKEN, HAS_MEDIA, MEANT, MEDIA, NO_KNOWN_FORMAT, ROLES, RowError, text, tools, turns
 from qwen2.tokenizer.messages import read_messages, read_tools
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
@@ -34,19 +34,19 @@ PAIRS = (  # better, worse
     ("chosen_messages", "rejected_messages"),
     ("preferred_output", "non_preferred_output"),
 )
-WORSE = ("rejected_response", "rejected_messages")  # ms-swift: the better answer ends the conversation itself
+WORSE = ("rejected_response", "rejected_messages")  # ms-swift: the better answer is that of the row without it
 PROMPTS = ("instruction", "prompt", "query", "question", "problem", "article", "message_1", "input")
 CONTEXTS = ("input", "context", "article")  # what an instruction is about, written behind it
 ANSWERS = ("output", "response", "completion", "solution", "answer", "target", "generation", "revision", "summary", "message_2")
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content")
 LABELS = ("label", "kto_tag")
-WANTED = {**dict.fromkeys(("true", "1", "1.0"), True), **dict.fromkeys(("false", "0", "0.0"), False)}
 RANKED = (("instruction", "prompt"), "output")  # of LLaMA-Factory's older files: what is answered, and the answers, the better one first
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
 
 NO_ANSWER, EMPTY_ANSWER, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
 EQUAL, EMPTY_TEXT = "chosen and rejected are equal", "an empty text"
+ANSWERED, WEIGHTLESS = "a prompt that ends with another answer", "a chosen answer with the weight 0"
 SEVERAL, HALF = "a list of texts as an answer", "half a character"
 
 
@@ -157,10 +157,24 @@ def _answered(row: Row, where: str, unused: Counter[str]) -> Record | None:
     said, more = _continuation(row.take(answer), answer, unused)
     if not messages and said[0]["role"] == "assistant":
         raise RowError(NO_PROMPT)
+    messages = messages[: len(messages) - _said_again(messages, said)]
+    untrained = tuple(i for i in untrained if i < len(messages))
     before = _system(row, messages + said)
     shift = len(before) + len(messages)
     marked = (*(i + len(before) for i in untrained), *(i + shift for i in more))
     return _example(row, before + messages + said, marked, where)
+
+
+def _said_again(messages: Messages, said: Messages) -> int:
+    """With how many of the prompt's last turns an answer begins that is the whole conversation."""
+    start = bool(messages) and messages[0]["role"] != "system" == said[0]["role"]  # the answer's own system prompt comes before them
+    counts = range(min(len(messages), len(said)), 0, -1)
+    return next((count for count in counts if _plain(messages[-count:]) == _plain(said[start : start + count])), 0)
+
+
+def _plain(messages: Messages) -> Messages:
+    """Messages as they are compared: by their words, whatever space is around them."""
+    return [{**message, "content": message["content"].strip()} for message in messages]
 
 
 def _example(row: Row, messages: Messages, untrained: tuple[int, ...], where: str) -> Example:
@@ -176,42 +190,81 @@ def _example(row: Row, messages: Messages, untrained: tuple[int, ...], where: st
 def _preference(row: Row, where: str, unused: Counter[str]) -> Record | None:
     """Two answers to one prompt."""
     pair = next((pair for pair in PAIRS if all(key in row.values for key in pair)), None)
-    worse = row.has(WORSE)
-    if pair is None and (worse is None or row.has(CONVERSATIONS) is None):
-        return None
-    if pair is None:
-        assert worse is not None
-        messages, _ = _prompt(row, unused)
-        start = next((i + 1 for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "user"), len(messages))
-        chosen, messages = messages[start:], messages[:start]
-        if not chosen:
-            raise RowError(NO_ANSWER, "the conversation ends without the better answer")
-        rejected = _continuation(row.take(worse), worse, unused)[0]
-        rejected = rejected[start:] if rejected[:start] == messages and messages else rejected
+    if pair is not None:
+        sides = _sides(row, pair, unused)
+    elif row.has(WORSE) and (row.has(CONVERSATIONS) or (row.has(PROMPTS) and row.has(ANSWERS))):
+        sides = _beside_a_worse(row, unused)
     else:
-        texts = [row.values[key] for key in pair]
-        if all(isinstance(one, str) and one.startswith("\n\nHuman:") for one in texts):
-            chosen, rejected = (_human(str(row.take(key))) for key in pair)
-        else:
-            chosen, rejected = (_continuation(row.take(key), key, unused)[0] for key in pair)
-        messages = []
-        if chosen[0]["role"] == "assistant":
-            messages, _ = _prompt(row, unused)
-        else:
-            row.take(*CONVERSATIONS), row.take(*PROMPTS)  # which say the same again
-            messages, chosen, rejected = _apart(chosen, rejected)
+        return None
+    messages, chosen, rejected, untrained = sides
     if not messages:
         raise RowError(NO_PROMPT)
-    messages = _system(row, messages) + messages
     if chosen == rejected:
         raise RowError(EQUAL)
+    if untrained:
+        raise RowError(WEIGHTLESS)
+    messages = _system(row, messages) + messages
     defined = _tools(row)
     for side in (chosen, rejected):
         if not side or side[0]["role"] != "assistant":
             raise RowError(NO_ANSWER, "what is chosen and what is rejected begin with an assistant's turn")
         checked(messages + side, defined)
         _not_empty(side)
+    _not_empty(messages)
     return Preference(messages, chosen, rejected, defined, where)
+
+
+Sides = tuple[Messages, Messages, Messages, bool]  # the prompt, what is chosen, what is rejected; whether a chosen answer has the weight 0
+
+
+def _sides(row: Row, pair: tuple[str, str], unused: Counter[str]) -> Sides:
+    """Two answers that have names of their own."""
+    untrained: tuple[int, ...] = ()
+    if all(isinstance(row.values[key], str) and row.values[key].startswith("\n\nHuman:") for key in pair):
+        chosen, rejected = (_human(row.take(key)) for key in pair)
+    else:
+        chosen, untrained = _continuation(row.take(pair[0]), pair[0], unused)
+        rejected = _continuation(row.take(pair[1]), pair[1], unused)[0]
+    if chosen[0]["role"] == "assistant":
+        messages = _before(_prompt(row, unused)[0], chosen, rejected)
+        return messages, chosen, rejected, bool(untrained)
+    row.take(*CONVERSATIONS), row.take(*PROMPTS)  # which say the same again
+    messages, better, worse = _apart(chosen, rejected)
+    return messages, better, worse, any(i >= len(messages) for i in untrained)
+
+
+def _before(messages: Messages, chosen: Messages, rejected: Messages) -> Messages:
+    """The prompt without the one of the two answers that it ends with."""
+    for side in (chosen, rejected):
+        if _plain(messages[-len(side) :]) == _plain(side):
+            return messages[: -len(side)]
+    if messages and messages[-1]["role"] == "assistant":
+        raise RowError(ANSWERED, "it is neither the chosen nor the rejected one; a prompt ends before the answer")
+    return messages
+
+
+def _beside_a_worse(row: Row, unused: Counter[str]) -> Sides:
+    """A conversation, or a prompt and its answer, with a worse answer beside it; that may be the whole conversation, as it went worse."""
+    messages, untrained = _prompt(row, unused)
+    if row.has(CONVERSATIONS) is None:
+        answer = row.has(ANSWERS)
+        assert answer is not None
+        said, more = _continuation(row.take(answer), answer, unused)
+        untrained = (*untrained, *(i + len(messages) for i in more))
+        messages = messages + said
+    if not messages or messages[-1]["role"] == "user":
+        raise RowError(NO_ANSWER, "the conversation ends without the better answer")
+    worse = row.has(WORSE)
+    assert worse is not None
+    rejected = _continuation(row.take(worse), worse, unused)[0]
+    if rejected[0]["role"] == "assistant":
+        start = next((i + 1 for i in range(len(messages) - 1, -1, -1) if messages[i]["role"] == "user"), len(messages))
+        before, chosen = messages[:start], messages[start:]
+    else:
+        if messages and messages[0]["role"] == "system" != rejected[0]["role"]:
+            rejected = messages[:1] + rejected
+        before, chosen, rejected = _apart(messages, rejected)
+    return before, chosen, rejected, any(i >= len(before) for i in untrained)
 
 
 def _apart(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
@@ -296,7 +349,7 @@ def _label(row: Row) -> bool | None:
     """Whether an answer is wanted: true or false, also as a number or a text; other labels, such as a class's name, are no such thing."""
     key = row.has(LABELS)
     given = None if key is None else row.values[key]
-    known = WANTED.get(str(given).lower()) if isinstance(given, bool | int | float | str) else None
+    known = MEANT.get(str(given).lower()) if isinstance(given, bool | int | float | str) else None
     if key is not None and known is not None:
         row.take(key)
     return known
@@ -322,6 +375,9 @@ def checked(messages: Messages, defined: Tools | None) -> None:
 
 
 def _not_empty(messages: Messages) -> None:
+    """RowError where a person asks nothing, or an assistant neither says nor calls anything."""
     for i, message in enumerate(messages):
+        if message["role"] == "user" and not message["content"].strip():
+            raise RowError(NO_PROMPT, f"message {i + 1} of {len(messages)}, the user's, has no text")
         if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
             raise RowError(EMPTY_ANSWER, f"message {i + 1} of {len(messages)}")

@@ -31,6 +31,7 @@ ROLES = {
 }
 SIDES = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"), ("question", "answer"))
 WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss", "train", "training")  # of an answer: whether it is learned
+MEANT = {**dict.fromkeys(("true", "1", "1.0"), True), **dict.fromkeys(("false", "0", "0.0"), False)}  # by a value or its text
 MEDIA = ("images", "image", "videos", "video", "audios", "audio", "image_url", "input_audio", "video_url", "audio_url")
 KEPT = ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "function_call")
 
@@ -117,7 +118,7 @@ def _turn(item: Mapping[str, Any], at: str, unused: Counter[str]) -> tuple[str, 
         called += [_call(parsed(item["function_call"], at), at)] if item.get("function_call") else []
     if called:
         message["tool_calls"] = called
-    return role, message, learned(item, at)
+    return role, message, role != "assistant" or learned(item, at)  # others are not learned, whatever their weight
 
 
 def _content(value: Any, role: str, at: str, unused: Counter[str]) -> tuple[str, list[dict[str, Any]]]:
@@ -148,11 +149,12 @@ def learned(item: Mapping[str, Any], at: str) -> bool:
     """Whether an answer's loss counts. RowError for a weight between 0 and 1, which there is no place for."""
     for key in WEIGHTS:
         value = item.get(key)
-        if value is None:
+        if value is None or value == "":
             continue
-        if value not in (0, 1):
+        known = MEANT.get(str(value).strip().lower())
+        if known is None:
             raise RowError("a weight between 0 and 1", f"{at}: {key} is {value!r}; answers are learned (1) or not (0)")
-        return bool(value)
+        return known
     return True
 
 
