@@ -105,17 +105,19 @@ def test_too_long_is_an_error_and_cut_only_at_the_left() -> None:
     with pytest.raises(TooLongError, match=rf"{len(whole.ids)} tokens, a row has {len(whole.ids) - 1}"):
         encode(template, example, len(whole.ids) - 1)
     assert encode(template, example, len(whole.ids)) == whole
+    asked = [start - len(template.tokenizer.encode_trusted("<|im_end|>\n<|im_start|>assistant\n")) for start in starts]
     for over in range(1, len(whole.ids)):
         length = len(whole.ids) - over
-        if over >= starts[-1]:
+        if over >= asked[-1]:
             with pytest.raises(TooLongError, match="its last answer alone has"):
                 encode(template, example, length, cut=True)
             continue
         made = encode(template, example, length, cut=True)
         assert (made.ids, made.cut) == (whole.ids[over:], over)
         assert [i + over for i, learned in enumerate(made.mask) if learned] == [
-            i for i in range(over, len(whole.ids)) if whole.mask[i] and max(start for start in starts if start <= i) > over
+            i for i in range(over, len(whole.ids)) if whole.mask[i] and asked[sum(start <= i for start in starts) - 1] > over
         ]
+        assert made.lost == sum(end <= over for end in asked)
 
 
 def test_long_ones_are_counted_and_nothing_is_cut_unasked() -> None:
@@ -128,6 +130,9 @@ def test_long_ones_are_counted_and_nothing_is_cut_unasked() -> None:
     found = collect(examples, template, small(length=longest - 5, too_long="cut"))
     assert (len(found.examples), dict(found.skipped), found.cut, found.cut_tokens) == (3, {}, 1, 5)
     assert "1 conversations cut at the left of the prompt, 5 tokens in all" in found.lines()
+    first = next(i for i, learned in enumerate(encode(template, examples[2]).mask) if learned)
+    found = collect(examples, template, small(length=longest - first + 1, too_long="cut"))  # the header of an answer is left
+    assert "1 answers of these are not learned: they were cut off, or all of their prompt was" in found.lines()
 
 
 def test_a_plain_text_is_learned_once_whole_with_its_end() -> None:

@@ -13,6 +13,7 @@ import pytest
 from qwen2.engine.llm import LLM
 from qwen2.post.preference.pairs import EQUAL, NO_LABEL, NO_PAIR, TEXT, TOO_LONG, WEIGHTLESS, Collected, Order, collect, following, group_of
 from qwen2.post.preference.settings import DpoSettings
+from qwen2.post.rows.encode import TooLongError
 from qwen2.post.rows.readers import read
 from qwen2.post.rows.records import Example, PlainText, Preference, Record
 from qwen2.post.rows.turns import NO_KNOWN_FORMAT
@@ -151,6 +152,19 @@ def test_pairs_longer_than_the_window_are_cut_only_when_asked_and_at_the_left_of
     found = gathered([pair([user("a")], [says("fox " * 60)], [says("dog")]), PAIRS["one turn"]], length=40, too_long="cut")
     assert found.skipped[TOO_LONG] == 1
     assert "its longer answer alone has" in found.named[TOO_LONG][0]
+
+
+def test_of_a_prompt_that_is_cut_something_that_is_asked_is_left():
+    record, template = (
+        pair([user("the lazy dog " * 30)], [says("fox")], [says("dog and some more of it")]),
+        ChatTemplate.of(tiny_tokenizer()),
+    )
+    answer = max(answer.length for answer in group_of(template, record)[0].answers)
+    opens = template.tokenizer.encode_trusted("<|im_end|>\n<|im_start|>assistant\n")
+    for room in (1, len(opens)):
+        with pytest.raises(TooLongError, match=f"has {answer} tokens and {len(opens)} that open it, at most {answer + room} are taken"):
+            group_of(template, record, answer + room, cut=True)
+    assert list(group_of(template, record, answer + len(opens) + 1, cut=True)[0].prompt)[1:] == opens
 
 
 def test_one_prompt_is_never_on_both_sides():

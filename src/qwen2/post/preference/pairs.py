@@ -23,7 +23,7 @@ import numpy as np
 
 from qwen2.post.preference.branches import Answer, Group
 from qwen2.post.rows.account import Account, is_held
-from qwen2.post.rows.encode import TooLongError
+from qwen2.post.rows.encode import TooLongError, opening
 from qwen2.post.rows.reading import Reading
 from qwen2.post.rows.records import Example, Messages, PlainText, Preference, Record, Skipped, Tools
 
@@ -158,7 +158,7 @@ def _take(found: Collected, record: Record, made: Encoded | Skipped, settings: D
 def group_of(template: ChatTemplate, record: Preference | Example, length: int | None = None, cut: bool = False) -> tuple[Group, int]:
     """A pair's prompt and two answers, or an example's last answer and what is before it; and how many tokens were cut off the prompt.
 
-    TooLongError where the longest has more than `length` tokens (`cut`: where it has without the prompt), ValueError where the template
+    TooLongError where the longest has more than `length` tokens (`cut`: where nothing asked is left), ValueError where the template
     refuses it or writes the prompt differently once it is answered.
     """
     prompt = prompt_of(record)
@@ -169,8 +169,8 @@ def group_of(template: ChatTemplate, record: Preference | Example, length: int |
     over = 0 if length is None else len(before) + longest - length
     if over > 0 and not cut:
         raise TooLongError(f"{len(before) + longest:,} tokens, at most {length:,} are taken")
-    if over > 0 and over >= len(before):
-        raise TooLongError(f"its longer answer alone has {longest:,} tokens, at most {length:,} are taken")
+    if over > 0 and over >= len(before) - (opens := opening(template)):
+        raise TooLongError(f"its longer answer alone has {longest:,} tokens and {opens:,} that open it, at most {length:,} are taken")
     return Group(array("i", before[max(over, 0) :]), answers), max(over, 0)
 
 

@@ -22,6 +22,7 @@ class Account:
     named: dict[str, list[str]] = field(default_factory=dict)  # the first of each reason: where, and more of why
     cut: int = 0  # rows whose prompt was cut at the left
     cut_tokens: int = 0
+    cut_answers: int = 0  # of these rows, not learned since they were cut themselves, or all that they answer was
     unused: Counter[str] = field(default_factory=Counter)
 
     def skip(self, why: str, where: str, detail: str = "") -> None:
@@ -39,6 +40,8 @@ class Account:
             said.append(f"{count:,} left out: {why} ({'; '.join(self.named[why])}{more})")
         if self.cut:
             said.append(f"{self.cut:,} {cut}, {self.cut_tokens:,} tokens in all")
+        if self.cut_answers:
+            said.append(f"{self.cut_answers:,} answers of these are not learned: they were cut off, or all of their prompt was")
         if self.unused:
             said.append(f"columns without use: {', '.join(f'{name} ({count:,})' for name, count in sorted(self.unused.items()))}")
         return said

@@ -4,7 +4,8 @@ The mask is True exactly on what an assistant samples: its text, its calls and t
 plain text all tokens are learned, and the end of the text with them; how it is divided into rows is the caller's (sft_data.py).
 
 A conversation longer than a row is an error of its own (`TooLongError`), which the caller counts. Only where it was asked for is it cut,
-and then at its left: what remains are the renderer's last ids, and the last answer is among them whole.
+and then at its left: what remains are the renderer's last ids, and the last answer is among them whole, with something of what it
+answers before it. Earlier answers that the cut goes through, or of whose prompt it leaves nothing, are not learned, and counted.
 
     encode(template, Example([...], None, "a.jsonl:1")).mask
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Encoded(NamedTuple):
-    """Ids of a record, which of them are learned, how many were cut off at the left; and what it asks, before any cut.
+    """Ids of a record, which of them are learned, how many were cut off at the left; what it asks, before any cut; answers lost by it.
 
     What it asks are the ids up to the first answer that the file wants learned; all of them where nobody asked, as in a text.
     """
@@ -30,6 +31,7 @@ class Encoded(NamedTuple):
     mask: list[bool]
     cut: int
     prompt: list[int]
+    lost: int = 0
 
 
 class TooLongError(ValueError):
@@ -57,11 +59,12 @@ def encode(
         for turn, (start, end) in zip(turns, spans, strict=True):
             if turn not in meant:
                 mask[start:end] = [False] * (end - start)
-    learned = [start for start, end in spans if mask[start]]
-    kept, over = _fitted(mask, length, cut, learned[-1] if learned else 0)
+    over = 0 if length is None else max(len(mask) - length, 0)
+    kept = _fitted(template, mask, over, cut) if over else mask
     turn, start = next(((turn, start) for turn, (start, _) in zip(turns, spans, strict=False) if turn not in record.untrained), (0, 0))
     asked = any(message["role"] == "user" for message in record.messages[:turn])
-    return Encoded(ids[over:], kept, over, ids[:start] if asked else ids)
+    lost = len(answers(mask)) - len(answers(kept)) if over else 0
+    return Encoded(ids[over:], kept, over, ids[:start] if asked else ids, lost)
 
 
 def answers(mask: list[bool]) -> list[tuple[int, int]]:
@@ -75,20 +78,26 @@ def answers(mask: list[bool]) -> list[tuple[int, int]]:
     return found
 
 
-def _fitted(mask: list[bool], length: int | None, cut: bool, answer: int) -> tuple[list[bool], int]:
-    """The mask of what fits into `length` tokens, and how many are cut off; `answer` is where the last learned answer begins."""
-    over = 0 if length is None else len(mask) - length
-    if over <= 0:
-        return mask, 0
+def _fitted(template: ChatTemplate, mask: list[bool], over: int, cut: bool) -> list[bool]:
+    """The mask of what remains without the first `over` tokens. TooLongError where that may not be, or leaves nothing to learn."""
+    room = len(mask) - over
     if not cut:
-        raise TooLongError(f"{len(mask):,} tokens, a row has {length:,}")
-    if over >= answer:
-        raise TooLongError(f"its last answer alone has {len(mask) - answer:,} tokens, a row has {length:,}")
-    kept = mask[over:]
-    at = 0
-    while kept[at]:  # of an answer that the cut goes through nothing is learned
-        kept[at], at = False, at + 1
-    return kept, over
+        raise TooLongError(f"{len(mask):,} tokens, a row has {room:,}")
+    spans, opens = answers(mask), opening(template)
+    start = spans[-1][0] if spans else 0
+    if over >= start - opens:
+        raise TooLongError(f"its last answer alone has {len(mask) - start:,} tokens and {opens:,} that open it, a row has {room:,}")
+    kept = list(mask)
+    for start, end in spans:
+        if over >= start - opens:
+            kept[start:end] = [False] * (end - start)
+    return kept[over:]
+
+
+def opening(template: ChatTemplate) -> int:
+    """Tokens that stand between what is asked and an answer: those in which the prompts of two questions end alike."""
+    ends = [template.render([{"role": "user", "content": word}]).ids[::-1] for word in ("a", "b")]
+    return next((i for i, (one, other) in enumerate(zip(*ends, strict=False)) if one != other), min(map(len, ends)))
 
 
 def end_of_text(template: ChatTemplate) -> int:

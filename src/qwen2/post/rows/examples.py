@@ -177,6 +177,7 @@ def _take(found: Collected, record: Record, made: Encoded | Skipped, settings: S
     found.kinds[KINDS[type(record)]] += 1
     found.cut += made.cut > 0
     found.cut_tokens += made.cut
+    found.cut_answers += made.lost
     held = held or is_held(made.prompt, settings.eval_share)
     place = found.held_out if held else found.examples
     for ids, mask in pieces(made, settings.length):
