@@ -132,6 +132,10 @@ def test_rows_of_a_csv_file_that_are_broken_are_counted_and_the_rest_is_read(tmp
     assert [record.where.rpartition(":")[2] for record in found] == ["2", "3", "5", "6", "7", "8", "9"]
     assert isinstance(found[-1], Skipped)
     assert "up to line 10" in found[-1].detail
+    (tmp_path / "d.csv").write_bytes("prompt,completion\nq1,a1\n".encode("utf-16"))
+    assert [(record.why, record.detail[:10]) for record in read(tmp_path / "d.csv") if isinstance(record, Skipped)] == [
+        (NOT_UTF8, "the header")
+    ]
     (tmp_path / "b.csv").write_text("name,place\nx,y\n")
     (tmp_path / "c.csv").write_text(json.dumps({"messages": TURNS}) + "\n")
     assert whys(list(read(tmp_path / "b.csv"))) == [NO_KNOWN_FORMAT]

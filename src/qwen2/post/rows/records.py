@@ -1,6 +1,6 @@
 """What a row of post-training data is, whatever its file looked like: a conversation, a preference, a text, or a reason to leave it out.
 
-Messages are OpenAI's dictionaries as `tokenizer/messages.py` checks them. `where` is "file:line" (of a JSON array or a Parquet file
+Messages are OpenAI's dictionaries as `tokenizer/messages.py` checks them. `where` is "file:line" (of JSON arrays, Parquet and Arrow
 "file:row"), from 1. What is left out: which keys of which tool's files become what (formats.py), and files (readers.py).
 
     Example([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], None, "sums.jsonl:1")

@@ -92,6 +92,9 @@ def separated(data: bytes, separator: str) -> Rows:
             cells = next(reader)
             if not cells:
                 continue
+            if not names and STRAY.search("".join(cells)):
+                yield number, Skipped(NOT_UTF8, "", "the header; without it nothing of the table can be read")
+                return
             if not names:
                 names = [name.strip() or f"column {i}" for i, name in enumerate(cells, start=1)]
                 continue
