@@ -146,6 +146,8 @@ def test_a_model_is_told_by_its_adapter_wherever_that_lies(tiny_folder: Path, tm
     bare, first, second, again, own = (sampler.digest for sampler in found)
     assert first == again == own
     assert len({bare, first, second}) == 3
+    (folder / "generation_config.json").write_text('{"eos_token_id": 511}')  # what its folder says of chats counts too
+    assert EngineSampler(LLM(model, adapter=folder), PARAMS).digest not in (bare, first, second)
     assert [sampler.name for sampler in found] == [model.name, *[f"{model.name} with the adapter mine"] * 3, model.name]
 
 

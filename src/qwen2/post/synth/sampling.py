@@ -21,6 +21,7 @@ import torch
 
 from qwen2.engine.request import SamplingParams
 from qwen2.post.synth.prompts import Prompt
+from qwen2.weights.adapter_texts import TEXTS
 from qwen2.weights.partial import file_digest
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ def digest_of(llm: LLM) -> str:
         digest.update(repr(made).encode())
     if llm.adapter is not None:
         digest.update(f"adapter {llm.adapter.digest}\n".encode())
+        texts = [llm.model.adapter / name for name in TEXTS] if llm.model.adapter is not None else []  # how chats are written and end
+        for file in filter(Path.exists, texts):
+            digest.update(f"{file.name} {file_digest(file).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
 
 
