@@ -59,9 +59,9 @@ instruct() {
   # shellcheck disable=SC2086  # flags
   tune sft "sft-$1" "${models[$1]}" "$out/data/chat/llamafactory.jsonl" "${chats[@]}" --eval-share 0.1 --log-every 5 ${instructed[$1]}
 }
-prefer() {
+prefer() {  # the same adapter goes on, so that it is one beside the model's own weights, as it is measured
   # shellcheck disable=SC2086  # flags
-  tune dpo "dpo-$1" "$out/sft-$1" "$out/data/preferences/llamafactory-pairs.jsonl" "${pairs[@]}" --eval-share 0.25 \
+  tune dpo "dpo-$1" "${models[$1]}" --adapter "$out/sft-$1" "$out/data/preferences/llamafactory-pairs.jsonl" "${pairs[@]}" --eval-share 0.25 \
     --lr 5e-5 --sft 0.1 --log-every 2 ${preferred[$1]}
 }
 # keep NAME: the model as a folder and as a quantized file

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from qwen2.cli.app import main
+from qwen2.train.folder import write_json
+from qwen2.weights.adapter import read_adapter
 from qwen2.weights.modelfile import parse
 from qwen2.weights.store import Store
+from tests.conftest import random_adapter, tiny_model
 
 Out = pytest.CaptureFixture[str]
 
@@ -55,6 +58,43 @@ def test_from_a_file_to_an_answer(store: Store, tmp_path: Path, capsys: Out, mon
         assert main(["run", *words, "--local"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
+
+
+def test_a_run_of_adapters_stands_for_its_adapter(store: Store, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ADAPTER and in --adapter of run and export; where a model is asked for, the message names RUN/adapter and the ways on."""
+    run = tmp_path / "tuned"
+    run.mkdir()
+    random_adapter(tiny_model().config, run / "adapter")
+    write_json(run / "config.json", {"settings": {"steps": 1}, "lora": {"rank": 4}, "from": {"model": "tiny:one"}})
+    (tmp_path / "Modelfile").write_text("FROM tiny:one\nADAPTER ./tuned\nPARAMETER temperature 0\nPARAMETER num_predict 6\n")
+    assert main(["create", "mine"]) == 0
+    adapter = store.get("mine").adapter_path
+    assert adapter is not None
+    assert (adapter / "adapter_model.safetensors").read_bytes() == (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    capsys.readouterr()
+    answers = []
+    for words in (["mine"], ["tiny:one", "--adapter", "tuned"], ["tiny:one", "--adapter", "tuned/adapter"], ["tiny:one"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        assert main(["run", *words[:1], "Hi", *words[1:], "--temperature", "0", "--max-tokens", "6", "--local"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2] != answers[3]
+    assert main(["export", "tiny:one", "merged", "--adapter", "tuned"]) == 0
+    assert main(["export", "tuned", "again"]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    for words, message in (
+        (
+            ["run", "./tuned", "Hi", "--local"],
+            "./tuned: a training run of adapters: its end is RUN/adapter, qwen2 run BASE --adapter ./tuned",
+        ),
+        (["run", "./tuned/adapter", "Hi", "--local"], "./tuned/adapter: an adapter, and no model: name the one that it is for: qwen2 run"),
+        (["cp", "./tuned", "copy"], f"{run}: a run, and no model: name {run / 'adapter'} in ADAPTER"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        assert main(words) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"tuned is a run of adapters, and its adapter is .*tuned/adapter$"):
+        read_adapter(run)
 
 
 def remade(store: Store, tmp_path: Path, capsys: Out, *flags: str) -> str:

@@ -141,4 +141,4 @@ def test_a_base_that_is_not_there(
     assert main(["export", str(folder), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == f"qwen2: {words.format(folder=folder)}\n"
     assert main(["export", str(tied_folder), str(tmp_path / "out"), "--adapter", str(tied_folder)]) == 1
-    assert capsys.readouterr().err == f"qwen2: {tied_folder}: no adapter's folder: adapter_config.json is not there\n"
+    assert capsys.readouterr().err == f"qwen2: --adapter {tied_folder}: no adapter's folder: adapter_config.json is not there\n"

@@ -135,7 +135,7 @@ ERRORS = [
     (("./no/such.gguf", "hi"), "./no/such.gguf: no such file or folder", 1),
     (("../../x", "hi"), "../../x: no such file or folder", 1),
     (("--draft", "./no/such.gguf", "h i"), "./no/such.gguf: no such file or folder", 1),
-    (("--adapter", "./nowhere", "h i"), "--adapter ./nowhere: no adapter's folder: adapter_config.json is not there", 1),
+    (("--adapter", "./nowhere", "h i"), "--adapter nowhere: no adapter's folder: adapter_config.json is not there", 1),
     ((DEFAULT_MODEL, ""), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
     ((), "the prompt is empty: nothing was given and nothing came through the pipe", 1),
     (("--temperature=-1", "h i"), "temperature -1.0: must be between 0 (greedy) and 100", 1),

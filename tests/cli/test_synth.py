@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
+from qwen2 import LLM, SamplingParams
 from qwen2.cli.app import main
+from qwen2.post.checks.checkers import make_checker
+from qwen2.post.synth.prompts import read_prompts
+from qwen2.post.synth.sampling import EngineSampler
+from qwen2.train.folder import write_json
+from qwen2.train.place import origin
+from tests.conftest import random_adapter, tiny_model
 
 SHORT = ("--temperature", "1", "--max-tokens", "8", "--ignore-eos", "--stop", "a")
 
@@ -105,6 +112,87 @@ def test_a_run_is_sampled_from(sums: Path, tiny_folder: Path, tmp_path: Path, ca
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model"]["name"], len(config["model"]["digest"])) == ("run", 16)
+
+
+@pytest.fixture
+def adapter(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A run of adapters that has ended, and started from the tiny model."""
+    run = tmp_path / "tuned"
+    run.mkdir()
+    random_adapter(tiny_model().config, run / "adapter")
+    settings = {"steps": 1}
+    write_json(run / "config.json", {"settings": settings, "lora": {"rank": 4}, "from": origin(str(tiny_folder), run)})
+    return run
+
+
+def named(folder: Path, base: str | None) -> Path:
+    """The adapter, saying that it belongs to this base."""
+    path = folder / "adapter_config.json"
+    write_json(path, {**json.loads(path.read_text()), "base_model_name_or_path": base})
+    return folder
+
+
+def test_an_adapter_answers_beside_the_weights_of_its_base(
+    sums: Path, adapter: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a run, by its folder, by --adapter: the same model, whose answers are the engine's, unmerged, and not the base's."""
+    folder = named(random_adapter(tiny_model().config, tmp_path / "alone"), str(tiny_folder))
+    found = []
+    for words in ([str(adapter)], [str(folder)], [str(tiny_folder), "--adapter", str(adapter)], [str(tiny_folder)]):
+        out = tmp_path / f"out-{len(found)}"
+        command = ["synth", "reject", *words, str(sums / "train.jsonl"), "--out", str(out), "--k", "2", *SHORT]
+        assert main(command) == 0, words
+        assert "float32" not in capsys.readouterr().err
+        config, answers = json.loads((out / "config.json").read_text())["model"], rows(out / "answers.jsonl")
+        found.append((config["name"], {row["key"]: [one["text"] for one in row["answers"]] for row in answers}))
+    names, texts = zip(*found, strict=True)
+    assert names == (*(f"{tiny_folder.name} with the adapter {name}" for name in ("tuned", "alone", "tuned")), tiny_folder.name)
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+    llm = LLM(tiny_folder, adapter=folder)
+    sampler = EngineSampler(llm, SamplingParams(temperature=1, max_tokens=8, ignore_eos=True, stop=("a",)))
+    asked = read_prompts([sums / "train.jsonl"], make_checker("number")).found
+    engine = {prompt.key: [one.text for one in answers] for prompt, answers in sampler.sample(asked, 2, 0) if not isinstance(answers, str)}
+    assert texts[0] == engine
+
+
+def test_what_must_be_merged_says_so(
+    sums: Path, adapter: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = named(random_adapter(tiny_model().config, tmp_path / "second", seed=2), str(adapter))
+    report = tmp_path / "exact.json"
+    command = ["synth", "exact", str(folder), str(sums / "held-out.jsonl"), "--max-tokens", "2", "--out", str(report)]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert f"{folder}: the model that it belongs to, {adapter}, is an adapter or a checkpoint: merged" in said
+    assert f"{folder}: its weights exist merged, in float32, alone" in said
+    assert json.loads(report.read_text())["model"] == "second"
+
+
+def test_an_adapter_without_a_base_and_a_second_one(
+    sums: Path, adapter: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, problems = random_adapter(tiny_model().config, tmp_path / "alone"), str(sums / "held-out.jsonl")
+    for base, words, message in (
+        (None, [str(folder)], f"{folder}: does not say which model it belongs to; name it: BASE --adapter {folder}"),
+        (
+            "./gone",
+            [str(folder)],
+            f"{folder}: the model that it belongs to: ./gone: no such file or folder; if it is elsewhere, name it: BASE",
+        ),
+        (
+            None,
+            [str(adapter), "--adapter", str(folder)],
+            f"--adapter {folder}: {adapter} is an adapter or a checkpoint itself: name the model",
+        ),
+        (
+            None,
+            [str(tiny_folder), "--adapter", str(tiny_folder)],
+            f"--adapter {tiny_folder}: no adapter's folder: adapter_config.json is not",
+        ),
+    ):
+        named(folder, base)
+        assert main(["synth", "exact", words[0], problems, *words[1:]]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_more_errors(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

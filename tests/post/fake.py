@@ -46,6 +46,9 @@ class FakeSampler:
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [*self.before, *map(dict, messages)]
 
+    def message(self, text: str, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+        return {"role": "assistant", "content": text}
+
     def sample(self, prompts: Iterable[Prompt], k: int, seed: int) -> Generator[tuple[Prompt, Answers | str], None, None]:
         for number, prompt in enumerate(sorted(prompts, key=lambda prompt: prompt.key)):
             if number == self.most:

@@ -11,7 +11,7 @@ import pytest
 
 from qwen2.post.checks.checkers import make_checker
 from qwen2.post.rows.formats import record
-from qwen2.post.rows.records import Example
+from qwen2.post.rows.records import Example, Preference
 from qwen2.post.synth.prompts import Prompts, read_prompts
 
 NUMBER = make_checker("number")
@@ -20,7 +20,7 @@ NUMBER = make_checker("number")
 def prompts_of(tmp_path: Path, *rows: Any, **options: Any) -> Prompts:
     path = tmp_path / "p.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
-    return read_prompts([path], NUMBER, **options)
+    return read_prompts([path], options.pop("checker", NUMBER), **options)
 
 
 USER = [{"role": "user", "content": "1 + 1?"}]
@@ -57,6 +57,63 @@ def test_more_of_a_row(tmp_path: Path) -> None:
     assert own.messages[0]["content"] == "Mine."
 
 
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
+PAST = [{"role": "user", "content": "0 + 1?"}, {"role": "assistant", "content": "1"}]
+ANYTHING = f"{Path(__file__)}:anything"
+
+
+def anything(answer: str, row: dict[str, Any]) -> bool:
+    """A checker that says of no column what it is."""
+    return bool(answer)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "And 2 more?", "history": [["0 + 1?", "1"]], "output": "3"},
+        {"instruction": "Add.", "input": "1 and 1", "output": "2", "system": "Be brief."},
+        {"question": "How many?", "context": "Two birds sit there.", "answer": "2"},
+        {"query": "1 + 1?", "response": "2", "history": [["0 + 1?", "1"]]},
+        {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]},
+        {"conversation": [{"human": "0 + 1?", "assistant": "1"}, {"human": "1 + 1?", "assistant": "2"}]},
+        {"messages": [*PAST, *USER, {"role": "assistant", "content": "2"}], "tools": [ADD]},
+        {"messages": [*USER, CALL, {"role": "tool", "content": "1"}, {"role": "assistant", "content": "1"}], "tools": json.dumps([ADD])},
+        {"prompt": [*PAST, *USER], "completion": [{"role": "assistant", "content": "2"}]},
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "3", "system": "Be brief."},
+        {"conversations": [{"from": "human", "value": "1 + 1?"}], "chosen": {"value": "2", "from": "gpt"}, "rejected": {"value": "3", "from": "gpt"}},
+        {"chosen": [*USER, {"role": "assistant", "content": "2"}], "rejected": [*USER, {"role": "assistant", "content": "3"}]},
+        {"messages": [*USER, {"role": "assistant", "content": "2"}], "rejected_response": "3"},
+    ],
+)  # fmt: skip
+def test_what_is_asked_is_what_training_on_the_row_reads_before_its_answer(row: dict[str, Any], tmp_path: Path) -> None:
+    trained = record(row, "here", Counter())
+    assert isinstance(trained, Example | Preference)
+    before = trained.messages if isinstance(trained, Preference) else trained.messages[:-1]
+    last = (trained.chosen if isinstance(trained, Preference) else trained.messages)[-1]
+    for checker in (NUMBER, make_checker(ANYTHING)):
+        (prompt,) = prompts_of(tmp_path, row, checker=checker).found
+        assert (prompt.messages, prompt.tools) == (before, trained.tools)
+        assert prompt.row["answer"] == last["content"]
+        checker.close()
+    bare = [name for name in ("output", "response", "completion", "answer") if name in row]
+    if bare:
+        (prompt,) = prompts_of(tmp_path, {name: value for name, value in row.items() if name not in bare} | {"answer": 7}).found
+        assert (prompt.messages, prompt.tools, prompt.row["answer"]) == (before, trained.tools, 7)
+
+
+def test_tools_tell_prompts_apart(tmp_path: Path) -> None:
+    found = prompts_of(tmp_path, *({"messages": USER, "answer": 2} | tools for tools in ({}, {"tools": [ADD]}, {"tools": []})))
+    assert ([prompt.tools for prompt in found.found], found.repeated) == ([None, [ADD]], 1)
+
+
+def test_columns_of_a_conversation_that_nothing_is_made_of_are_named(tmp_path: Path) -> None:
+    row = {"messages": [{**USER[0], "mood": "gay"}], "answer": 2, "solution": "1 and 1", "difficulty": 3}
+    assert prompts_of(tmp_path, row).unused == ("difficulty", "messages[].mood", "solution")
+    named = prompts_of(tmp_path, {"ask": "1 + 1?", "prompt": "Never read.", "input": "Be brief.", "answer": 2}, prompt_column="ask")
+    assert (named.found[0].messages[0]["content"], named.unused) == ("1 + 1?\nBe brief.", ("prompt",))
+
+
 def test_what_training_learns_is_nothing_to_a_prompt(tmp_path: Path) -> None:
     before = [{"role": "user", "content": "0 + 1?"}, {"role": "assistant", "content": "1", "weight": 0}]
     (prompt,) = prompts_of(tmp_path, {"messages": [*before, *USER, {"role": "assistant", "content": "2", "weight": 1}]}).found
@@ -89,12 +146,17 @@ def test_an_array_and_repetitions(tmp_path: Path) -> None:
         ("[1, 2]\n{}", "begins as a JSON array and is none"),
         ("7", "no JSON object"),
         ({}, "nothing is asked: a row needs messages or prompt or question or problem or instruction"),
-        ({"prompt": 7, "answer": 2}, "prompt is int: must be a text or a list of messages"),
-        ({"prompt": "", "answer": 2}, "an empty prompt"),
-        ({"prompt": [], "answer": 2}, "prompt is list: must be a text or a list of messages"),
-        ({"prompt": [{"role": "boss", "content": "x"}], "answer": 2}, r"messages\[0\]: unknown role 'boss'"),
+        ({"prompt": True, "answer": 2}, "prompt is bool, not text"),
+        ({"prompt": "", "answer": 2}, "no prompt: prompt is empty"),
+        ({"prompt": [], "answer": 2}, "no prompt"),
+        ({"prompt": " ", "answer": 2}, "no prompt"),
+        ({"prompt": [{"role": "boss", "content": "x"}], "answer": 2}, r"an unknown role: prompt\[0\] is of 'boss'"),
+        ({"messages": [{"role": "boss", "content": "x"}], "answer": 2}, r"an unknown role: messages\[0\] is of 'boss'"),
+        ({"prompt": "What is this?", "images": ["a.png"], "answer": 2}, "images, audio or video"),
+        ({"prompt": "1 + 1?", "tools": "add", "answer": 2}, "tools is text that is not JSON"),
         ({"prompt": [{"role": "system", "content": "x"}], "answer": 2}, "the last message is the system's: nothing is asked"),
-        ({"messages": [{"role": "assistant", "content": "2"}]}, "messages is empty"),
+        ({"messages": [{"role": "assistant", "content": "2"}]}, "only the assistant speaks: nothing is asked"),
+        ({"messages": [*USER, *[{"role": "assistant", "content": "2"}] * 2]}, "the last message is the assistant's: nothing is asked"),
         ({"prompt": "1 + 1?"}, "the column answer is missing"),
         ({"prompt": "1 + 1?", "answer": "two"}, "'two' has no number"),
         ('{"prompt": "\\ud800", "answer": 2}', "half a character"),

@@ -14,7 +14,7 @@ from qwen2 import LLM, SamplingParams
 from qwen2.post.checks.checkers import Verdict, make_checker
 from qwen2.post.rows.encode import encode
 from qwen2.post.rows.readers import read
-from qwen2.post.rows.records import Example
+from qwen2.post.rows.records import Example, Preference
 from qwen2.post.synth.prompts import Prompts, read_prompts
 from qwen2.post.synth.reject import reject
 from qwen2.post.synth.sampling import EngineSampler, Sampled, digest_of, digest_of_weights, seed_of
@@ -22,9 +22,11 @@ from qwen2.post.synth.settings import RejectSettings
 from qwen2.weights.model import load
 from qwen2.weights.modelfile import Modelfile
 from tests.conftest import random_adapter, tiny_model
+from tests.post.fake import FakeSampler
 from tests.post.test_reject import rows, sums, write
 
 NUMBER = make_checker("number")
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,38 @@ def test_rows_are_of_the_conversation_that_was_asked(tmp_path: Path) -> None:
         assert trained.mask.index(True) == len(prompt_ids)
 
 
+def test_tools_are_offered_and_calls_become_rows(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model reads the tools; what it called is a call in the rows, which training reads, and renders as it was sampled."""
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}}]
+    listed = [{"messages": [{"role": "user", "content": "1 + 1?"}], "tools": tools}]
+    prompts = read_prompts([write(tmp_path / "tools.jsonl", listed)], Even())
+    (prompt,), sampler, requests = prompts.found, EngineSampler(llm, PARAMS, digest="tiny"), list[Any]()
+    ask = llm.ask
+    monkeypatch.setattr(llm, "ask", lambda *words: requests.append(ask(*words)) or requests[-1])
+    assert len(list(sampler.sample([prompt], 1, 0))) == 1
+    assert list(requests[0].request.prompt) == llm.render(prompt.messages, tools).ids
+    text = llm.template.render([*prompt.messages, CALLED], tools).text.partition(llm.template.render(prompt.messages, tools).text)[2]
+    text = text.partition("<|im_end|>")[0]
+    assert "add" in text
+
+    class Called(FakeSampler):
+        def message(self, text: str, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+            return sampler.message(text, tools)
+
+    answers = [Sampled(text, 9, "stop"), Sampled(text.replace(": 1", ": 12"), 9, "stop"), Sampled("2" * (1 + len(text) % 2), 9, "stop")]
+    reject(Called(lambda *_: answers), prompts, Even(), RejectSettings(k=3, per_prompt=3), tmp_path / "out")
+    sft, pairs = rows(tmp_path / "out" / "sft.jsonl"), rows(tmp_path / "out" / "pairs.jsonl")
+    assert all(row["tools"] == tools for row in (*sft, *pairs))
+    called = [row["messages"][-1] for row in sft if "tool_calls" in row["messages"][-1]]
+    called += [side for row in pairs for side in (*row["chosen"], *row["rejected"]) if "tool_calls" in side]
+    assert sft
+    assert pairs
+    assert called
+    assert all(json.loads(message["tool_calls"][0]["function"]["arguments"]) in ({"a": 1}, {"a": 12}) for message in called)
+    for name in ("sft.jsonl", "pairs.jsonl"):
+        assert all(isinstance(found, Example | Preference) and found.tools == tools for found in read(tmp_path / "out" / name))
+
+
 def test_equal_answers_are_refused_at_once(llm: LLM, tmp_path: Path) -> None:
     sampler = EngineSampler(llm, SamplingParams(temperature=0), digest="tiny")
     with pytest.raises(ValueError, match="k 2 at temperature 0, this model's own default or what you gave: all answers would be alike"):
@@ -146,6 +180,8 @@ def test_a_model_is_told_by_its_adapter_wherever_that_lies(tiny_folder: Path, tm
     bare, first, second, again, own = (sampler.digest for sampler in found)
     assert first == again == own
     assert len({bare, first, second}) == 3
+    (folder / "generation_config.json").write_text('{"eos_token_id": 511}')  # what its folder says of chats counts too
+    assert EngineSampler(LLM(model, adapter=folder), PARAMS).digest not in (bare, first, second)
     assert [sampler.name for sampler in found] == [model.name, *[f"{model.name} with the adapter mine"] * 3, model.name]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qwen2.cli.answer import working
+from qwen2.cli.lora_flags import adapter_folder
 from qwen2.cli.pull import ensure
 from qwen2.quant.layout import LAYOUTS
 from qwen2.train.place import is_adapter, is_run
@@ -35,15 +36,14 @@ def export(model: str, destination: Path, /, *, to: Form | None = None, adapter:
     to
         How matrices are stored: f32, f16, bf16, and q8_0 in GGUF files. Left out: what the model computes in.
     adapter
-        An adapter's folder, as PEFT writes it, that is merged into the model first.
+        An adapter's folder, as PEFT writes it, or a run of adapters, that is merged into the model first.
     """
     gguf = destination.suffix == ".gguf"
     if destination.exists():
         raise FileExistsError(f"{destination}: exists already; export to a new {'file' if gguf else 'folder'}")
     if to == "q8_0" and not gguf:
         raise ValueError(f"{destination}: q8_0 blocks go into GGUF files only; end the destination in .gguf, or choose f32, f16 or bf16")
-    if adapter is not None and not is_adapter(adapter):
-        raise FileNotFoundError(f"{adapter}: no adapter's folder: adapter_config.json is not there")
+    adapter = None if adapter is None else adapter_folder(adapter)
     if not is_run(model) and not is_adapter(model):
         ensure(model)
         Store().resolve(model)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from qwen2.cli.progress import PullWatcher
 from qwen2.config.family import APACHE
-from qwen2.train.place import is_run
+from qwen2.train.place import ADAPTER, is_adapter, is_run, trains_adapters
 from qwen2.weights.manifest import StoredModel
 from qwen2.weights.names import parse
 from qwen2.weights.pull import human_size
@@ -55,9 +55,11 @@ def ensure(name: str) -> None:
     store = make_store()
     if store.is_path(name):
         if is_run(name):
-            raise ValueError(
-                f"{name}: a training run: its end is RUN/model, and qwen2 export {name} FOLDER makes a model of where it stands"
-            )
+            merged = f"qwen2 export {name} FOLDER makes a model of where it stands"
+            if trains_adapters(name):
+                beside = f", qwen2 run BASE --adapter {name} answers with it" if is_adapter(Path(name) / ADAPTER) else ""
+                raise ValueError(f"{name}: a training run of adapters: its end is RUN/adapter{beside}, and {merged}")
+            raise ValueError(f"{name}: a training run: its end is RUN/model, and {merged}")
         return
     try:
         full = by_repository(name) or canonical(parse(name))

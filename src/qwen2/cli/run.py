@@ -12,11 +12,13 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from qwen2.cli.client import Address
+from qwen2.cli.lora_flags import adapter_folder
 from qwen2.cli.pull import ensure, make_store
 from qwen2.cli.sampling import Flags, params_of, read_form
 from qwen2.train.place import is_adapter
@@ -62,7 +64,9 @@ class How:
     draft: Annotated[
         str | None, Parameter(help="A smaller model of the same tokens that guesses what comes: no text changes, most come sooner.")
     ] = None
-    adapter: Annotated[str | None, Parameter(help="The folder of a LoRA adapter, used beside the model's weights without merging.")] = None
+    adapter: Annotated[
+        str | None, Parameter(help="A LoRA adapter's folder, or a run of them, used beside the model's weights without merging.")
+    ] = None
 
 
 NO_HOW = How()
@@ -114,7 +118,7 @@ def run(
     partner = None if server is None else opened(server, model, words)
     if partner is None:
         check_model(model, words)
-        check_beside(how)
+        how = check_beside(how)
     prompt = join_prompt(given)
     if partner is None:
         for name in (how.draft, model):
@@ -161,17 +165,19 @@ def read_stdin() -> str:
         raise ValueError(f"standard input is not UTF-8 text: byte {raw[error.start]:#04x} at position {error.start:,}") from None
 
 
-def check_beside(how: How) -> None:
-    """That what is to be loaded beside a model is there. Errors as `check_model`'s."""
+def check_beside(how: How) -> How:
+    """That what is to be loaded beside a model is there; of a run of adapters the adapter's folder. Errors as `check_model`'s."""
     if how.draft is not None:
         check_model(how.draft, ())
-    if how.adapter is not None and not is_adapter(how.adapter):
-        raise FileNotFoundError(f"--adapter {how.adapter}: no adapter's folder: adapter_config.json is not there")
+    return how if how.adapter is None else replace(how, adapter=str(adapter_folder(Path(how.adapter))))
 
 
 def check_model(model: str, words: Sequence[str]) -> None:
     """An unknown name is an error that also says how to ask a single word. A known one may still have to be pulled."""
     store = make_store()
+    if store.is_path(model) and is_adapter(model):
+        cure = f"qwen2 run BASE --adapter {model} answers with both, qwen2 export {model} FOLDER merges them"
+        raise ValueError(f"{model}: an adapter, and no model: name the one that it is for: {cure}")
     try:
         store.resolve(model)
     except FileNotFoundError:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import App, Parameter
 
+from qwen2.cli.lora_flags import adapter_folder
 from qwen2.cli.sampling import HELP, make_flags, params_of
 from qwen2.post.checks.checkers import KINDS, make_checker
 from qwen2.post.synth.settings import RejectSettings
+from qwen2.train.place import ADAPTER
 
 if TYPE_CHECKING:
+    from qwen2.engine.llm import LLM
     from qwen2.engine.request import SamplingParams
     from qwen2.post.checks.checkers import Checker
     from qwen2.post.synth.prompts import Prompts
@@ -58,6 +61,9 @@ class Asking:
     prompt_column: Annotated[str | None, _option("The column that asks; left out, messages, prompt, question, ...")] = None
     answer_column: Annotated[str | None, _option("The column with the right answer; left out, answer.")] = None
     skip_broken: Annotated[bool, _option("Leave rows out that are broken, and count them.")] = False
+    adapter: Annotated[
+        Path | None, _option("A LoRA adapter beside MODEL, whose base that is: a folder as PEFT writes it, or a run of adapters.")
+    ] = None
     max_batch: Annotated[int, _option("Answers that are written at a time.")] = 32
     threads: Annotated[int | None, _option("CPU threads; left out, as many as there are physical cores.")] = None
     device: Annotated[str, _option("cpu, cuda or cuda:N.")] = "cpu"
@@ -81,7 +87,7 @@ def reject(
     Parameters
     ----------
     model
-        A name, a file, a folder, or a training run.
+        A name, a file, a folder, a training run, or an adapter, which is used beside the model that it was trained on.
     prompts
         Files of JSON lines.
     out
@@ -126,7 +132,7 @@ def exact(
     Parameters
     ----------
     model
-        A name, a file, a folder, or a training run.
+        A name, a file, a folder, a training run, or an adapter, which is used beside the model that it was trained on.
     prompts
         Files of JSON lines.
     out
@@ -286,24 +292,43 @@ def _report(path: Path) -> dict[str, Any]:
 
 
 def _sampler(model: str, asking: Asking, params: SamplingParams) -> EngineSampler:
-    """The loaded model; a training run's is its last word."""
+    """The loaded model; of a training run its last word. An adapter stays beside its base's own weights wherever that can be."""
     from qwen2.cli.pull import ensure
     from qwen2.cli.serve import check_device
     from qwen2.engine.llm import LLM
     from qwen2.post.synth.sampling import EngineSampler, digest_of_weights
-    from qwen2.train.place import is_adapter, is_run
-    from qwen2.train.saved import ended, take
+    from qwen2.train.place import is_run
+    from qwen2.train.saved import files_of, take, unmerged
 
     check_device(asking.device)
-    path = Path(model)
-    source: Any = model
-    name, digest = path.absolute().name if is_run(path) else model, None
-    if is_run(path) and ended(path) and (path / "model" / "config.json").exists():
-        source = path / "model"
-    elif is_run(path) or is_adapter(path):
-        source = take(path, _say)
-        digest = digest_of_weights(source)
-        _say(f"{path}: computed in float32 by torch; qwen2 export makes a model of it that samples several times faster")
+    how: dict[str, Any] = {"device": asking.device, "threads": asking.threads, "max_batch": asking.max_batch}
+    files, path = files_of(model), Path(model)
+    if asking.adapter is not None:
+        if files is None:
+            cure = "name the model below it, or merge it first with qwen2 export"
+            raise ValueError(f"--adapter {asking.adapter}: {model} is an adapter or a checkpoint itself: {cure}")
+        beside: tuple[str, Path] | None = files, adapter_folder(asking.adapter)
     else:
-        ensure(model)
-    return EngineSampler(LLM(source, device=asking.device, threads=asking.threads, max_batch=asking.max_batch), params, name, digest)
+        beside = None if files is not None else unmerged(model, _say)
+    if beside is not None:
+        base, folder = beside
+        ensure(base)
+        llm = LLM(base, adapter=folder, **how)
+        run = folder.absolute().parent
+        of_run = folder.name == ADAPTER and is_run(run)
+        return EngineSampler(llm, params, f"{_named(base, llm)} with the adapter {run.name if of_run else folder.absolute().name}")
+    if files is not None:
+        ensure(files)
+        llm = LLM(files, **how)
+        return EngineSampler(llm, params, _named(files, llm))
+    loaded = take(path, _say)
+    _say(f"{path}: its weights exist merged, in float32, alone: computed by torch; qwen2 export makes a model of them that samples faster")
+    return EngineSampler(LLM(loaded, **how), params, path.absolute().name, digest_of_weights(loaded))
+
+
+def _named(files: str, llm: LLM) -> str:
+    """What rows call a model: its own name, of a run's model the run's."""
+    from qwen2.train.place import is_run
+
+    run = Path(files).absolute().parent
+    return run.name if Path(files).name == "model" and is_run(run) else llm.model.name

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen2.train.folder import CONFIG, WHERE
+from qwen2.weights.folders import OF_RUN
 from qwen2.weights.json_object import read_json
 
-ADAPTER = "adapter"  # what a run of adapters leaves at its end
+ADAPTER = OF_RUN  # what a run of adapters leaves at its end
 START = "start-adapter"  # the one that it went on with, where it did
 
 
@@ -20,6 +21,13 @@ def is_run(path: str | Path) -> bool:
     if (path / "state.json").exists():
         return True
     return (path / CONFIG).exists() and ((path / "checkpoints").is_dir() or "settings" in read_json(path / CONFIG))
+
+
+def trains_adapters(run: str | Path) -> bool:
+    """Whether a run's folder, or a checkpoint in one, is of a run that trains adapters."""
+    path = Path(run)
+    record = (path.absolute().parent.parent if (path / "state.json").exists() else path) / CONFIG
+    return record.exists() and read_json(record).get("lora") is not None
 
 
 def is_adapter(path: str | Path) -> bool:

@@ -30,6 +30,7 @@ from qwen2.train.world import World
 from qwen2.weights.adapter import load_adapter, read_adapter
 from qwen2.weights.json_object import read_json
 from qwen2.weights.model import Model, load
+from qwen2.weights.store import Store
 
 GENERATION = "generation_config.json"
 
@@ -127,23 +128,69 @@ def tokenizer_of(checkpoint: Path) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-def take_base(folder: Path, say: Callable[[str], None], dtype: str) -> Model:
-    """The model that an adapter's folder belongs to: as its run's config says, which knows where the base lies now, else as it says itself.
+def base_of(folder: Path, way: str) -> str:
+    """What an adapter's folder belongs to: as its run's config says, which knows where the base lies now, else as it says itself.
 
-    ValueError or FileNotFoundError where none is named, or what is named cannot be loaded.
+    ValueError where none is named; `way` is how the user names one.
     """
     run = folder.absolute().parent
     record = read_json(run / CONFIG).get("from") if is_run(run) else None
     base = found_again(record, run) if record is not None else read_adapter(folder).base
-    way = f"name it: qwen2 export BASE DESTINATION --adapter {folder}"
     if base is None:
         raise ValueError(f"{folder}: does not say which model it belongs to; {way}")
     if Path(base).resolve() in (folder.resolve(), run):
         raise ValueError(f"{folder}: names itself as the model that it belongs to; {way}")
+    return base
+
+
+def take_base(folder: Path, say: Callable[[str], None], dtype: str) -> Model:
+    """The model that an adapter's folder belongs to.
+
+    ValueError or FileNotFoundError where none is named, or what is named cannot be loaded.
+    """
+    way = f"name it: qwen2 export BASE DESTINATION --adapter {folder}"
+    base = base_of(folder, way)
     try:
         return take(base, say, dtype)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{folder}: the model that it belongs to: {error}; if it is elsewhere, {way}") from None
+
+
+def files_of(source: str | Path) -> str | None:
+    """What `load` takes for a source: itself, or the model of a run that has ended; None for adapters, checkpoints, and runs before."""
+    path = Path(source)
+    if is_run(path):
+        return str(path / "model") if ended(path) and (path / "model" / "config.json").exists() else None
+    return None if is_adapter(path) else str(source)
+
+
+def unmerged(source: str | Path, say: Callable[[str], None]) -> tuple[str, Path] | None:
+    """What `load` takes for the base of an adapter, or of a run of adapters that has ended, and the adapter's folder.
+
+    None where there is no adapter; and where it can only be merged, which is said with the reason: before a run's end, and over a base
+    that has an adapter itself or is a checkpoint. ValueError or FileNotFoundError where the base is not named or not there.
+    """
+    path = Path(source)
+    if (path / STATE).exists() or not (is_run(path) or is_adapter(path)):
+        return None
+    folder = path if is_adapter(path) else path / ADAPTER
+    if not is_adapter(folder) or (folder != path and not ended(path)) or files_of(path) is not None:
+        return None
+    way = f"name it: BASE --adapter {folder}"
+    base = base_of(folder, way)
+    files, store = files_of(base), Store()
+    try:
+        own = files is not None and not store.is_path(files) and store.get(files).adapter_path is not None
+        if files is not None:
+            store.resolve(files)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{folder}: the model that it belongs to: {error}; if it is elsewhere, {way}") from None
+    if files is None or own:
+        say(
+            f"{folder}: the model that it belongs to, {base}, {'has an adapter itself' if own else 'is an adapter or a checkpoint'}: merged"
+        )
+        return None
+    return files, folder
 
 
 def with_adapter(model: Model, folder: Path) -> Model:

@@ -34,6 +34,7 @@ from qwen2.model.lora import TIED, Adapter, LoraSettings, adapted_layers, give, 
 from qwen2.quant.linear import bands
 from qwen2.weights.adapter_texts import save_texts
 from qwen2.weights.checkpoint import FLOATS
+from qwen2.weights.folders import OF_RUN
 from qwen2.weights.json_object import read_json
 from qwen2.weights.partial import file_digest
 from qwen2.weights.safetensors_header import read_safetensors_header
@@ -101,7 +102,9 @@ def read_adapter(folder: Path) -> AdapterFile:
 def _config_keys(folder: Path) -> Keys:
     path = folder / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{path}: missing; an adapter's folder has it beside {WEIGHTS}")
+        inside = folder / OF_RUN / CONFIG
+        of_run = f"; {folder} is a run of adapters, and its adapter is {inside.parent}" if inside.exists() else ""
+        raise FileNotFoundError(f"{path}: missing; an adapter's folder has it beside {WEIGHTS}{of_run}")
     fixed = {"bias": "none", "fan_in_fan_out": False, "peft_type": "LORA"}
     keys = Keys(read_json(path), str(path), IGNORED, fixed)
     first = keys.take("init_lora_weights", True)

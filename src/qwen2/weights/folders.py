@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+OF_RUN = "adapter"  # where the folder of a run of adapters has its own
+
+
 def now() -> str:
     """Date and time as a manifest has them."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -113,6 +116,8 @@ def register(path: Path, digests: Mapping[str, str] | None = None) -> StoredMode
         paths = sorted(one for one in path.iterdir() if one.is_file() and any(fnmatchcase(one.name, wanted) for wanted in SAFETENSORS))
         if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
             raise ValueError(f"{path}: an adapter, and no model: name it in ADAPTER, beside FROM with the model that it is for")
+        if (path / OF_RUN / "adapter_config.json").exists():  # a run of adapters
+            raise ValueError(f"{path}: a run, and no model: name {path / OF_RUN} in ADAPTER, beside FROM with the model that it is for")
         if not {"config.json"} <= {one.name for one in paths} or not any(one.suffix == ".safetensors" for one in paths):
             raise ValueError(f"{path}: a model's folder holds config.json and *.safetensors")
     known = {} if digests is None else digests

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen2.weights.adapter_texts import BESIDE, TEXTS
-from qwen2.weights.folders import link, link_adapter
+from qwen2.weights.folders import OF_RUN, link, link_adapter
 from qwen2.weights.locks import make
 from qwen2.weights.manifest import StoredFile
 from qwen2.weights.partial import file_digest
@@ -50,7 +50,7 @@ def given_adapter(store: Store, named: str | None, folder: Path | None, files: M
     if not (path.is_file() if _is_gguf(named) else path.is_dir()):
         seen = "" if folder is None else f", seen from {folder}"
         raise FileNotFoundError(f"ADAPTER {named}: no such {'file' if _is_gguf(named) else 'folder'}{seen}; {OR_ONE}")
-    return path
+    return path / OF_RUN if not (path / FILES[0]).exists() and (path / OF_RUN / FILES[0]).is_file() else path
 
 
 def _is_gguf(name: str) -> bool:

@@ -1,9 +1,10 @@
 """Prompts from JSON lines or a JSON array: what is asked, what answers are judged by, and where each comes from.
 
-What is asked is `messages` (up to the last turn of a person; an assistant's behind it is the answer, where no column is), `prompt` (a
-text or messages), `question`, `problem`, or `instruction` with `input`; `--prompt-column` and `--answer-column` name others. `source`,
-`language` and `id` are kept for the summary and the rows; what a checker looks at is its own business (checkers.py). Other columns are
-named once. Left out: conversations with tools.
+What is asked is what training on the row reads before the answer (rows/formats.py): conversations of every kind, or `prompt`,
+`question`, `instruction` and the like, with `history`, `input` or `context`, `system` and `tools`. The row's own answer, its last turn
+or the better one of two, is left away, and is what is compared with where there is no column `answer`; `--prompt-column` and
+`--answer-column` name others. `source`, `language` and `id` are kept for the summary and the rows; what a checker looks at is its own
+business (checkers.py). Other columns are named once. Left out: files other than JSON, and rows that are texts.
 
     found = read_prompts([Path("sums.jsonl")], checker)
 """
@@ -18,15 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen2.post.rows.formats import question
-from qwen2.post.rows.turns import WEIGHTS
+from qwen2.post.rows.formats import ANSWERS, CONTEXTS, CONVERSATIONS, PAIRS, PROMPTS, WORSE, record
+from qwen2.post.rows.records import Messages, PlainText, Preference, Skipped, Tools
+from qwen2.post.rows.turns import turns
 from qwen2.tokenizer.messages import read_messages
 
 if TYPE_CHECKING:
     from qwen2.post.checks.checkers import Checker
 
-ASKING = ("messages", "prompt", "question", "problem", "instruction")
-KEPT = {"source", "language", "id", "input", "system"}
+ASKING = ("messages", "prompt", "question", "problem", "instruction")  # the usual ones
+KEPT = {"source", "language", "id", "answer"}
+OTHERS = frozenset(PROMPTS) - frozenset(CONTEXTS)  # what asks, beside a column that is named
+OPEN = {"role": "assistant", "content": "?"}  # in the place of an answer, which a row that is learned from has
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Prompt:
     source: str
     language: str
     where: str  # file:line
+    tools: Tools | None = None  # which may be called
 
     @property
     def judged_by(self) -> str:
@@ -68,18 +73,17 @@ def read_prompts(
 
     Raises FileNotFoundError or ValueError: for a file without prompts, and for the first row that is broken unless those are left out.
     """
-    prompts, keys, columns, first = Prompts(), set[str](), set[str](), ""
+    prompts, keys, unused, first = Prompts(), set[str](), Counter[str](), ""
     for where, row in _rows(paths):
         try:
             if isinstance(row, ValueError):
                 raise row
-            prompt = _prompt(where, row, system, prompt_column, answer_column)
+            prompt = _prompt(where, row, system, prompt_column, answer_column, unused)
             checker.prepare(prompt.row)
         except ValueError as error:
             first = first or f"{where}: {error}"
             prompts.broken[str(error)] += 1
             continue
-        columns |= row.keys()
         prompts.repeated += prompt.key in keys
         if prompt.key not in keys:
             keys.add(prompt.key)
@@ -88,8 +92,7 @@ def read_prompts(
         raise ValueError(f"{first} (rows that are broken: {prompts.broken.total():,}; mend them, or leave them out with --skip-broken)")
     if not prompts.found:
         raise ValueError(f"{', '.join(map(str, paths))}: no prompts" + (f"; {first}" if first else ""))
-    known = {*ASKING, *KEPT, "answer", prompt_column, answer_column}
-    prompts.unused = () if not checker.uses else tuple(sorted(columns - known - checker.uses))
+    prompts.unused = () if not checker.uses else tuple(sorted(unused.keys() - {*KEPT, answer_column} - checker.uses))
     return prompts
 
 
@@ -127,41 +130,74 @@ def _object(row: Any) -> dict[str, Any] | ValueError:
     return row
 
 
-def _prompt(where: str, row: dict[str, Any], system: str | None, prompt_column: str | None, answer_column: str | None) -> Prompt:
+def _prompt(
+    where: str, row: dict[str, Any], system: str | None, prompt_column: str | None, answer_column: str | None, unused: Counter[str]
+) -> Prompt:
     row = dict(row)
     if answer_column is not None:
         if answer_column not in row:
             raise ValueError(f"the column {answer_column} is missing")
         row["answer"] = row[answer_column]
-    messages = _messages(row, prompt_column)
-    if messages[-1].get("role") == "assistant":
-        row.setdefault("answer", messages[-1].get("content"))
-        messages = messages[:-1]
-    own = row.get("system")
-    before = own if isinstance(own, str) and own else system
-    if before is not None and (not messages or messages[0].get("role") != "system"):
-        messages = [{"role": "system", "content": before}, *messages]
-    turns = read_messages(messages)
-    if turns[-1].role not in ("user", "tool"):
-        raise ValueError(f"the last message is the {turns[-1].role}'s: nothing is asked")
-    if not turns[-1].content.strip():
+    messages, tools = _asked(row, prompt_column, unused)
+    if system is not None and (not messages or messages[0]["role"] != "system"):
+        messages = [{"role": "system", "content": system}, *messages]
+    read = read_messages(messages)
+    if read[-1].role not in ("user", "tool"):
+        raise ValueError(f"the last message is the {read[-1].role}'s: nothing is asked")
+    if not read[-1].content.strip():
         raise ValueError("an empty prompt")
-    return Prompt(key_of(messages), messages, row, _named(row, "source"), _named(row, "language"), where)
+    return Prompt(key_of(messages, tools), messages, row, _named(row, "source"), _named(row, "language"), where, tools)
 
 
-def _messages(row: dict[str, Any], prompt_column: str | None) -> list[dict[str, Any]]:
-    names = ASKING if prompt_column is None else (prompt_column,)
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        has = f"; it has {', '.join(sorted(row))}" if row else ""
-        raise ValueError(f"nothing is asked: a row needs {' or '.join(names)}{has}")
-    asked = row[name]
-    if isinstance(asked, list) and asked and all(isinstance(message, dict) for message in asked):
-        return [{key: value for key, value in message.items() if key not in WEIGHTS} for message in asked]  # training's business
-    if not isinstance(asked, str):
-        raise ValueError(f"{name} is {type(asked).__name__}: must be a text or a list of messages")
-    more = row.get("input") if name == "instruction" else None
-    return [{"role": "user", "content": question(asked, more) if isinstance(more, str) else asked}]
+def _asked(row: dict[str, Any], prompt_column: str | None, unused: Counter[str]) -> tuple[Messages, Tools | None]:
+    """Messages and tools as training on this row reads them, up to the answer, which becomes the row's, where the row has no other."""
+    given = {name.lower() if name.isupper() else name: value for name, value in row.items() if value is not None}
+    if prompt_column is not None:
+        if prompt_column not in row:
+            raise ValueError(f"nothing is asked: a row needs {prompt_column}{_has(row)}")
+        given = {name: value for name, value in given.items() if name not in (*CONVERSATIONS, *OTHERS, prompt_column)}
+        unused.update(row.keys() & {*CONVERSATIONS, *OTHERS} - {prompt_column})
+        given["prompt"] = row[prompt_column]
+    listed = next((name for name in CONVERSATIONS if name in given), None)
+    is_pair = any(given.keys() >= {*pair} for pair in PAIRS) or (listed is not None and any(name in given for name in WORSE))
+    if not is_pair:
+        if listed is None and not any(name in given for name in PROMPTS):
+            raise ValueError(f"nothing is asked: a row needs {' or '.join(ASKING)}{_has(row)}")
+        answers = [name for name in ANSWERS if name in given]
+        _answer(row, [given.pop(name) for name in answers][:1])
+        unused.update(answers[1:] if "answer" not in answers else {*answers} - {"answer"})
+        if listed is None:
+            given["output"] = OPEN["content"]
+        else:
+            found, _ = turns(given[listed], listed, unused)
+            _answer(row, [found.pop()] if found and found[-1]["role"] == "assistant" else [])
+            given[listed] = [*found, OPEN]
+    made = record(given, "", unused)
+    if isinstance(made, Skipped):
+        of = "" if prompt_column is None else f" (the prompt is the column {prompt_column})"
+        raise ValueError(f"{made.why}: {made.detail}{of}" if made.detail else f"{made.why}{of}")
+    if isinstance(made, PlainText):
+        raise ValueError("only the assistant speaks: nothing is asked")
+    if isinstance(made, Preference):
+        _answer(row, made.chosen[-1:])
+        return made.messages, made.tools
+    messages = made.messages[:-1]
+    if listed is None and messages and messages[-1]["role"] == "assistant":
+        _answer(row, [messages.pop()])
+    return messages, made.tools
+
+
+def _answer(row: dict[str, Any], found: Sequence[Any]) -> None:
+    """Make what was found the row's answer, unless it has one: a text or a number, or the last of messages."""
+    for value in found:
+        last = value[-1] if isinstance(value, list) and value else value
+        said = last.get("content") if isinstance(last, dict) else last
+        if isinstance(said, str | int | float):
+            row.setdefault("answer", said)
+
+
+def _has(row: dict[str, Any]) -> str:
+    return f"; it has {', '.join(sorted(row))}" if row else ""
 
 
 def _named(row: dict[str, Any], name: str) -> str:
@@ -169,7 +205,7 @@ def _named(row: dict[str, Any], name: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def key_of(messages: Sequence[dict[str, Any]]) -> str:
+def key_of(messages: Sequence[dict[str, Any]], tools: Tools | None = None) -> str:
     """What tells prompts apart, whatever file and line they stand in."""
-    text = json.dumps(messages, sort_keys=True, ensure_ascii=True)
+    text = json.dumps({"messages": messages, "tools": tools} if tools else messages, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -156,7 +156,7 @@ def _write(out: Path, journal: Journal, prompts: Prompts, sampler: Sampler, chec
     finished = [(prompt, records[prompt.key]) for prompt in prompts.found if prompt.key in records]
     about = {"model": sampler.name, "digest": sampler.digest, "sampling": sampler.params, "checker": checker.name}
     asked = [(replace(prompt, messages=sampler.conversation(prompt.messages)), record) for prompt, record in finished]
-    chosen = [rows_of(prompt, record, about, settings) for prompt, record in asked if "refused" not in record]
+    chosen = [rows_of(prompt, record, about, settings, sampler.message) for prompt, record in asked if "refused" not in record]
     sft, pairs = [row for rows, _ in chosen for row in rows], [row for _, rows in chosen for row in rows]
     write_lines(out / SFT, sft)
     write_lines(out / PAIRS, pairs)

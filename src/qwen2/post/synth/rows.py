@@ -13,14 +13,26 @@ from qwen2.post.synth.pick import Candidate, pairs, pick
 from qwen2.post.synth.sampling import seed_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen2.post.rows.records import Tools
     from qwen2.post.synth.prompts import Prompt
     from qwen2.post.synth.settings import RejectSettings
 
 Rows = list[dict[str, Any]]
 
 
-def rows_of(prompt: Prompt, record: dict[str, Any], about: dict[str, Any], settings: RejectSettings) -> tuple[Rows, Rows]:
-    """SFT rows and pairs of a prompt's record; `about` is what all of a run's rows have in common. The prompt's messages are the rows'."""
+def rows_of(
+    prompt: Prompt,
+    record: dict[str, Any],
+    about: dict[str, Any],
+    settings: RejectSettings,
+    message: Callable[[str, Tools | None], dict[str, Any]],
+) -> tuple[Rows, Rows]:
+    """SFT rows and pairs of a prompt's record; `about` is what all of a run's rows have in common. The prompt's messages are the rows'.
+
+    `message` makes an assistant's message of what was sampled, with its calls where the prompt has tools.
+    """
     listed = [(Candidate(i, one["text"], one["tokens"], one["said"]), one) for i, one in enumerate(record["answers"])]
     whole = [(candidate, one) for candidate, one in listed if candidate.text.strip()]
     right = [candidate for candidate, one in whole if one["right"]]
@@ -33,22 +45,23 @@ def rows_of(prompt: Prompt, record: dict[str, Any], about: dict[str, Any], setti
     def told(candidate: Candidate) -> dict[str, Any]:
         return {"seed": seed_of(settings.seed, prompt.key) + candidate.index, "sample": candidate.index, "verdict": candidate.said}
 
-    before = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in prompt.messages]
+    def turn(candidate: Candidate) -> dict[str, Any]:
+        return message(candidate.text, prompt.tools)
+
+    tools = {"tools": prompt.tools} if prompt.tools else {}
+    before = [{**one, "weight": 0} if one["role"] == "assistant" else one for one in prompt.messages]
     sft: Rows = [
-        {"messages": [*before, *turn(candidate)], "provenance": {**about, **told(candidate)}} for candidate in taken[: settings.per_prompt]
+        {"messages": [*before, turn(candidate)], **tools, "provenance": {**about, **told(candidate)}}
+        for candidate in taken[: settings.per_prompt]
     ]
     chosen: Rows = [
         {
             "prompt": prompt.messages,
-            "chosen": turn(good),
-            "rejected": turn(bad),
+            "chosen": [turn(good)],
+            "rejected": [turn(bad)],
+            **tools,
             "provenance": {**about, "rule": settings.rejected, "chosen": told(good), "rejected": told(bad)},
         }
         for good, bad in pairs(taken, wrong, settings.pairs_per_prompt, settings.rejected)
     ]
     return sft, chosen
-
-
-def turn(candidate: Candidate) -> list[dict[str, Any]]:
-    """The answer as it was sampled: what is trained on is what the model wrote."""
-    return [{"role": "assistant", "content": candidate.text}]

@@ -21,11 +21,14 @@ import torch
 
 from qwen2.engine.request import SamplingParams
 from qwen2.post.synth.prompts import Prompt
+from qwen2.tokenizer import PlainCalls, fold
+from qwen2.weights.adapter_texts import TEXTS
 from qwen2.weights.partial import file_digest
 
 if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import Output, Request
+    from qwen2.post.rows.records import Tools
     from qwen2.weights.model import Model
 
 WEIGHTS = ("*.safetensors", "*.gguf", "config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json")
@@ -54,6 +57,9 @@ class Sampler(Protocol):
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """A prompt's messages with what the model itself has before them."""
 
+    def message(self, text: str, tools: Tools | None) -> dict[str, Any]:
+        """What it wrote as an assistant's message: where there are tools, with its calls."""
+
     def sample(self, prompts: Iterable[Prompt], k: int, seed: int) -> Generator[tuple[Prompt, Answers | str], None, None]:
         """Each prompt with its k answers, in whatever order they are ready; with a reason where it cannot be asked."""
 
@@ -75,6 +81,15 @@ class EngineSampler:
         """The messages with its Modelfile's SYSTEM and MESSAGEs, as `LLM.render` reads them."""
         return [dict(message) for message in self.llm.model.made.conversation(messages)]
 
+    def message(self, text: str, tools: Tools | None) -> dict[str, Any]:
+        """The text as it is; with tools, what of it is content and what are calls, as `LLM.chat` tells them apart."""
+        if not tools:
+            return {"role": "assistant", "content": text}
+        parser = self.llm.template.parser(plain=PlainCalls([tool["function"]["name"] for tool in tools]))
+        read = fold([*parser.push(text), *parser.flush()])
+        called = [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in read.tool_calls]
+        return {"role": "assistant", "content": read.content} | ({"tool_calls": called} if called else {})
+
     def sample(self, prompts: Iterable[Prompt], k: int, seed: int) -> Generator[tuple[Prompt, Answers | str], None, None]:
         """The same as of any sampler; a prompt that does not fit the window is refused. ValueError, at once, for k equal answers."""
         if self.greedy and k > 1:
@@ -89,7 +104,7 @@ class EngineSampler:
         def requests() -> Iterator[Request]:
             for prompt in prompts:
                 try:
-                    request = self.llm.ask(prompt.messages, replace(self.asked, n=k, seed=seed_of(seed, prompt.key))).request
+                    request = self.llm.ask(prompt.messages, replace(self.asked, n=k, seed=seed_of(seed, prompt.key)), prompt.tools).request
                 except ValueError as error:
                     refused.append((prompt, str(error)))
                     continue
@@ -150,6 +165,9 @@ def digest_of(llm: LLM) -> str:
         digest.update(repr(made).encode())
     if llm.adapter is not None:
         digest.update(f"adapter {llm.adapter.digest}\n".encode())
+        texts = [llm.model.adapter / name for name in TEXTS] if llm.model.adapter is not None else []  # how chats are written and end
+        for file in filter(Path.exists, texts):
+            digest.update(f"{file.name} {file_digest(file).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
 
 
