@@ -56,7 +56,7 @@ RESUMED = {  # run: whose first steps it has, and how two processes go on with i
 def line(root: Path, run: str, *more: str) -> list[str]:
     kind = run.partition("-")[0]
     config = root / f"{kind if kind in ('tied', 'mixture') else 'plain'}.json"
-    micro = "1" if kind == "mixture" or "accumulated" in run else "2"  # how evenly experts are used is a micro-batch's measure
+    micro = "1" if "accumulated" in run else "2"
     words = ["pretrain", str(root / "shards"), "--out", str(root / run), "--config", str(config), "--micro-batch", micro]
     steps = () if "--steps" in more else ("--steps", "4")
     return [*words, *steps, *ALIKE, *more]
@@ -304,7 +304,8 @@ def test_two_kinds_at_once_lose_what_one_process_loses(alone: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     for run in BOTH:
         for ours, theirs in zip(logged(alone / run), logged(alone / run.partition("-")[0]), strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
+            assert ours[0] == pytest.approx(theirs[0], abs=1e-5), f"{run}: loss step by step"
+            assert ours[1:] == pytest.approx(theirs[1:], rel=3e-6), f"{run}: norms of 7, of float32 sums over four processes"
 
 
 def test_context_ranks_have_as_much_to_look_at() -> None:

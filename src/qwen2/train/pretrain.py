@@ -134,9 +134,12 @@ def next_token_loss(z_loss: float, balance_loss: float | None, world: World) -> 
         router_logits = None if moe is None else RouterLogits()
         hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
         total, count, sums = cross_entropy(network, hidden, batch.labels, z_loss)
-        if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
+        if moe is None or not router_logits:
             return total, sums
-        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
+        rows = world.together(torch.where(batch.labels != IGNORE, batch.rows, -1))
+        if not (rows >= 0).any():
+            return total, sums
+        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, rows)  # a mean, by its tokens
         return total + balance_weight(balance_loss, moe) * balance, {**sums, "balance": balance.detach()}
 
     return loss
