@@ -26,7 +26,7 @@ from qwen2.data.mixture import order
 from qwen2.model import Qwen2, load_balancing_loss
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
-from qwen2.train.folder import RunFolder, numbered, write_json
+from qwen2.train.folder import WHERE, RunFolder, numbered, write_json
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import IGNORE, cross_entropy
 from qwen2.train.place import origin
@@ -59,7 +59,9 @@ class Job:
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the run's config.json says."""
-        data = {"tokenizer": self.shards.tokenizer.sha256, "shards": [record.sha256_tokens for record in self.shards.shards]}
+        hashes = [record.sha256_tokens for record in self.shards.shards]
+        place = os.path.relpath(self.shards.folder.absolute(), self.out.absolute())
+        data = {"tokenizer": self.shards.tokenizer.sha256, "shards": hashes, WHERE: place}
         return {"settings": as_dict(self.settings), "model": self.config.to_hf(), "data": data, "from": origin(self.source, self.out)}
 
 
