@@ -138,6 +138,7 @@ def root(alone: Path, killed: subprocess.CompletedProcess[str]) -> Path:
         lines.append([word.replace("48", "47") for word in line(alone, run, "--steps", "2", *flags)])
     done = torchrun(lines, alone / "lines.json")
     assert done.returncode == 0, done.stderr[-4000:]
+    (alone / "said.txt").write_text(done.stderr)
     return alone
 
 
@@ -147,6 +148,13 @@ def test_two_processes_lose_what_one_loses(run: str, root: Path) -> None:
     assert len(shared) == len(alone) == 4 + 2
     for ours, theirs in zip(shared, alone, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
+
+
+def test_nothing_is_said_that_no_user_can_mend(root: Path) -> None:
+    """torch's remarks about its own ways of sharing."""
+    text = (root / "said.txt").read_text()
+    assert "Warning" not in text
+    assert "While redistributing" not in text
 
 
 def test_one_process_of_torchrun_is_a_layout_too(alone: Path) -> None:

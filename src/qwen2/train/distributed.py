@@ -13,6 +13,7 @@ any number of ranks.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,9 +73,18 @@ def open_world(device: str, data: int | None, context: int, expert: int, tensor:
             raise ValueError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many")
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
+    logging.getLogger("torch.distributed.tensor._redistribute").addFilter(other_than_order)
     if first := not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     return DistributedWorld(place, layout, owned=first)
+
+
+def other_than_order(record: logging.LogRecord) -> bool:
+    """Keeps back one of torch's remarks: that experts, which expert ranks and data ranks divide both, are gathered in two operations.
+
+    It is so at a run's end and wherever one tensor is asked for whole, where time does not matter.
+    """
+    return not record.getMessage().startswith("While redistributing from")
 
 
 class DistributedWorld(World):
