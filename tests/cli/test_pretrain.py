@@ -245,9 +245,14 @@ def test_a_run_is_not_written_over_and_not_resumed_as_another(ended: Path, shard
     assert "model: rope_theta is 10000.0 in the run, 5.0 here" in said([*run, "--resume", "--rope-theta", "5"], capsys)
 
 
-def test_other_shards_are_refused(ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_other_shards_are_refused(ended: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     other = write_shards(tmp_path / "other", seed=1)
-    assert "data: shards is" in said([str(other), "--out", str(ended), "--resume"], capsys)
+    capsys.readouterr()
+    assert main(["pretrain", str(other), "--out", str(ended), "--resume"]) == 1
+    text = capsys.readouterr().err
+    read = len(json.loads((ended / "config.json").read_text())["data"]["shards"])
+    place = f"resume it with {os.path.relpath(shards)}, or start another run"
+    assert re.fullmatch(rf"qwen2: {ended}: [1-{read}] of the {read} shards that it reads are not in {other}; {re.escape(place)}.*\n", text)
     file = next(other.glob("train-*.tokens"))
     os.truncate(file, file.stat().st_size - 2)
     assert f"{file}: has" in said([str(other), "--out", str(tmp_path / "new"), "--size", "tiny"], capsys)

@@ -63,7 +63,9 @@ def test_the_report_knows_their_languages_from_the_start(crawl: Path, tmp_path: 
 
 def test_languages_that_are_declared_and_not_ours_are_not_lost_to_the_report(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": FINNISH, "language": "fi"}) + "\n")
-    prepare_text(Recipe("test", (Source(path="a.jsonl"),), steps=("exact",), tasks=1), tmp_path, None, tmp_path / "out", say=quiet)
+    said: list[str] = []
+    prepare_text(Recipe("test", (Source(path="a.jsonl"),), steps=("exact",), tasks=1), tmp_path, None, tmp_path / "out", say=said.append)
+    assert said[0].startswith("reading 1 file: ")
     assert left_by_language(gather(tmp_path / "out"))[-1] == {"?": len(FINNISH.encode())}
 
 

@@ -92,8 +92,7 @@ def test_balance_loss_by_hand(tokens: torch.Tensor):
 
     moe = MoEConfig(experts=2, active=1, expert_ffn=1, shared_ffn=1)
     logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [9.0, -9.0]], requires_grad=True)
-    valid = torch.tensor([True, True, True, False])
-    value = load_balancing_loss([logits], moe, valid)
+    value = load_balancing_loss([logits], moe, torch.tensor([0, 0, 0, -1]))
     p = [[0.880797, 0.119203], [0.731059, 0.268941], [0.047426, 0.952574]]
     share = [2 / 3, 1 / 3]
     mean = [sum(row[e] for row in p) / 3 for e in range(2)]
@@ -103,6 +102,25 @@ def test_balance_loss_by_hand(tokens: torch.Tensor):
     assert logits.grad is not None
     assert logits.grad[0, 0].item() == pytest.approx(2 / 3 * 0.880797 * 0.119203 * (share[0] - share[1]), abs=1e-6)
     assert logits.grad[3].abs().sum() == 0
+
+
+def test_each_row_is_balanced_alone():
+    """Rows of 7, 1 and 4 tokens in any order, some left out and one as a whole: the mean of each row's own balance, by its tokens."""
+    from qwen2.config import MoEConfig
+
+    moe = MoEConfig(experts=8, active=3, expert_ffn=1, shared_ffn=1)
+    layers = [torch.randn(16, 8, generator=torch.Generator().manual_seed(seed), requires_grad=True) for seed in range(3)]
+    rows = torch.tensor([3, 0, 0, -1, 3, 0, 0, 1, 0, -1, 0, 3, 0, -1, 3, -1])  # none of row 2 counts
+    value = load_balancing_loss(layers, moe, rows)
+    parts = [
+        len(which) * load_balancing_loss([layer[which] for layer in layers], moe)
+        for row in (0, 1, 3)
+        if len(which := (rows == row).nonzero()[:, 0])
+    ]
+    torch.testing.assert_close(value, torch.stack(parts).sum() / 12)
+    ours, theirs = torch.autograd.grad(value, layers), torch.autograd.grad(torch.stack(parts).sum() / 12, layers)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, wanted)
 
 
 @pytest.mark.parametrize("norm_topk", [False, True])

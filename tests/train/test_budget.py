@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +65,11 @@ def test_a_slow_machine_trains_less_and_says_so(shards: Shards, tokenizer: Token
     slow = make_budget(shards, tokenizer, 600.0, size="2m", ratio=0.5)
     assert slow.tokens < 0.11 * fast.tokens
     assert len(fast.lines()) == 2
-    assert "that is 0.3 tokens a parameter; the 0.5 that are wanted would take" in slow.lines()[2]
+    assert re.search(r", and trains at \d+ GFLOP/s$", slow.lines()[0])
+    assert slow.lines()[1].startswith("10 min 0 s of training: ")
+    assert re.search(r"that is 0\.3 tokens a parameter; the 0\.5 that are wanted would take \d+ min \d+ s here", slow.lines()[2])
+    longer = replace(slow, seconds=20.0)
+    assert longer.lines()[1].startswith("20 s of training: ")
 
 
 def test_the_smallest_stage_has_a_step(shards: Shards, tokenizer: Tokenizer, rates: dict[str, float]):

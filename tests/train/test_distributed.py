@@ -56,7 +56,7 @@ RESUMED = {  # run: whose first steps it has, and how two processes go on with i
 def line(root: Path, run: str, *more: str) -> list[str]:
     kind = run.partition("-")[0]
     config = root / f"{kind if kind in ('tied', 'mixture') else 'plain'}.json"
-    micro = "1" if kind == "mixture" or "accumulated" in run else "2"  # how evenly experts are used is a micro-batch's measure
+    micro = "1" if "accumulated" in run else "2"
     words = ["pretrain", str(root / "shards"), "--out", str(root / run), "--config", str(config), "--micro-batch", micro]
     steps = () if "--steps" in more else ("--steps", "4")
     return [*words, *steps, *ALIKE, *more]
@@ -138,6 +138,7 @@ def root(alone: Path, killed: subprocess.CompletedProcess[str]) -> Path:
         lines.append([word.replace("48", "47") for word in line(alone, run, "--steps", "2", *flags)])
     done = torchrun(lines, alone / "lines.json")
     assert done.returncode == 0, done.stderr[-4000:]
+    (alone / "said.txt").write_text(done.stderr)
     return alone
 
 
@@ -147,6 +148,13 @@ def test_two_processes_lose_what_one_loses(run: str, root: Path) -> None:
     assert len(shared) == len(alone) == 4 + 2
     for ours, theirs in zip(shared, alone, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
+
+
+def test_nothing_is_said_that_no_user_can_mend(root: Path) -> None:
+    """torch's remarks about its own ways of sharing."""
+    text = (root / "said.txt").read_text()
+    assert "Warning" not in text
+    assert "While redistributing" not in text
 
 
 def test_one_process_of_torchrun_is_a_layout_too(alone: Path) -> None:
@@ -304,7 +312,8 @@ def test_two_kinds_at_once_lose_what_one_process_loses(alone: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     for run in BOTH:
         for ours, theirs in zip(logged(alone / run), logged(alone / run.partition("-")[0]), strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-5), f"{run}: loss, norm and bits per byte step by step"
+            assert ours[0] == pytest.approx(theirs[0], abs=1e-5), f"{run}: loss step by step"
+            assert ours[1:] == pytest.approx(theirs[1:], abs=1e-5, rel=3e-6), f"{run}: norms of 7, of float32 sums over four processes"
 
 
 def test_context_ranks_have_as_much_to_look_at() -> None:

@@ -131,6 +131,31 @@ def test_the_command_names_the_layout_that_fits(capsys: pytest.CaptureFixture[st
     assert found[0]["memory"]["all"] == min(one["memory"]["all"] for one in found)
 
 
+@pytest.mark.parametrize(
+    ("words", "line", "reasons"),
+    [
+        (["qwen2:0.5b", "--gpus", "8", "--sequence", "2048"], None, set()),
+        (
+            ["qwen2:57b-a14b", "--gpus", "64"],
+            "a mixture of experts (a published one took 2 times as long as is counted)",
+            {"a mixture of experts"},
+        ),
+        (["qwen2:7b", "--gpus", "64", "--sequence", "32768"], "context ranks (published ones of one node took 1.1 times as long)", set()),
+    ],
+)
+def test_what_no_published_run_bears_out_is_said(
+    words: list[str], line: str | None, reasons: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 0
+    said = [text for text in capsys.readouterr().out.splitlines() if text.startswith("unverified, and on the fast side: layouts with ")]
+    assert len(said) == (line is not None)
+    assert line is None or line in said[0]
+    assert main(["plan", *words, "--json"]) == 0
+    for one in json.loads(capsys.readouterr().out)["layouts"]:
+        wanted = reasons | ({"expert ranks"} if one["expert"] > 1 else set()) | ({"context ranks"} if one["context"] > 1 else set())
+        assert set(one["unverified"]) == wanted
+
+
 def test_a_config_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny().to_hf()))
     assert main(["plan", str(tmp_path), "--gpus", "2", "--sequence", "512", "--batch-tokens", "8Ki"]) == 0
@@ -162,6 +187,10 @@ def test_what_names_a_models_shape(tmp_path: Path) -> None:
     [
         (["qwen2:7b", "--gpus", "8", "--gpu", "b100"], "GPU 'b100' is not known: a100, h100, h200"),
         (["qwen2:7b", "--gpus", "8", "--memory", "lots"], "--memory lots: write a whole number above 0"),
+        (
+            ["qwen2:0.5b", "--gpus", "8", "--memory", "800GiB"],
+            "--memory 800GiB: h100 has 80 GiB; give at most that, or another --gpu: a100 80 GiB, h100 80 GiB, h200 131.3 GiB",
+        ),
         (["qwen2:7b", "--gpus", "8", "--batch-tokens", "0"], "--batch-tokens 0: write a whole number above 0"),
         (["qwen2:7b", "--gpus", "0"], "gpus 0: must be at least 1"),
         (["qwen2:7b", "--gpus", "12"], "12 GPUs on nodes of 8: must be whole nodes"),

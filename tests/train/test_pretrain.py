@@ -124,7 +124,7 @@ def test_the_mixtures_balance_loss_is_weighed_by_tokens(shards: Shards):
     router: list[torch.Tensor] = []
     hidden = network(batch.tokens, packed_attend(MOE, batch.positions, batch.lengths), router)
     plain, count, _ = cross_entropy(network, hidden, batch.labels)
-    balance = load_balancing_loss(router, MOE.moe, batch.labels != -100)  # type: ignore[arg-type]
+    balance = load_balancing_loss(router, MOE.moe, torch.where(batch.labels != -100, batch.rows, -1))  # type: ignore[arg-type]
     total, sums = next_token_loss(0.0, 0.5, World())(network, batch)
     assert total.item() == pytest.approx(plain.item() + 0.5 * count * balance.item(), rel=1e-6)
     assert sums["balance"].item() == pytest.approx(count * balance.item(), rel=1e-6)
@@ -134,6 +134,21 @@ def test_the_mixtures_balance_loss_is_weighed_by_tokens(shards: Shards):
     assert left_out.item() == pytest.approx(plain.item() + 0.25 * count * balance.item(), rel=1e-6), "the model's own weight"
     total.backward()
     assert network.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
+
+
+def test_a_mixtures_loss_is_that_of_its_rows_however_they_are_divided(shards: Shards):
+    """Eight rows at once, or one at a time: loss, balance and the routers' gradients."""
+    walk = Rows(order(shards, Mixture(), seed=0), 48)
+    rows, found = [next(walk) for _ in range(8)], []
+    for size in (8, 3, 1):
+        network, loss = random_network(MOE), next_token_loss(0.0, 1.0, World())
+        parts = [loss(network, pack(rows[start : start + size])) for start in range(0, 8, size)]
+        torch.stack([total for total, _ in parts]).sum().div(8 * 48).backward()
+        values = [sum(float(total) for total, _ in parts) / (8 * 48), sum(float(sums["balance"]) for _, sums in parts) / (8 * 48)]
+        found.append((values, network.model.layers[0].mlp.gate.weight.grad))
+    for values, gradient in found[1:]:
+        assert values == pytest.approx(found[0][0], abs=1e-6)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
 
 
 def test_every_row_is_read_once_whatever_the_ranks(shards: Shards, tmp_path: Path):

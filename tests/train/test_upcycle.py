@@ -189,6 +189,6 @@ def test_the_verb(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert moe is not None
     assert (moe.experts, moe.active, moe.expert_ffn, moe.shared_ffn) == (8, 2, 24, 96)
     assert main(words) == 1
-    assert capsys.readouterr().err == f"qwen2: {out}: exists already; export to a new folder\n"
+    assert capsys.readouterr().err == f"qwen2: {out}: exists already; name a new folder\n"
     assert main(["upcycle", str(out), str(tmp_path / "again")]) == 1
     assert "a mixture of 8 experts already" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_a_place_that_is_not_there_is_named_and_files_are_readable(tmp_path: Pat
 
 def test_nothing_is_overwritten_and_nothing_is_left_half(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = load(tiny_folder)
-    with pytest.raises(FileExistsError, match="exists already; export to a new folder"):
+    with pytest.raises(FileExistsError, match="exists already; name a new folder"):
         to_hf_folder(model, tiny_folder)
     (tmp_path / "out.gguf").write_text("mine")
     with pytest.raises(FileExistsError, match="exists already"):

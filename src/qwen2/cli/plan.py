@@ -55,10 +55,15 @@ def plan(
     json_
         As JSON, all layouts.
     """
-    from qwen2.train.hardware import gpu_named
+    from qwen2.train.hardware import GPUS, gpu_named
     from qwen2.train.plan import Job, plans
 
     room = None if memory is None else number("--memory", memory, "B")
+    if room is not None and room > gpu_named(gpu).memory:
+        have = ", ".join(f"{name} {one.memory / (1 << 30):.4g} GiB" for name, one in GPUS.items())
+        raise ValueError(
+            f"--memory {memory}: {gpu} has {gpu_named(gpu).memory / (1 << 30):.4g} GiB; give at most that, or another --gpu: {have}"
+        )
     tokens = number("--batch-tokens", batch_tokens)
     job = Job(config_of(model), gpus, gpu_named(gpu), room, sequence, tokens, gpus_per_node)
     found = plans(job)
@@ -103,7 +108,7 @@ def published(model: str) -> str:
 
 
 def facts(one: Plan) -> dict[str, Any]:
-    """Everything known of a layout: bytes on one GPU, bytes of a step in and out of one GPU, seconds."""
+    """Everything known of a layout: bytes on one GPU, bytes of a step in and out of one GPU, seconds, what of it is unverified and why."""
     layout, traffic = one.layout, one.traffic
     return {
         "data": layout.data,
@@ -114,6 +119,7 @@ def facts(one: Plan) -> dict[str, Any]:
         "micro_batches": one.micro_batches,
         "recompute": one.recompute,
         "fits": one.fits,
+        "unverified": one.unverified,
         "memory": {
             "all": one.memory,
             "weights": one.weights,
@@ -143,6 +149,9 @@ def print_plans(model: str, gpu: str, job: Job, found: list[Plan]) -> None:
     if rest := [one for one in found if not one.fits]:
         smallest = rest[0]
         print(f"{len(rest)} of {len(found)} layouts do not fit; the smallest of them takes {smallest.memory / (1 << 30):.0f} GiB")
+    if doubts := {what: why for one in shown for what, why in one.unverified.items()}:
+        reasons = "; ".join(f"{what} ({why})" for what, why in doubts.items())
+        print(f"unverified, and on the fast side: layouts with {reasons}; see docs/scale.md")
     print(verdict(model, job, fitting))
 
 

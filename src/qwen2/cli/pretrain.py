@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -12,8 +14,8 @@ from cyclopts import Parameter
 from qwen2.cli.ranks import ONE, Ranks, first_here, world_of
 from qwen2.cli.settings_flags import given, settings_flags
 from qwen2.data.mixture import most_often, sizes, too_short
-from qwen2.train.changes import renamed, with_end
-from qwen2.train.folder import numbered, steps_done, written_config
+from qwen2.train.changes import FROM, renamed, with_end
+from qwen2.train.folder import WHERE, numbered, steps_done, written_config
 from qwen2.train.metrics import where_curves_are
 from qwen2.train.place import found_again, source_of
 from qwen2.train.stage import PretrainSettings, balance_in_words, of_recipe
@@ -121,6 +123,7 @@ def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[Pretr
     if what.resume:
         written = written_config(what.out, ("settings", "model", "data", "from"))
         base, said = renamed(written["settings"])
+        check_same_shards(shards, written["data"], what.out)
         base["weight"] = tuple(base.get("weight", ()))
         unknown = base.keys() - HINTS.keys()
         if unknown:
@@ -141,6 +144,24 @@ def _settings(what: What, shards: Shards, chosen: dict[str, Any]) -> tuple[Pretr
             raise ValueError(f"{what.out}: settings: {error}") from None
         wanted = {**moved, **chosen, "steps": wanted["steps"]}
     return PretrainSettings(**wanted), written, said
+
+
+def check_same_shards(shards: Shards, record: dict[str, Any], out: Path) -> None:
+    """ValueError in a line where a run that is resumed was trained on other shards: how many, and where its own lie as far as is known."""
+    ours, theirs = [one.sha256_tokens for one in shards.shards], record.get("shards", [])
+    if ours == theirs:
+        return
+    other = Counter(theirs) - Counter(ours)
+    what = (
+        f"{other.total():,} of the {len(theirs):,} shards that it reads are not in {shards.folder}"
+        if other
+        else f"{shards.folder} has more shards"
+    )
+    if not other and len(ours) == len(theirs):
+        what = f"{shards.folder} has its shards in another order"
+    folder = record.get(WHERE)
+    place = os.path.relpath(out / folder) if folder is not None else "the folder it was started with"
+    raise ValueError(f"{out}: {what}; resume it with {place}, or start another run from it: {FROM}")
 
 
 def _mixture_of_recipe(shards: Shards, chosen: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -32,12 +32,16 @@ IGNORE = -100  # a label that is no target
 
 @dataclass(frozen=True)
 class Batch:
-    """A ragged batch: tokens (N,) int64, labels (N,) with -100 where none, positions (N,), and the pieces' lengths, of sum N."""
+    """A ragged batch: tokens (N,) int64, labels (N,) with -100 where none, positions (N,), the pieces' lengths, of sum N, and rows (N,).
+
+    `rows` numbers the row that each token lies in, from 0: what is a row's own is the same in whatever batch the row is.
+    """
 
     tokens: Tensor
     labels: Tensor
     positions: Tensor
     lengths: tuple[int, ...]
+    rows: Tensor
 
     @property
     def targets(self) -> int:
@@ -46,7 +50,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch, its tensors on `device`."""
-        return Batch(self.tokens.to(device), self.labels.to(device), self.positions.to(device), self.lengths)
+        return Batch(self.tokens.to(device), self.labels.to(device), self.positions.to(device), self.lengths, self.rows.to(device))
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ def pack(rows: Sequence[Row]) -> Batch:
         torch.from_numpy(np.concatenate([row.labels for row in rows])),
         torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)),
         lengths,
+        torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.tokens) for row in rows])),
     )
 
 

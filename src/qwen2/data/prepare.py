@@ -213,7 +213,8 @@ class Chain:
 
     def run(self) -> None:
         """All pipelines in turn."""
-        self.say(f"reading {sum(map(len, self.plan))} files: language, heuristics, signatures")
+        count = sum(map(len, self.plan))
+        self.say(f"reading {count:,} {'file' if count == 1 else 'files'}: language, heuristics, signatures")
         self._pipeline("first", self._first())
         self.say("looking for copies")
         self._copies()

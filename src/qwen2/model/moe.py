@@ -76,17 +76,22 @@ def route(logits: Tensor, moe: MoEConfig) -> tuple[Tensor, Tensor]:
     return weights, chosen
 
 
-def load_balancing_loss(router_logits: Sequence[Tensor], moe: MoEConfig, valid: Tensor | None = None) -> Tensor:
+def load_balancing_loss(router_logits: Sequence[Tensor], moe: MoEConfig, rows: Tensor | None = None) -> Tensor:
     """Switch-style balance loss (arXiv 2101.03961, eq. 4) over all layers' router logits, each (N, E); a scalar, 1 x A when even.
 
     E * sum over e of (share of tokens that chose e, summed over the A ranks) * (mean probability of e), as Qwen2's authors
-    confirmed for training (huggingface/transformers#29377). `valid` (N,) leaves padding and masked tokens out. The gradient
-    flows through the probabilities alone: the shares are counts. Multiply by `moe.aux_coef`.
+    confirmed for training (huggingface/transformers#29377). `rows` (N,) numbers the row of each token, from 0: each row has a balance
+    of its own (as in arXiv 2412.19437, section 2.1.2), and the result is their mean, weighed by their tokens, so that a sum over tokens
+    is the same however rows are divided among calls. Tokens of row -1 are left out: padding, masked ones. Without `rows` all are of one.
+    The gradient flows through the probabilities alone: the shares are counts. Multiply by `moe.aux_coef`.
     """
     logits = torch.stack(list(router_logits))  # (L, N, E)
-    if valid is not None:
-        logits = logits[:, valid]
-    probabilities = logits.float().softmax(-1).flatten(0, 1)  # (L * N, E)
-    chosen = probabilities.topk(moe.active, dim=-1).indices
-    shares = torch.bincount(chosen.flatten(), minlength=moe.experts).to(probabilities.dtype) / len(probabilities)  # (E,)
-    return moe.experts * (shares * probabilities.mean(0)).sum()
+    L, N, E = logits.shape
+    rows = torch.ones(N, dtype=torch.int64, device=logits.device) if rows is None else rows + 1  # 0: what is left out
+    sizes = torch.bincount(rows)  # (R,)
+    probabilities = logits.float().softmax(-1)
+    chosen = probabilities.topk(moe.active, dim=-1).indices  # (L, N, A)
+    counts = torch.bincount((rows[:, None] * E + chosen).flatten(), minlength=len(sizes) * E).view(-1, E)  # (R, E)
+    sums = probabilities.new_zeros(len(sizes), E).index_add(0, rows, probabilities.sum(0))
+    balances = E * (counts * sums).sum(1) / (L * sizes.clamp(min=1)).square()  # (R,)
+    return (sizes * balances)[1:].sum() / sizes[1:].sum()

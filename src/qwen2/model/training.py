@@ -132,7 +132,7 @@ class Norm(Function):
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         y, inverse = normed(rows, weight, eps, torch.float32)
         ctx.save_for_backward(rows, weight, inverse)
-        return y.view(x.shape)
+        return y if y.shape == x.shape else y.view(x.shape)  # no view where none is needed: FSDP warns of one that a network ends in
 
     @staticmethod
     @once_differentiable

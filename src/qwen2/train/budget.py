@@ -23,6 +23,7 @@ from qwen2.config import ModelConfig, nano, tiny
 from qwen2.data.mixture import sizes
 from qwen2.train.folder import RunFolder
 from qwen2.train.loop import Loop
+from qwen2.train.page import duration
 from qwen2.train.precision import chosen, product_rate
 from qwen2.train.pretrain import Job, flops_per_token, make_network, make_task, new_config
 from qwen2.train.stage import PretrainSettings, of_recipe
@@ -109,15 +110,17 @@ class Budget:
 
     def lines(self) -> list[str]:
         """What was found and what follows, for people."""
-        parameters, per_second, minutes = self.config.parameters(), self.flops / self.seconds, self.seconds / 60
+        parameters, per_second = self.config.parameters(), self.flops / self.seconds
         got = self.tokens / parameters
         said = [
-            f"this machine multiplies {self.product_rate / 1e9:.0f} GFLOP/s in {self.precision}, and trains at {per_second / 1e9:.0f}",
-            f"{minutes:.1f} minutes are {self.flops:.3g} FLOPs: {self.tokens:,} tokens for {parameters:,} parameters ({self.rung})",
+            f"this machine multiplies {self.product_rate / 1e9:.0f} GFLOP/s in {self.precision}, "
+            f"and trains at {per_second / 1e9:.0f} GFLOP/s",
+            f"{duration(self.seconds)} of training: {self.flops / 1e12:,.4g} TFLOP, "
+            f"{self.tokens:,} tokens for {parameters:,} parameters ({self.rung})",
         ]
         if got < self.ratio:
-            longer = self.seconds * self.ratio / got / 60
-            said.append(f"that is {got:.1f} tokens a parameter; the {self.ratio:g} that are wanted would take {longer:.0f} minutes here")
+            longer = self.seconds * self.ratio / got
+            said.append(f"that is {got:.1f} tokens a parameter; the {self.ratio:g} that are wanted would take {duration(longer)} here")
         return said
 
     def to_json(self) -> dict[str, Any]:

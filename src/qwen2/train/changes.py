@@ -20,7 +20,7 @@ FREE = frozenset(
 ROUNDED = "numbers are rounded otherwise from here on, so bits differ from those of an unchanged run"
 SAID = {
     "lr": "numbers differ from those of an unchanged run from here on",
-    "micro_batch": f"{ROUNDED}; of a mixture, experts are balanced over other tokens",
+    "micro_batch": ROUNDED,
     "recompute": ROUNDED,
 }
 LATER = {"least_document": 0, "text_epochs": 1}  # settings that the first versions did not have, and what they did

@@ -13,9 +13,11 @@ any number of ranks.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,9 +73,18 @@ def open_world(device: str, data: int | None, context: int, expert: int, tensor:
             raise ValueError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many")
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
+    logging.getLogger("torch.distributed.tensor._redistribute").addFilter(other_than_order)
     if first := not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     return DistributedWorld(place, layout, owned=first)
+
+
+def other_than_order(record: logging.LogRecord) -> bool:
+    """Keeps back one of torch's remarks: that experts, which expert ranks and data ranks divide both, are gathered in two operations.
+
+    It is so at a run's end and wherever one tensor is asked for whole, where time does not matter.
+    """
+    return not record.getMessage().startswith("While redistributing from")
 
 
 class DistributedWorld(World):
@@ -170,7 +181,7 @@ class DistributedWorld(World):
     # Batches.
 
     def local(self, batch: Batch) -> Batch:
-        """The rows of this rank: its tokens and labels, with the positions and lengths of all that its group shares.
+        """What this rank has: its tokens, their labels and rows, with the positions and lengths of all that its group shares.
 
         What cannot be shared out evenly is filled up with tokens that are a sequence of their own and no targets.
         """
@@ -182,9 +193,11 @@ class DistributedWorld(World):
             tokens, labels = batch.tokens.new_zeros(missing), batch.labels.new_full((missing,), IGNORE)
             positions = torch.cat((batch.positions, torch.arange(missing).to(batch.positions)))
             lengths = (*batch.lengths, missing)
-            batch = Batch(torch.cat((batch.tokens, tokens)), torch.cat((batch.labels, labels)), positions, lengths)
+            filled = torch.cat((batch.rows, batch.rows[-1:].expand(missing)))
+            batch = Batch(torch.cat((batch.tokens, tokens)), torch.cat((batch.labels, labels)), positions, lengths, filled)
         rows = rows_of(self.context_rank, layout.context, N + missing).chunk(layout.tensor)[self.tensor_rank].to(batch.tokens.device)
-        return Batch(batch.tokens[rows], batch.labels[rows], batch.positions, batch.lengths).to(self.device)
+        own = replace(batch, tokens=batch.tokens[rows], labels=batch.labels[rows], rows=batch.rows[rows])
+        return own.to(self.device)
 
     def attend(self, config: ModelConfig, batch: Batch) -> Attend:
         if self.layout.context == 1:

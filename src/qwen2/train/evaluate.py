@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from math import log
 from typing import TYPE_CHECKING
 
@@ -107,4 +108,4 @@ def only_text(batch: Batch, sizes: Tensor) -> tuple[Batch, int]:
     """The batch with the labels alone that stand for bytes, and how many bytes these are."""
     counted = torch.where(batch.labels == IGNORE, 0, sizes[batch.labels.clamp(min=0)])
     labels = torch.where(counted > 0, batch.labels, IGNORE)
-    return Batch(batch.tokens, labels, batch.positions, batch.lengths), int(counted.sum())
+    return replace(batch, labels=labels), int(counted.sum())

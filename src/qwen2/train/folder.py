@@ -21,7 +21,7 @@ from qwen2.weights.json_object import read_json
 CONFIG = "config.json"
 LOCK = ".lock"
 NAME = re.compile(r"step-(\d{6,})")
-WHERE = "relative"  # where the model that a run started from lies, seen from the run: no part of what the run is
+WHERE = "relative"  # where the model that a run started from, or its shards, lie, seen from the run: no part of what the run is
 
 
 class RunFolder:

@@ -16,9 +16,14 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TextIO
 
+from qwen2.train.charts import COLOURS, GRID
 from qwen2.train.standard_error import is_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXTRA = "needs packages that are not installed; get them with: pip install 'qwen2[train]'"
 
@@ -130,33 +135,67 @@ def where_curves_are(folder: Path) -> str:
     return f"; curves in {folder / CURVES}" if (folder / CURVES).exists() else ""
 
 
+PANELS = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens/s",
+    "mfu": "share of the products' rate",
+}
+EACH = 8  # evaluations that are drawn a line each; of more their mean is, and the ends
+ENDS = 3  # lowest and highest that are named then
+
+
 def draw(folder: Path, evaluated: str = "bits per byte") -> Path:
-    """The curves of a run as `curves.png`: loss, rate and norm, speed, evaluations by name. Needs matplotlib (`can_draw`)."""
-    import matplotlib
+    """The curves of a run as `curves.png`. Needs matplotlib (`can_draw`)."""
+    path, draft = folder / CURVES, folder / ".curves.part.png"
+    curves(read_lines(folder / "metrics.jsonl"), evaluated).savefig(draft, dpi=100)
+    os.replace(draft, path)
+    return path
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
-    lines = read_lines(folder / "metrics.jsonl")
-    steps = [line for line in lines if "loss" in line]
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), layout="constrained")
-    for axis, name, title in zip(axes.flat, ("loss", "lr", "tokens_per_s"), ("loss", "learning rate", "tokens/s"), strict=False):
-        drawn = [(line["step"], line[name]) for line in steps if line.get(name) is not None]
-        axis.plot([step for step, _ in drawn], [value for _, value in drawn], linewidth=1)
-        axis.set(title=title, xlabel="step")
+def curves(lines: list[dict[str, Any]], evaluated: str) -> Figure:
+    """A panel for each of loss, rate, norm, speed, share of the products' rate and evaluations, by step; events are red uprights."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 8), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=False):
+        drawn = [(line["step"], line[name]) for line in lines if "loss" in line and line.get(name) is not None]
+        axis.plot([step for step, _ in drawn], [value for _, value in drawn], color=COLOURS[0], linewidth=1)
+        axis.set(title=title if drawn else f"{title}: not measured", xlabel="step")
+    if axes.flat[2].has_data():
+        axes.flat[2].set_yscale("log")  # else one spike hides the rest
     for line in lines:
         if "event" in line:
             axes.flat[0].axvline(line["step"], color="tab:red", linewidth=0.5)
-    last = axes.flat[3]
-    evaluations = [line for line in lines if "eval" in line]
-    for name in sorted({name for line in evaluations for name in line["eval"] if not is_error(name)}):
-        drawn = [(line["step"], line["eval"][name]) for line in evaluations if line["eval"].get(name) is not None]
-        last.plot([step for step, _ in drawn], [value for _, value in drawn], marker=".", linewidth=1, label=name)
-    last.set(title=evaluated if evaluated else "evaluation", xlabel="step")
-    if evaluations:
-        last.legend(fontsize=6, ncols=3)
-    path, draft = folder / CURVES, folder / ".curves.part.png"
-    figure.savefig(draft, dpi=100)
-    pyplot.close(figure)
-    os.replace(draft, path)
-    return path
+    _draw_evaluations(axes.flat[5], [line for line in lines if "eval" in line])
+    axes.flat[5].set(title=evaluated if evaluated else "evaluation", xlabel="step")
+    return figure
+
+
+def _draw_evaluations(axis: Any, evaluations: list[dict[str, Any]]) -> None:
+    """A line for each thing that is evaluated; of more than `EACH` their mean, what all lie between, and the ends by name."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in evaluations:
+        for name, value in line["eval"].items():
+            if value is not None and not is_error(name):
+                series.setdefault(name, []).append((line["step"], value))
+    if not series:
+        return
+    named = sorted(series, key=lambda name: -series[name][-1][1])  # the legend as the lines lie at the end
+    if len(named) > EACH:
+        steps: dict[int, list[float]] = {}
+        for step, value in (point for points in series.values() for point in points):
+            steps.setdefault(step, []).append(value)
+        axis.fill_between(
+            list(steps), list(map(min, steps.values())), list(map(max, steps.values())), color=GRID, label=f"all {len(named)}"
+        )
+        series[mean := f"mean of {len(named)}"] = [(step, fmean(values)) for step, values in steps.items()]
+        named = [*named[:ENDS], mean, *named[-ENDS:]]
+    for name, colour in zip(named, COLOURS, strict=False):
+        wide = 2.4 if name.startswith("mean of ") else 1.2
+        axis.plot(
+            *zip(*series[name], strict=True), color=colour, marker=".", linewidth=wide, label=f"{name}: {series[name][-1][1]:.3f}", gid=name
+        )
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)

@@ -31,6 +31,7 @@ LOGITS = 64 << 20  # bytes of a chunk's logits in float32 (train/loss.py)
 RESERVE = 4 * GIB  # CUDA's context, NCCL's channels, the allocator's gaps
 ADAMW_PASSES = 7  # reads of weight, gradient and moments, writes of weight and moments
 NORM_BYTES = 6  # a norm keeps its input in float32 and the normed rows in bfloat16
+CONTEXT_SEEN = 65_536  # tokens of a sequence up to which published runs with context ranks were met
 SHARE_OF_SEQUENCE = 2048  # tokens of a sequence that a context rank has at least
 
 
@@ -75,6 +76,19 @@ class Plan:
     layout: Layout
     micro: int
     recompute: bool
+
+    @property
+    def unverified(self) -> dict[str, str]:
+        """What of this layout no published run of docs/scale.md bears out, and how much longer the nearest one took than is counted."""
+        found = {}
+        if self.job.config.moe is not None:
+            found["a mixture of experts"] = "a published one took 2 times as long as is counted"
+        if self.layout.expert > 1:
+            found["expert ranks"] = "no published run was found"
+        if self.layout.context > 1:
+            times = "1.1" if self.job.sequence <= CONTEXT_SEEN else "1.6 to 1.8"
+            found["context ranks"] = f"published ones of one node took {times} times as long"
+        return found
 
     # Parameters that one rank holds while a layer is gathered; all layers are counted as their mean.
 

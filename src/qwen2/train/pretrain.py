@@ -26,7 +26,7 @@ from qwen2.data.mixture import order
 from qwen2.model import Qwen2, load_balancing_loss
 from qwen2.tokenizer import ChatTemplate, Tokenizer
 from qwen2.train.evaluate import bits_per_byte, bytes_by_token, held_out
-from qwen2.train.folder import RunFolder, numbered, write_json
+from qwen2.train.folder import WHERE, RunFolder, numbered, write_json
 from qwen2.train.loop import Loop, State
 from qwen2.train.loss import IGNORE, cross_entropy
 from qwen2.train.place import origin
@@ -59,7 +59,9 @@ class Job:
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the run's config.json says."""
-        data = {"tokenizer": self.shards.tokenizer.sha256, "shards": [record.sha256_tokens for record in self.shards.shards]}
+        hashes = [record.sha256_tokens for record in self.shards.shards]
+        place = os.path.relpath(self.shards.folder.absolute(), self.out.absolute())
+        data = {"tokenizer": self.shards.tokenizer.sha256, "shards": hashes, WHERE: place}
         return {"settings": as_dict(self.settings), "model": self.config.to_hf(), "data": data, "from": origin(self.source, self.out)}
 
 
@@ -134,9 +136,12 @@ def next_token_loss(z_loss: float, balance_loss: float | None, world: World) -> 
         router_logits = None if moe is None else RouterLogits()
         hidden = network(batch.tokens, world.attend(network.config, batch), router_logits)
         total, count, sums = cross_entropy(network, hidden, batch.labels, z_loss)
-        if moe is None or not router_logits or not (valid := world.together(batch.labels != IGNORE)).any():
+        if moe is None or not router_logits:
             return total, sums
-        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, valid)  # a mean, by its tokens
+        rows = world.together(torch.where(batch.labels != IGNORE, batch.rows, -1))
+        if not (rows >= 0).any():
+            return total, sums
+        balance = count * load_balancing_loss([world.together(logits) for logits in router_logits], moe, rows)  # a mean, by its tokens
         return total + balance_weight(balance_loss, moe) * balance, {**sums, "balance": balance.detach()}
 
     return loss

@@ -35,7 +35,7 @@ class PretrainSettings(Settings):
     )
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
     balance: float | None = setting(
-        None, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch; left out, the model's own."
+        None, "Weight of the loss that evens out the experts of a mixture, over the tokens of each row; left out, the model's own."
     )
     eval_bytes: int = setting(60_000, "Bytes of held-out text of each language that are evaluated at most.")
     export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")

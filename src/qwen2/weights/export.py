@@ -98,7 +98,7 @@ def _save(shard: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
 
 def check_place(path: Path, kind: str) -> None:
     if path.exists():
-        raise FileExistsError(f"{path}: exists already; export to a new {kind}")
+        raise FileExistsError(f"{path}: exists already; name a new {kind}")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write it into")
 

@@ -44,7 +44,7 @@ class SftSettings(Settings):
     neftune: float = setting(0.0, "Noise on the embeddings while training (NEFTune), against learning by heart; 5 is usual, 0 is none.")
     z_loss: float = setting(0.0, "Weight of the squared logarithm of each token's normaliser; 1e-4 keeps logits from drifting.")
     balance: float | None = setting(
-        None, "Weight of the loss that evens out the experts of a mixture, over the tokens of a micro-batch; left out, the model's own."
+        None, "Weight of the loss that evens out the experts of a mixture, over the tokens of each row; left out, the model's own."
     )
     export_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the weights are exported in.")
 
