@@ -20,9 +20,9 @@ from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.settings import SftSettings
-from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, Job, evaluation, held_out_batches, held_out_loss, sft, steps_of
+from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, Job, evaluation, has_text, held_out_batches, held_out_loss, sft, steps_of
 from qwen2.post.rows.examples import Examples
-from qwen2.post.rows.records import Example
+from qwen2.post.rows.records import Example, PlainText
 from qwen2.tokenizer import ChatTemplate
 from qwen2.train import standard_error
 from qwen2.train.faults import TrainingError
@@ -110,6 +110,12 @@ def test_no_prompt_token_has_a_loss() -> None:
     ends = [[*base, {"role": "user", "content": words}] for words in ("the fox", "some more of it and then the lazy dog")]
     losses = [loss_and_gradients(network, [pack([gathered(small(), [Example(turns, None, "x")]).examples.row([0])])])[0] for turns in ends]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_steps_with_texts_are_told_from_those_of_conversations_alone() -> None:
+    examples = gathered(small(), [*talks(2), PlainText("some more of it and then the lazy dog", "x")]).examples
+    found = [has_text(pack([examples.row(indices)])) for indices in ([0, 1], [2], [0, 2], [1])]
+    assert found == [False, True, True, False]
 
 
 @pytest.mark.parametrize("world", [1, 2])

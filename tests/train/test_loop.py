@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,34 @@ def test_a_run_that_was_killed_in_a_rise_counts_on(tmp_path: Path):
     assert run(tmp_path / "cut", Risen(), resume=True, **given).state == whole.state
     events = [[line for line in read_lines(tmp_path / n / "metrics.jsonl") if "event" in line] for n in ("cut", "whole")]
     assert events[0] == events[1]
+
+
+def test_steps_of_another_level_are_measured_by_their_own(tmp_path: Path):
+    """Every third step is ten times as high, which is no spike where the task tells these steps apart; one of them that jumps is."""
+
+    class Mixed(Toy):
+        def loss(self, network, batch):
+            if self.turn == stop:
+                raise KeyboardInterrupt
+            total, sums = super().loss(network, batch)
+            return total * (1000.0 if self.turn == 75 else 10.0 if self.turn % 3 == 0 else 1.0), sums
+
+        def task(self):
+            return replace(super().task(), apart=lambda batch: told and self.turn % 3 == 0)
+
+    given = {"steps": 80, "lr": 1e-4, "save_every": 2}
+    toy, stop, told = partial(Mixed, rows=1, micro=1), 0, False
+    assert run(tmp_path / "alike", toy(), **given).state.spikes > 10
+    told = True
+    assert run(tmp_path / "whole", toy(), **given).state.spikes == 1
+    stop = 65
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", toy(), **given)
+    stop = 0
+    assert run(tmp_path / "cut", toy(), resume=True, **given).state.spikes == 1
+    events = [[line for line in read_lines(tmp_path / n / "metrics.jsonl") if "event" in line] for n in ("cut", "whole")]
+    assert events[0] == events[1]
+    assert events[0][0]["step"] == 74
 
 
 @pytest.mark.parametrize(

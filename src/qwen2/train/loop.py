@@ -81,7 +81,7 @@ class Loop(Generic[B]):
         self.optimizer = make_adamw(network, settings.beta1, settings.beta2, settings.eps, settings.weight_decay)
         decay = settings.ema_decay if settings.average == "ema" else None
         self.average = None if settings.average == "none" else Average(network, decay)
-        self.state, self.spikes = State(), Spikes(settings.spike)
+        self.state, self.spikes = State(), (Spikes(settings.spike), Spikes(settings.spike))  # of steps without and with `apart`
         self.rate = product_rate(self.dtype, world.device) * world.size if settings.measure else 0.0  # FLOP/s of all devices
 
     def run(self, resume: bool = False, changed: Sequence[str] = ()) -> State:
@@ -134,7 +134,7 @@ class Loop(Generic[B]):
         step = self.gradients(batches)
         self.state.tokens += step.tokens
         bad = self.world.any(not (abs(step.loss) < float("inf") and step.norm < float("inf")))
-        spike = None if bad else self.spikes.look(step.loss)
+        spike = None if bad else self.spikes[self.apart(batches)].look(step.loss)
         if bad:
             self._leave_out(batches)
         elif spike is not None and self._goes_back(spike):
@@ -144,6 +144,11 @@ class Loop(Generic[B]):
         self.state.step += 1
         self.optimizer.zero_grad(set_to_none=True)
         return step
+
+    def apart(self, batches: Sequence[B]) -> bool:
+        """Whether a step's loss is compared with those of its own kind alone, on all ranks alike."""
+        told = self.task.apart
+        return told is not None and self.world.any(any(map(told, batches)))
 
     def gradients(self, batches: Sequence[B]) -> Step:
         """The gradients of a step: of each micro-batch's sum over the count of all targets of the step."""
@@ -286,8 +291,7 @@ class Loop(Generic[B]):
         state = {
             "state": vars(self.state).copy(),
             "task": self.task.state(),
-            "recent": list(self.spikes.recent),
-            "high": list(self.spikes.high),
+            "spikes": [[list(spikes.recent), list(spikes.high)] for spikes in self.spikes],
             "averaged": 0 if self.average is None else self.average.count,
             "model": self.network.config.to_hf(),
         }
@@ -310,7 +314,9 @@ class Loop(Generic[B]):
         checkpoint.restore_random(saved["random"], self.world)
         vars(self.state).update(saved["state"])
         self.task.resume(saved["task"])
-        self.spikes.restore(saved["recent"], saved.get("high", ()))  # the first versions kept none
+        of_both = saved.get("spikes", [[saved.get("recent", ()), saved.get("high", ())]])  # the first versions told no kinds apart
+        for spikes, (recent, high) in zip(self.spikes, [*of_both, ((), ())], strict=False):
+            spikes.restore(recent, high)
         if self.average is not None:
             begun = self.settings.average == "ema" or self.state.step > self.settings.steps - self.settings.tail_steps
             self.average.count = saved["averaged"] if begun else 0  # a mean that a moved end leaves begins anew

@@ -32,6 +32,7 @@ class Task(Generic[B]):
     evaluate: what the weights are worth, by name; called with the network in evaluation mode and no gradients.
     evaluated: what the names are, where all have one measure, of which the mean is shown; empty where each has its own.
     flops: a token's, forward and backward, for utilisation.
+    apart: whether a step with such a micro-batch has losses of another level, so that its spikes are told from steps of its kind alone.
     """
 
     next_step: Callable[[], Sequence[B]]
@@ -44,3 +45,4 @@ class Task(Generic[B]):
     evaluate: Callable[[Qwen2], Mapping[str, float]] | None = None
     evaluated: str = "bits per byte"
     flops: float = 0.0
+    apart: Callable[[B], bool] | None = None
