@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 declare -A models=([small]=smollm2:135m [large]=qwen2.5-coder:0.5b)
-declare -A instructed=([small]='--epochs 2' [large]='--steps 60') preferred=([small]='--epochs 2' [large]='--steps 24')
+declare -A instructed=([small]='--epochs 2' [large]='--steps 48') preferred=([small]='--epochs 1' [large]='--steps 16')
 if [ -z "$quick" ]; then
   held_out=400 bytes=16000
   chats=(--length 512 --batch 4 --micro-batch 4 --eval-rows 100) pairs=(--length 768 --batch 8 --eval-pairs 200)

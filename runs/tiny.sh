@@ -92,7 +92,7 @@ sample() {
 }
 # prefer MODEL SAMPLES
 prefer() {
-  tune dpo dpo "$1" "$out/$2/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 1e-4 --sft 0.2 --save-every 50
+  tune dpo dpo "$1" "$out/$2/pairs.jsonl" --length 128 --batch 32 --micro-batch 32 --lr 5e-5 --beta 0.3 --sft 0.2 --save-every 50
 }
 stage_model() {
   rm -rf "$out/model" && mkdir "$out/model"
