@@ -7,6 +7,7 @@ from math import inf, nan
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from qwen2.train.charts import dot_chart, line_chart
 
@@ -61,3 +62,20 @@ def test_nothing_is_loaded_from_elsewhere():
 def test_nothing_to_show_is_an_error(chart):
     with pytest.raises(ValueError, match="at least one finite"):
         chart()
+
+
+def test_many_series_are_all_named_inside_the_picture_and_told_apart(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *given, **more: (drawn.append(figure), save(figure, *given, **more)))
+    names = [f"after-stage-{i}" for i in range(11)]
+    dot_chart({"de": {name: 1.0 + i for i, name in enumerate(names)}}, x="bits per byte")
+    (figure,) = drawn
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == sorted(names)
+    figure.draw_without_rendering()
+    box, dots = legend.get_window_extent(), figure.axes[0].collections
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert box.y0 >= figure.axes[0].get_window_extent().y1
+    forms = {(tuple(dot.get_facecolor()[0]), len(dot.get_paths()[0].vertices)) for dot in dots}
+    assert len(forms) == len(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,12 +180,17 @@ class Jump(Toy):
         return total * (100.0 if self.turn == 21 else 1.0), sums
 
 
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What happened to a run, as its metrics have it."""
+    return [line for line in read_lines(folder / "metrics.jsonl") if "event" in line]
+
+
 def test_a_spike_is_written_down(tmp_path: Path):
     loop = run(tmp_path / "run", Jump(), steps=24, lr=1e-4)
     assert loop.state.spikes == 1
-    events = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "event" in line]
-    assert [(event["step"], event["event"]) for event in events] == [(20, "spike")]
-    assert "deviations above the recent median" in events[0]["text"]
+    (event,) = events(tmp_path / "run")
+    assert (event["step"], event["event"]) == (20, "spike")
+    assert "deviations above the recent median" in event["text"]
 
 
 def test_a_run_goes_back_from_a_spike_and_on_with_other_rows(tmp_path: Path):
@@ -282,8 +288,7 @@ def test_a_run_that_was_killed_in_a_rise_counts_on(tmp_path: Path):
         run(tmp_path / "cut", Risen(), **given)
     stop = 0
     assert run(tmp_path / "cut", Risen(), resume=True, **given).state == whole.state
-    events = [[line for line in read_lines(tmp_path / n / "metrics.jsonl") if "event" in line] for n in ("cut", "whole")]
-    assert events[0] == events[1]
+    assert events(tmp_path / "cut") == events(tmp_path / "whole")
 
 
 def test_steps_of_another_level_are_measured_by_their_own(tmp_path: Path):
@@ -309,9 +314,8 @@ def test_steps_of_another_level_are_measured_by_their_own(tmp_path: Path):
         run(tmp_path / "cut", toy(), **given)
     stop = 0
     assert run(tmp_path / "cut", toy(), resume=True, **given).state.spikes == 1
-    events = [[line for line in read_lines(tmp_path / n / "metrics.jsonl") if "event" in line] for n in ("cut", "whole")]
-    assert events[0] == events[1]
-    assert events[0][0]["step"] == 74
+    assert events(tmp_path / "cut") == events(tmp_path / "whole")
+    assert events(tmp_path / "cut")[0]["step"] == 74
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#64748b", "#be185d")
+NAMED = 5  # series in a line of the legend
 INK, FAINT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 STYLE: Any = {
     "svg.hashsalt": "qwen2",  # ids inside the file: not drawn by chance
@@ -81,9 +82,10 @@ def dot_chart(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
             if row:
                 first = 0.0 if len(names) == 1 else min(row.values())
                 axes.plot([first, max(row.values())], [place, place], color="#cbd5e1", linewidth=1.6, zorder=1)
-        for name, colour in zip(names, COLOURS * len(names), strict=False):
+        for i, name in enumerate(names):
+            colour, marker = COLOURS[i % len(COLOURS)], "oDs^"[i // len(COLOURS) % 4]  # colours that come again have another form
             across, down = zip(*[(row[name], place) for place, row in enumerate(shown.values()) if name in row], strict=True)
-            axes.scatter(across, down, color=colour, s=24, label=name, zorder=2, gid=name)
+            axes.scatter(across, down, color=colour, marker=marker, s=24, label=name, zorder=2, gid=name)
         axes.set_yticks(range(len(shown)), list(shown))
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="x")
@@ -91,7 +93,7 @@ def dot_chart(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
         axes.xaxis.set_major_formatter(_short())
         axes.set_xlim(left=min(0.0, *(value for row in shown.values() for value in row.values())))
 
-    return _svg(draw, (7.2, 1.1 + 0.19 * len(shown)), names=len(names))
+    return _svg(draw, (7.2, 1.1 + 0.19 * (len(shown) + (len(names) - 1) // NAMED)), names=len(names))
 
 
 def _short() -> Any:
@@ -109,7 +111,7 @@ def _svg(draw: Any, size: tuple[float, float], names: int) -> str:
         axes = figure.add_subplot()
         draw(axes)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside upper right", ncols=names)
+        figure.legend(loc="outside upper right", ncols=min(names, NAMED))
         out = StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
