@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,8 @@ import torch.nn.functional as F
 from qwen2 import kernels
 from qwen2.config import tiny
 from qwen2.model import Qwen2
-from qwen2.train import loss
+from qwen2.train import logprobs, loss
+from qwen2.train.logprobs import token_logprobs
 from qwen2.train.loss import cross_entropy
 from tests.conftest import random_network
 
@@ -151,3 +155,26 @@ def test_infinite_logits_are_seen():
     logits[1, 3], logits[2, 5] = float("inf"), float("nan")
     losses, _, _ = loss.entropy(logits, torch.tensor([1, 2, 3, 4]), 0.0, wanted=True)
     assert losses.isfinite().tolist() == [True, False, False, True]
+
+
+def test_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """The chunks are the largest pieces of a step with adapters, so that two of them would be its peak."""
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 20 * 4 * 512)
+    entropy, alive, most = loss.entropy, weakref.WeakSet(), 0
+
+    def watched(logits: torch.Tensor, *rest: Any) -> Any:
+        nonlocal most
+        alive.add(logits.untyped_storage())
+        most = max(most, len(alive))
+        return entropy(logits, *rest)
+
+    for module in (loss, logprobs):
+        monkeypatch.setattr(module, "entropy", watched)
+    network = random_network(tiny())
+    hidden, labels = inputs(torch.float32)
+    hidden.requires_grad_()
+    cross_entropy(network, hidden, labels)[0].backward()
+    for learns in (False, True):  # only the states learn; the head too
+        network.requires_grad_(learns)
+        token_logprobs(network, hidden, torch.arange(len(labels)), labels.clamp(0)).sum().backward()
+    assert most == 1

@@ -6,24 +6,23 @@ prompt stayed resident for good, a quarter of a small server's memory. Other sys
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
-from typing import Any
+
+from qwen2.train.memory import of_library
 
 M_ARENA_MAX = -8  # malloc.h
 
 
 def one_heap() -> None:
     """All threads use the first heap, from which all that is free can be given back. Called before there are other threads."""
-    mallopt = _glibc("mallopt")
+    mallopt = of_library("mallopt")
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
 
 
 def give_back() -> None:
     """What is free of the first heap, and free pages within others: texts of megabytes take a hundred times their size for a moment."""
-    trim = _glibc("malloc_trim")
+    trim = of_library("malloc_trim")
     if trim is not None:
         trim(0)
 
@@ -34,7 +33,3 @@ def sweep(freeze: bool) -> None:
     gc.collect()
     if freeze:
         gc.freeze()
-
-
-def _glibc(name: str) -> Any:
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

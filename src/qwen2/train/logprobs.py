@@ -61,6 +61,7 @@ class ChunkedLogprobs(torch.autograd.Function):
                 found[chunk] = -losses
                 if d_losses is not None:
                     d_losses[chunk] = head.to_hidden(gradient)
+                del logits, gradient  # before the next chunk's are made
         if recorded:
             ctx.save_for_backward(*((d_losses,) if d_losses is not None else (hidden, weight, inner, b, targets)))
             ctx.wants, ctx.dtype, ctx.layer = wants, dtype, layer
@@ -91,4 +92,5 @@ class ChunkedLogprobs(torch.autograd.Function):
             for total, x in ((d_weight, h_CD), (d_b, None if inner is None else inner[chunk])):
                 if total is not None and x is not None:
                     add_product(total, gradient, (x * factors[chunk]).to(ctx.dtype))
+            del gradient  # before the next chunk's is made
         return *(None if x is None else x.to(like.dtype) for x, like in zip(into, given, strict=True)), None, None, None

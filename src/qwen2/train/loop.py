@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from qwen2.train import checkpoint
 from qwen2.train.faults import Spike, Spikes, TrainingError, trace
-from qwen2.train.memory import keep_freed
+from qwen2.train.memory import Slack, keep_freed
 from qwen2.train.metrics import UNDRAWN, Metrics, can_draw, draw
 from qwen2.train.optim import Average, clip, make_adamw, rate_share, set_rate
 from qwen2.train.precision import chosen, computing, in_words, product_rate
@@ -77,7 +77,7 @@ class Loop(Generic[B]):
         if world.device.type == "cpu":
             keep_freed()
         if settings.recompute == "layers":
-            recompute_layers(network)
+            recompute_layers(network, world.device.type == "cpu")
         self.optimizer = make_adamw(network, settings.beta1, settings.beta2, settings.eps, settings.weight_decay)
         decay = settings.ema_decay if settings.average == "ema" else None
         self.average = None if settings.average == "none" else Average(network, decay)
@@ -344,7 +344,9 @@ def train_all_or_chosen(network: Qwen2) -> None:
         network.requires_grad_(True)
 
 
-def recompute_layers(network: Qwen2) -> None:
+def recompute_layers(network: Qwen2, on_cpu: bool) -> None:
     """Keep only each layer's input for the backward pass, which computes the layer again. Names of parameters stay."""
-    for layer in network.model.layers:
-        layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
+    layers, slack = list(network.model.layers), Slack()
+    for layer in layers:
+        forward = partial(slack.around, layer.forward, layer is layers[-1]) if on_cpu else layer.forward
+        layer.forward = partial(recomputed, forward, use_reentrant=False)

@@ -110,6 +110,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 for total, x in ((d_weight, h_CD), (d_b, i_CR)):
                     if total is not None and x is not None:
                         add_product(total, gradient, x)
+                del logits, gradient  # before the next chunk's are made
         ctx.save_for_backward(*into)
         ctx.dtypes = [None if x is None else x.dtype for x in given]
         nll, z = sums.unbind()
