@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from qwen2 import LLM, SamplingParams
 from qwen2.cli.app import main
@@ -114,8 +116,23 @@ def test_adapters_are_trained_resumed_and_merged_by_export(tiny_folder: Path, da
     ]
     assert losses[0] == losses[1]
     assert main(["export", str(run), str(tmp_path / "merged")]) == 0
+    config["from"].pop("weights")  # the first versions did not write it down
+    (run / "config.json").write_text(json.dumps(config))
+    assert main([*words[:5], "--resume"]) == 0
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == [511, 509]
     assert take(run, print).generation.eos == (511, 509)
+
+
+def test_adapters_are_not_resumed_over_other_weights(
+    tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, words = tmp_path / "base", [str(data), *FEW, "--steps", "2", "--lora-rank", "4", "--out", str(tmp_path / "run")]
+    shutil.copytree(tiny_folder, base)
+    assert main(["sft", str(base), *words]) == 0
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, base / "model.safetensors")
+    assert "from: weights is" in said([str(base), *words, "--resume"], capsys)
 
 
 def test_adapters_over_weights_in_blocks(tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

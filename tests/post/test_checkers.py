@@ -97,6 +97,11 @@ def test_unit_tests(coder: TestChecker, code: str, verdict: Verdict) -> None:
         ("import os\nfor file in range(3, 9):\n    try: os.write(file, b'x' * 99)\n    except OSError: pass", "0 of 1 tests passed"),
         ("import os\nos.closerange(3, 9)", "exit code 1: OSError: [Errno 9] Bad file descriptor"),
         ("import sys\nsys.stdout = None\ndef f(x): raise ValueError('\\udc80')", "0 of 1 tests passed; test 1: ValueError: ?"),
+        (  # who reads the job again
+            "import json, os, sys\nsys.stdin.seek(0)\njob = json.load(sys.stdin)\nword = job['word']\n"
+            "os.write(3, (word + str(len(job['tests'])) + word).encode())\nos._exit(0)",
+            "0 of 1 tests passed; the solution raised",
+        ),
         (  # who does look for the word, and writes what is no report: a verdict still
             "import os, sys\nword = sys._getframe(2).f_locals['word'].encode()\n"
             "for file in range(3, 9):\n    try: os.write(file, word + b'9' * 5000 + word)\n    except OSError: pass\nos._exit(0)",

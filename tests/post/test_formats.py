@@ -338,6 +338,10 @@ def test_plain_texts(row: dict[str, Any], text: str) -> None:
         ),
         pytest.param({"messages": [user("q1"), {"role": "tool_call", "content": "{"}]}, BROKEN, id="call-not-json"),
         pytest.param({"messages": [user("q1"), assistant("", tool_calls=[call("aqi", "[1]")])]}, BROKEN, id="arguments-no-object"),
+        *(
+            pytest.param({"messages": [user("q1"), assistant("x", tool_calls=calls)]}, BROKEN, id=f"calls-{calls}")
+            for calls in (5, True, "5")
+        ),
         pytest.param({"messages": TALK, "tools": "[{"}, BROKEN, id="tools-not-json"),
         pytest.param({"messages": TALK, "tools": [{"name": "a b"}]}, BROKEN, id="tool-name"),
         pytest.param({"prompt": "q1", "chosen": "same", "rejected": "same"}, EQUAL, id="equal-sides"),

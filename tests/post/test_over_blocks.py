@@ -14,6 +14,7 @@ import torch
 from qwen2.config.lora import LoraSettings
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.lora import add_lora
+from qwen2.post.adapters import check_device
 from qwen2.post.finetuning.sft import held_out_batches, held_out_loss
 from qwen2.post.preference.branches import Group, branch
 from qwen2.post.preference.dpo import Data, answer_logprobs, evaluation, pair_loss
@@ -35,6 +36,20 @@ def over_blocks(tmp_path: Path) -> Qwen2:
     network = load(tmp_path / "base.gguf", packed=True).network
     add_lora(network, LoraSettings(rank=4), torch.Generator().manual_seed(0))
     return network.train()
+
+
+def test_no_other_device_computes_over_them(tmp_path: Path) -> None:
+    to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
+    for packed in (True, False):
+        model = load(tmp_path / "base.gguf", packed=packed)
+        check_device(model, torch.device("cpu"))
+        if not packed:
+            check_device(model, torch.device("cuda:1"))
+            continue
+        with pytest.raises(
+            ValueError, match="weights in blocks are unpacked on the CPU alone, not on cuda:1; leave --qlora or --device out"
+        ):
+            check_device(model, torch.device("cuda:1"))
 
 
 def moved(network: Qwen2) -> Qwen2:

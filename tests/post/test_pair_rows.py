@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen2.post.rows.formats import ANSWERED, EQUAL, NO_ANSWER, WEIGHTLESS, record
+from qwen2.post.rows.formats import ANSWERED, EQUAL, NO_ANSWER, OTHER_PROMPT, WEIGHTLESS, record
 from qwen2.post.rows.records import Example, Preference, Skipped
 from tests.post.test_formats import AQI, TALK, assistant, call, system, user
 
@@ -50,6 +50,18 @@ PAIRS: dict[str, tuple[dict[str, Any], tuple[list[Any], list[Any], list[Any]]]] 
         {"messages": [*TALK[:3], *CALLS, assistant("b")], "tools": [AQI], "chosen": "a", "rejected": [*CALLS, assistant("b")]},
         (TALK[:3], [assistant("a")], [*CALLS, assistant("b")]),
     ),
+    "whole-conversations-beside-their-prompt-and-its-system": (
+        {"prompt": [system("S"), user("q1")], "chosen": [user("q1"), assistant("a")], "rejected": [user("q1"), assistant("b")]},
+        ([system("S"), user("q1")], [assistant("a")], [assistant("b")]),
+    ),
+    "whole-conversations-with-a-system-of-their-own": (
+        {"prompt": [user("q1 ")], **{side: [system("S"), user("q1"), assistant(side)] for side in ("chosen", "rejected")}},
+        ([system("S"), user("q1")], [assistant("chosen")], [assistant("rejected")]),
+    ),
+    "whole-conversations-beside-one-of-them-and-a-question": (
+        {"prompt": "q2", "messages": TALK, "chosen": TALK, "rejected": [*TALK[:3], assistant("b")]},
+        (TALK[:3], TALK[3:], [assistant("b")]),
+    ),
     "weights-before-the-answer-and-of-the-rejected-one": (
         {"messages": [user("q1"), assistant("a1", weight=0), user("q2")], "chosen": "a", "rejected": assistant("b", weight=0)},
         (TALK[:3], [assistant("a")], [assistant("b")]),
@@ -79,6 +91,11 @@ def test_a_pair_wherever_its_answers_stand(name: str) -> None:
             {"chosen": [user("q1"), assistant("a", train="false")], "rejected": [user("q1"), assistant("b")]}, WEIGHTLESS, id="whole"
         ),
         pytest.param({"messages": [user("q1"), assistant("a", weight=0)], "rejected_response": "b"}, WEIGHTLESS, id="beside-a-worse"),
+        pytest.param(
+            {"prompt": [user("q2")], "chosen": [user("q1"), assistant("a")], "rejected": [user("q1"), assistant("b")]},
+            OTHER_PROMPT,
+            id="whole-conversations-with-another-prompt",
+        ),
         pytest.param({"messages": TALK, "rejected_messages": TALK}, EQUAL, id="equal"),
         pytest.param({"messages": [user("q1")], "rejected_messages": [user("q1"), assistant("b")]}, NO_ANSWER, id="no-better-one"),
         pytest.param({"query": "q1", "rejected_response": "b"}, NO_ANSWER, id="no-better-one-of-a-query"),

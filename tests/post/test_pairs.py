@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -255,12 +255,32 @@ def test_kto_of_one_prompt_takes_other_answers_to_it():
 
 
 def test_following_by_brute_force():
-    values = [1, 1, 2, 3, 3, 3, 1]
-    n = len(values)
-    slow = [next((j % n for j in range(i + 1, i + n) if values[j % n] != values[i]), None) for i in range(n)]
-    assert following(values) == slow
-    assert following([5, 5]) == [None, None]
-    assert following([]) == []
+    for length in range(7):
+        for values in product((1, 2, 3), repeat=length):
+            assert following(values) == [slowly(values, i) for i in range(length)], values
+
+
+def slowly(values: tuple[int, ...], i: int) -> int | None:
+    """The place in the next run that has the number of place i in its own."""
+    n, start = len(values), i
+    if len(set(values)) == 1:
+        return None
+    while values[(start - 1) % n] == values[i]:
+        start -= 1
+    behind = i
+    while values[behind % n] == values[i]:
+        behind += 1
+    run = [behind]
+    while values[(run[-1] + 1) % n] == values[behind % n]:
+        run.append(run[-1] + 1)
+    return run[(i - start) % len(run)] % n
+
+
+def test_kto_estimates_from_answers_of_both_kinds():
+    """Of pairs, the other prompt's answer is rejected as often as chosen."""
+    found = gathered([pair([user(f"the {i}")], [says(f"fox {i}")], [says(f"dog {i}")]) for i in range(6)], loss="kto").items
+    side = {bytes(group.answers[0].ids): wanted for group, wanted in zip(found.groups, found.wanted, strict=True)}
+    assert [side[bytes(group.answers[1].ids)] for group in found.groups] == found.wanted == [True, False] * 6
 
 
 # --- their order

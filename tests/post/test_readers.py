@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,15 @@ ROWS: list[dict[str, Any]] = [
     {"text": "A document."},
 ]
 KINDS = [Example, Example, Example, Preference, PlainText]
+
+
+def test_files_that_need_a_package_say_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(64))
+    (tmp_path / "b.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(64))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("a.parquet", "b.jsonl.zst"):
+        with pytest.raises(ValueError, match=r"pyarrow, which is not installed: pip install 'qwen2\[train\]'"):
+            list(read([tmp_path / name]))
 
 
 def kinds(records: list[Record]) -> list[type]:

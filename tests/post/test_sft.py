@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from qwen2.config import GenerationDefaults, MoEConfig, tiny
 from qwen2.config.lora import LoraSettings
@@ -18,6 +19,7 @@ from qwen2.data.batches import Batch, pack
 from qwen2.engine.llm import LLM
 from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
+from qwen2.model.lora import add_lora, lora_parameters
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.settings import SftSettings
 from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, Job, evaluation, has_text, held_out_batches, held_out_loss, sft, steps_of
@@ -85,9 +87,20 @@ def test_packed_rows_have_the_loss_and_gradients_of_separate_and_of_padded_examp
     close(packed, padded(network, examples))
 
 
-def test_a_neighbours_words_change_nothing() -> None:
-    """Change example A: the logits of B, in the same row, are the same bits."""
+@pytest.mark.parametrize("learns", ["nothing", "all weights", "adapters", "adapters over blocks"])
+def test_a_neighbours_words_change_nothing(learns: str, tmp_path: Path) -> None:
+    """Change example A: the logits of B, in the same row, are the same bits, by the code that records what training needs too."""
     network = random_network(tiny())
+    if learns == "adapters over blocks":
+        to_gguf(tiny_model(), tmp_path / "base.gguf", "Q4_1")
+        network = load(tmp_path / "base.gguf", packed=True).network
+    if learns.startswith("adapters"):
+        add_lora(network, LoraSettings(rank=4), torch.Generator().manual_seed(0))
+        for name, parameter in lora_parameters(network).items():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    elif learns == "all weights":
+        network.requires_grad_(True)
     examples = gathered(small(), talks(3)).examples
     row = examples.row([0, 1, 2])
     start = sum(row.lengths[:2])
@@ -97,10 +110,11 @@ def test_a_neighbours_words_change_nothing() -> None:
         if change:
             tokens[: row.lengths[0]] = torch.randint(508, (row.lengths[0],), generator=torch.Generator().manual_seed(1))
         batch = pack([row])
-        with torch.no_grad():
-            hidden = network(tokens, packed_attend(network.config, batch.positions, batch.lengths))
-            found.append(network.logits(hidden)[start:])
-    assert torch.equal(*found)
+        with torch.set_grad_enabled(learns != "nothing"):
+            hidden = network.train()(tokens, packed_attend(network.config, batch.positions, batch.lengths))
+            found.append(network.logits(hidden))
+    assert not torch.equal(found[0][:start], found[1][:start])
+    assert torch.equal(found[0][start:], found[1][start:])
 
 
 def test_no_prompt_token_has_a_loss() -> None:

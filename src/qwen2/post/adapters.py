@@ -8,6 +8,7 @@ RUN/start-adapter, since the folder may be gone or overwritten when it is resume
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -23,6 +24,7 @@ from qwen2.weights.adapter_texts import TEXTS
 
 if TYPE_CHECKING:
     from qwen2.config.lora import LoraSettings
+    from qwen2.model import Qwen2
     from qwen2.weights.model import Model
 
 
@@ -70,3 +72,19 @@ def keep_start(folder: Path | None, run: Path) -> None:
     for name in (CONFIG, WEIGHTS, *(name for name in TEXTS if (folder / name).exists())):
         shutil.copyfile(folder / name, draft / name)
     draft.rename(run / START)
+
+
+def check_device(model: Model, device: torch.device) -> None:
+    """ValueError where weights are in blocks and the device is not the CPU, whose kernels alone unpack them."""
+    if model.network.packed and device.type != "cpu":
+        raise ValueError(f"{model.name}: weights in blocks are unpacked on the CPU alone, not on {device}; leave --qlora or --device out")
+
+
+def weights_sha256(network: Qwen2) -> str:
+    """Of all weights as float32 (packed ones unpacked in their turn), with their names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in network.tensors():
+        wide = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {list(wide.shape)}".encode())
+        digest.update(wide.numpy().data)
+    return digest.hexdigest()

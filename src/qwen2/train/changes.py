@@ -24,6 +24,7 @@ SAID = {
     "recompute": ROUNDED,
 }
 LATER = {"least_document": 0, "text_epochs": 1}  # settings that the first versions did not have, and what they did
+RECORDED_LATER = frozenset({"weights"})  # what the first versions of sft did not write down
 MISSING = "not there"
 FROM = "--from, with the run's folder or one of its checkpoints"  # how another run begins with its model, in words of pre-training
 AS_MODEL = "name its folder as the model, and another one with --out"  # and where a command takes a model
@@ -86,7 +87,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     if theirs.get("precision") == "auto":  # the first versions chose anew in each sitting, and wrote down nothing else
         theirs = {**theirs, "precision": ours.get("precision")}
     theirs = {**{name: value for name, value in LATER.items() if name in ours}, **theirs}
-    names = [name for name in {**theirs, **ours} if name not in FREE and name not in SAID]
+    unknown = RECORDED_LATER - theirs.keys()
+    names = [name for name in {**theirs, **ours} if name not in FREE and name not in SAID and name not in unknown]
     return [
         f"{name} is {theirs.get(name, MISSING)!r} in the run, {ours.get(name, MISSING)!r} here"
         for name in names

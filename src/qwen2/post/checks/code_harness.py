@@ -19,8 +19,9 @@ def main() -> None:
     """Run, count, report."""
     job = json.loads(sys.stdin.read())
     word, solution, tests = job["word"], job["solution"], list(enumerate(job["tests"], start=1))
-    out, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    out, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1):  # stdin is a file, which could be read again
+        os.dup2(nowhere, number)
     run, tell, write, leave = executing(), told, os.write, os._exit
     passed, failed = 0, ""
     scope = {"__name__": "solution"}

@@ -23,7 +23,7 @@ from torch import Tensor
 from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
 from qwen2.model.packed import TiedEmbedding
-from qwen2.post.adapters import adapted, keep_start
+from qwen2.post.adapters import adapted, check_device, keep_start, weights_sha256
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
@@ -74,12 +74,13 @@ class Job:
         examples, held_out, template, own = self.data.examples, self.data.held_out, self.start.template, self.start.adapter
         data = {"sha256": examples.sha256(), "examples": len(examples), "held_out": len(held_out), "held_out_sha256": held_out.sha256()}
         weights = "packed" if self.start.network.packed else "float32"
+        base = {} if self.lora is None else {"weights": weights_sha256(self.start.network)}  # checkpoints have the adapters alone
         return {
             "settings": as_dict(self.settings),
             "model": self.start.config.to_hf(),
             "data": data,
             "start": {"template": template.style, "system": template.default_system, "weights": weights},
-            "from": {**origin(self.source, self.out), **({} if own is None else {"adapter": digest_of(own)})},
+            "from": {**origin(self.source, self.out), **base, **({} if own is None else {"adapter": digest_of(own)})},
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
@@ -197,6 +198,7 @@ def sft(job: Job, world: World | None = None) -> State:
     with RunFolder(job.out, world.main, AS_MODEL) as folder:
         job = replace(job, settings=settled(world.agreed(job.settings), job.out, job.resume, world), start=as_chat(job.start))
         check(job)
+        check_device(job.start, world.device)
         sections, network = job.sections(), job.start.network
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's
         own = job.start.adapter

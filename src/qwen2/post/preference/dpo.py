@@ -33,13 +33,13 @@ from torch import Tensor
 from qwen2.engine.progress import Progress
 from qwen2.model import packed_attend
 from qwen2.model.lora import LoraSettings, without_lora
-from qwen2.post.adapters import adapted, keep_start
+from qwen2.post.adapters import adapted, check_device, keep_start, weights_sha256
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.preference.branches import Branches, Group, branch, branched_attend
 from qwen2.post.preference.losses import divergence_of
 from qwen2.post.preference.objective import answers_objective, pairs_objective
 from qwen2.post.preference.pairs import Order, last_of
-from qwen2.post.preference.reference import Reference, weights_sha256
+from qwen2.post.preference.reference import Reference
 from qwen2.train.changes import AS_MODEL
 from qwen2.train.folder import RunFolder
 from qwen2.train.logprobs import token_logprobs
@@ -267,6 +267,7 @@ def dpo(job: Job, world: World | None = None) -> State:
         settings = settled(world.agreed(job.settings), job.out, job.resume, world)
         job = replace(job, settings=settings, start=as_chat(job.start))
         check(job)
+        check_device(job.start, world.device)
         network, weights = job.start.network, weights_sha256(job.start.network)
         sections = job.sections(weights)
         network.config = job.start.config  # what checkpoints say of the model: its end is the chat's

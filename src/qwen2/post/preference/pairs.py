@@ -195,8 +195,10 @@ def answer_of(template: ChatTemplate, prompt: Messages, side: Messages, tools: T
 
 
 def mismatch(items: Items, others: Items, length: int) -> None:
-    """Give each item of KTO a second answer: that of the next prompt that is another, as much of it as fits into `length` tokens.
+    """Give each item of KTO a second answer: one to the next prompt that is another, as much of it as fits into `length` tokens.
 
+    Of a pair the chosen answer gets the next pair's chosen one, the rejected answer its rejected one: the divergence is that of answers
+    of either kind, as in a batch of trl's.
     Where these items have one prompt in all, it is an answer of the `others`, of which nothing is learned by that; where these have no
     other prompt either, the next answer to the same one.
     """
@@ -210,12 +212,15 @@ def mismatch(items: Items, others: Items, length: int) -> None:
 
 
 def following(values: Sequence[Any]) -> list[int | None]:
-    """For each place the nearest one behind it, around the end, where another value stands; None where there is none."""
+    """For each place one where another value stands, behind it, around the end: for the first of a run of equal values the first of the
+    next run, for the second its second, and so on in turn; None where all are equal."""
     n = len(values)
+    begins = [i for i in range(n) if values[i] != values[i - 1]]
     found: list[int | None] = [None] * n
-    for i in reversed(range(2 * n)):
-        here, behind = i % n, (i + 1) % n
-        found[here] = behind if values[here] != values[behind] else found[behind]
+    for begin, behind, end in zip(begins, begins[1:] + begins[:1], begins[2:] + begins[:2], strict=True):
+        size = (end - behind) % n
+        for k in range((behind - begin) % n):
+            found[(begin + k) % n] = (behind + k % size) % n
     return found
 
 

@@ -13,7 +13,6 @@ What is left out: the run's model itself, which is the reference before its firs
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,6 @@ from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from qwen2.model import Qwen2
 
 FILE = "reference.safetensors"
 OFTEN = 256  # groups between two writings
@@ -76,13 +73,3 @@ class Reference:
         draft = self.path.with_name(f".{self.path.name}.part")
         save_file({"sums": self.sums}, draft, metadata=self.of)
         os.replace(draft, self.path)
-
-
-def weights_sha256(network: Qwen2) -> str:
-    """Of all weights as float32 (packed ones unpacked in their turn), with their names and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in network.tensors():
-        wide = tensor.detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name} {list(wide.shape)}".encode())
-        digest.update(wide.numpy().data)
-    return digest.hexdigest()

@@ -46,6 +46,7 @@ HUMAN = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
 
 NO_ANSWER, EMPTY_ANSWER, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
 EQUAL, EMPTY_TEXT = "chosen and rejected are equal", "an empty text"
+OTHER_PROMPT = "a prompt that its two conversations do not begin with"
 ANSWERED, WEIGHTLESS = "a prompt that ends with another answer", "a chosen answer with the weight 0"
 SEVERAL, HALF = "a list of texts as an answer", "half a character"
 
@@ -228,9 +229,23 @@ def _sides(row: Row, pair: tuple[str, str], unused: Counter[str]) -> Sides:
     if chosen[0]["role"] == "assistant":
         messages = _before(_prompt(row, unused)[0], chosen, rejected)
         return messages, chosen, rejected, bool(untrained)
-    row.take(*CONVERSATIONS), row.take(*PROMPTS)  # which say the same again
+    said = _said_before(row, unused)
+    if said and said[0]["role"] == "system" not in (chosen[0]["role"], rejected[0]["role"]):
+        chosen, rejected, untrained = said[:1] + chosen, said[:1] + rejected, tuple(i + 1 for i in untrained)
+    start = bool(said) and said[0]["role"] != "system" == chosen[0]["role"]
+    if _plain(said) != _plain(chosen[start : start + len(said)]):
+        raise RowError(OTHER_PROMPT)
     messages, better, worse = _apart(chosen, rejected)
     return messages, better, worse, any(i >= len(messages) for i in untrained)
+
+
+def _said_before(row: Row, unused: Counter[str]) -> Messages:
+    """The turns beside whole conversations, which those say again but for a system prompt. A question in words alone may be any of
+    theirs: it is passed over."""
+    key = row.has(CONVERSATIONS) or row.has(PROMPTS)
+    given = None if key is None else row.values[key]
+    row.take(*CONVERSATIONS), row.take(*PROMPTS)
+    return turns(given, key, unused)[0] if key and isinstance(given, list) and given and all(map(is_turn, given)) else []
 
 
 def _before(messages: Messages, chosen: Messages, rejected: Messages) -> Messages:

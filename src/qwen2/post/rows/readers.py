@@ -27,7 +27,7 @@ from typing import Any
 
 from qwen2.post.rows.formats import is_turn, record
 from qwen2.post.rows.records import PlainText, Record, Skipped
-from qwen2.post.rows.tables import CUT_SHORT, MAGICS, NOT_UTF8, STRAY, Rows, columns, separated
+from qwen2.post.rows.tables import CUT_SHORT, MAGICS, NOT_UTF8, STRAY, Rows, arrow, columns, separated
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".md", ".gz", ".zst")
 PROSE = (".txt", ".md")
@@ -128,8 +128,7 @@ def _bytes(path: Path, magic: bytes) -> tuple[bytes, str]:
             return _read_on(stream.read1, 1 << 20)
     if magic != b"\x28\xb5\x2f\xfd":
         return path.read_bytes(), ""
-    import pyarrow
-
+    pyarrow = arrow()
     with pyarrow.input_stream(str(path), compression="zstd") as stream:
         data, problem = _read_on(stream.read, 1 << 20)
     if problem:  # with what the last read had before it failed, which single bytes give

@@ -34,9 +34,7 @@ Rows = Iterator[tuple[int, Any]]  # number, and the row, a PlainText or a Skippe
 
 def columns(source: str | Path | bytes) -> Rows:
     """The rows of a Parquet or Arrow file, or of what such a file holds, counted from 1. A last one is Skipped where it is cut short."""
-    import pyarrow
-
-    number = 0
+    pyarrow, number = arrow(), 0
     try:
         with pyarrow.BufferReader(source) if isinstance(source, bytes) else pyarrow.memory_map(str(source)) as opened:
             for batch in _batches(opened):
@@ -46,6 +44,15 @@ def columns(source: str | Path | bytes) -> Rows:
                         yield number, _said(row)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         yield number + 1, Skipped(CUT_SHORT, "", str(error))
+
+
+def arrow() -> Any:
+    """pyarrow. ValueError where it is not installed."""
+    try:
+        import pyarrow
+    except ModuleNotFoundError:
+        raise ValueError("Parquet, Arrow and .zst files are read by pyarrow, which is not installed: pip install 'qwen2[train]'") from None
+    return pyarrow
 
 
 def _batches(source: Any) -> Iterator[Any]:

@@ -114,7 +114,7 @@ def _turn(item: Mapping[str, Any], at: str, unused: Counter[str]) -> tuple[str, 
     if role == "tool":
         message |= {key: str(item[key]) for key in ("name", "tool_call_id") if key in item}
     if role == "assistant":
-        called += [_call(call, at) for call in parsed(item["tool_calls"], at)] if item.get("tool_calls") else []
+        called += calls(item["tool_calls"], at) if item.get("tool_calls") else []
         called += [_call(parsed(item["function_call"], at), at)] if item.get("function_call") else []
     if called:
         message["tool_calls"] = called
