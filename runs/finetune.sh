@@ -23,10 +23,10 @@ while [ $# -gt 0 ]; do
   shift
 done
 declare -A models=([small]=smollm2:135m [large]=qwen2.5-coder:0.5b)
-declare -A instructed=([small]='--epochs 2' [large]='--steps 48') preferred=([small]='--epochs 1' [large]='--steps 16')
+declare -A instructed=([small]='--epochs 1' [large]='--steps 28') preferred=([small]='--epochs 1' [large]='--steps 8')
 if [ -z "$quick" ]; then
   held_out=400 bytes=16000
-  chats=(--length 512 --batch 4 --micro-batch 4 --eval-rows 100) pairs=(--length 768 --batch 8 --eval-pairs 200)
+  chats=(--length 512 --batch 4 --micro-batch 4 --eval-rows 64) pairs=(--length 640 --batch 8 --eval-pairs 64)
 else
   names=(small) held_out=8 bytes=400
   chats=(--length 192 --batch 1 --micro-batch 1 --eval-rows 4) pairs=(--length 256 --batch 1 --micro-batch 1 --eval-pairs 2)
