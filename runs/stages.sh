@@ -49,10 +49,10 @@ answers() {
   mkdir -p "$1"
   while IFS='|' read -r name prompt; do
     echo "$prompt" > "$1/$name.prompt"
-    if ! qwen2 run "$2" "$prompt" --plain --temperature 0 --max-tokens "$3" < /dev/null 2> "$1/said" > "$1/$name.text"; then
+    if ! qwen2 run "$2" "$prompt" --plain --temperature 0 --max-tokens "$3" < /dev/null 2> "$1/said" > "$1/$name.answer"; then
       fail 1 "qwen2 run failed on the prompt $name: $(cat "$1/said")"
     fi
-    echo "$prompt -> $(cat "$1/$name.text")"
+    echo "$prompt -> $(cat "$1/$name.answer")"
   done
 }
 # count: every second, for as long as this shell lives, so that a sitting which is killed counts too

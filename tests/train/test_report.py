@@ -124,7 +124,7 @@ def test_figures_of_every_stage(run: Path):
     assert by_name["shards"]["languages"].keys() == {"de", "en"}
     assert by_name["shards"]["tokens"] == sum(row["train"]["tokens"] for row in by_name["shards"]["languages"].values())
     assert by_name["model"]["files"] == {"base.gguf": 1234}
-    assert by_name["samples"]["samples"] == [{"name": "de", "prompt": "Es war <einmal>", "text": " & so weiter"}]
+    assert by_name["samples"]["samples"] == [{"name": "de", "prompt": "Es war <einmal>", "text": " & so weiter", "answer": False}]
 
 
 def test_the_page_is_whole_and_loads_nothing(run: Path):

@@ -116,5 +116,28 @@ def test_held_out_figures_are_shown_with_their_errors(run: Path) -> None:
     page = Balanced()
     page.feed(write_page(run, "tiny").read_text())
     words = " ".join(page.words)
-    assert "1.500 \u00b1 2.500 \u2192 0.750 \u00b1 1.750 held-out loss" in words
+    assert "1.500\u00a0\u00b1\u00a02.500 \u2192 0.750\u00a0\u00b1\u00a01.750 held-out loss" in words
     assert "standard error" not in words
+
+
+def test_each_model_is_compared_with_itself(run: Path) -> None:
+    """A second model's evaluations begin a line of their own: its last figure is not set against the first one's first."""
+    evaluation(run / "before-large", 0.6, None)
+    evaluation(run / "after-large", 0.7, None, {"against": "<large>", **estimate(0.1, 0.08, 0.12)})
+    for name in ("before-large", "after-large"):
+        add(run, name, "evaluation", 10.0)
+    page = Balanced()
+    page.feed(write_page(run, "two").read_text())
+    words = " ".join(page.words)
+    assert "25% \u2192 50% exact match, after-sft to after-dpo" in words
+    assert "60% \u2192 70% exact match, before-large to after-large" in words
+
+
+def test_an_answer_stands_below_its_prompt(run: Path) -> None:
+    (run / "answers").mkdir()
+    for name, text in (("1-en.prompt", "What is 1 + 1?"), ("1-en.answer", "2"), ("2-de.prompt", "Es war"), ("2-de.text", " einmal")):
+        (run / "answers" / name).write_text(text + "\n")
+    add(run, "answers", "samples", 1.0)
+    text = write_page(run, "answers").read_text()
+    assert "<b>What is 1 + 1?</b><br>2</blockquote>" in text
+    assert "<b>Es war</b> einmal</blockquote>" in text

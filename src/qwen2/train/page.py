@@ -31,9 +31,9 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .4rem; border-top: 1px solid #e5e7eb; 
 h2 small { font-weight: normal; color: #6b7280; float: right; font-size: .85rem; }
 p { margin: .4rem 0 .8rem; }
 .faint { color: #6b7280; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1.2rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .6rem; margin: 1.2rem 0; }
 .cards div { background: #f8fafc; border: 1px solid #e5e7eb; border-radius: .5rem; padding: .5rem .8rem; }
-.cards b { display: block; font-size: 1.15rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.cards b { display: block; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .cards span { color: #6b7280; font-size: .82rem; display: block; line-height: 1.35; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { text-align: right; padding: .12rem .7rem; border-bottom: 1px solid #eef0f3; }
@@ -99,11 +99,21 @@ def _headline(found: Figures) -> list[tuple[str, str]]:
         means = [stage["bits_per_byte_mean"] for stage in trained if "bits_per_byte_mean" in stage]
         if means and means[0]["before"] is not None and means[-1]["after"] is not None:
             cards.append((f"{means[0]['before']:.2f} \u2192 {means[-1]['after']:.2f}", "bits per byte, mean of languages"))
-    measured = _measured(found)
-    if measured:
-        first, last = (f"{stage['exact_match']['value']:.0%}" for stage in (measured[0], measured[-1]))
-        cards.append((f"{first} \u2192 {last}", f"exact match, {measured[0]['name']} to {measured[-1]['name']}"))
+    for line in _lines(_measured(found)):
+        ends = line if len(line) == 1 else (line[0], line[-1])
+        figures = (f"{stage['exact_match']['value']:.0%}" for stage in ends)
+        cards.append((" \u2192 ".join(figures), f"exact match, {' to '.join(stage['name'] for stage in ends)}"))
     return cards
+
+
+def _lines(measured: Sequence[Figures]) -> list[list[Figures]]:
+    """Evaluations of one model after the other: one that is not compared with an earlier one begins anew."""
+    lines: list[list[Figures]] = []
+    for stage in measured:
+        if stage["difference"] is None or not lines:
+            lines.append([])
+        lines[-1].append(stage)
+    return lines
 
 
 def _measured(found: Figures) -> list[Figures]:
@@ -178,7 +188,7 @@ def _tuning(stage: Figures, folder: Path) -> list[str]:
 def _with_error(values: Figures, name: str) -> str:
     """A figure with its standard error, where it has one; nothing where there is none."""
     value, error = values.get(name), values.get(named(name))
-    return "" if value is None else f"{value:.3f}" + ("" if error is None else f" \u00b1 {error:.3f}")
+    return "" if value is None else f"{value:.3f}" + ("" if error is None else f"\u00a0\u00b1\u00a0{error:.3f}")
 
 
 def _held_out(name: str) -> str:
@@ -193,9 +203,10 @@ def _run(stage: Figures, folder: Path, more: Sequence[tuple[str, str]]) -> list[
         (f"{stage['loss']:.3f}", "loss at the end"),
         (f"{stage['tokens_per_s']:,.0f}", "tokens/s" + (f", {stage['mfu']:.0%} of the products' rate" if stage["mfu"] is not None else "")),
     ]
+    what = "loss" if any("margin" in line for line in lines) else "loss, nats a token"  # of preferences: what a pair has, or an answer
     out = [
         _cards([*cards, *more]),
-        line_chart({"loss": smoothed([(line["step"], line["loss"]) for line in lines])}, "step", "loss, nats a token"),
+        line_chart({"loss": smoothed([(line["step"], line["loss"]) for line in lines])}, "step", what),
     ]
     if stage["events"]:
         events = "".join(f"<li>{escape(text)}</li>" for text in stage["events"])
@@ -311,7 +322,9 @@ def _upcycling(stage: Figures, folder: Path) -> list[str]:
 
 
 def _samples(stage: Figures, folder: Path) -> list[str]:
-    return [f"<blockquote><b>{escape(one['prompt'])}</b>{escape(one['text'])}</blockquote>" for one in stage["samples"]]
+    """Each prompt, and how it goes on; an answer stands below it."""
+    parts = [(escape(one["prompt"]), "<br>" if one["answer"] else "", escape(one["text"])) for one in stage["samples"]]
+    return [f"<blockquote><b>{prompt}</b>{between}{text}</blockquote>" for prompt, between, text in parts]
 
 
 def _plain(stage: Figures, folder: Path) -> list[str]:

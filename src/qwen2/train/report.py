@@ -302,14 +302,15 @@ def read_export(folder: Path) -> Figures:
 
 
 def read_samples(folder: Path) -> Figures:
-    """What a model wrote: for each NAME.prompt a NAME.text beside it."""
-    pairs = [(path, path.with_suffix(".text")) for path in sorted(folder.glob("*.prompt"))]
+    """What a model wrote: for each NAME.prompt a NAME.text beside it, how the prompt goes on, or a NAME.answer to it."""
+    pairs = [(path, path.with_suffix(suffix)) for path in sorted(folder.glob("*.prompt")) for suffix in (".text", ".answer")]
     return {
         "samples": [
             {
                 "name": prompt.stem,
                 "prompt": prompt.read_text(encoding="utf-8").rstrip("\n"),
                 "text": text.read_text(encoding="utf-8").rstrip("\n"),
+                "answer": text.suffix == ".answer",
             }
             for prompt, text in pairs
             if text.exists()
