@@ -4,8 +4,8 @@ Each run is a process of its own, ours and theirs in turn, with the same shape, 
 medians over all timed steps. trl runs with its defaults, gradient checkpointing among them, and without it; the faster one counts for
 speed, the smaller one for memory. Rows that are run alone are kept in the results' JSON file, and the table is written anew from all.
 
-    python bench/lora.py --peer-python PYTHON [--rows speed-135m speed-0.5b memory qlora] [--precision bf16] [--rounds 2] [--steps 2]
-    python bench/lora.py --peer-python PYTHON --rows memory --layers 3 6      # where 24 layers do not fit: the line through both
+    python bench/lora.py [--peer-python PYTHON] [--rows speed-135m speed-0.5b memory qlora] [--precision bf16] [--rounds 2] [--steps 2]
+    python bench/lora.py --rows memory --layers 3 6                           # where 24 layers do not fit: the line through both
     python bench/lora.py --rows qlora --file FILE.gguf                        # a Q4_K_M file of Qwen2.5 1.5B
 """
 
