@@ -5,16 +5,18 @@ The engine rounds them to int8, so that its numbers are others by far more than 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from qwen2.config import MoEConfig, tiny
 from qwen2.config.lora import LoraSettings
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.lora import add_lora
-from qwen2.post.adapters import check_device
+from qwen2.post.adapters import check_device, weights_sha256
 from qwen2.post.finetuning.sft import held_out_batches, held_out_loss
 from qwen2.post.preference.branches import Group, branch
 from qwen2.post.preference.dpo import Data, answer_logprobs, evaluation, pair_loss
@@ -36,6 +38,22 @@ def over_blocks(tmp_path: Path) -> Qwen2:
     network = load(tmp_path / "base.gguf", packed=True).network
     add_lora(network, LoraSettings(rank=4), torch.Generator().manual_seed(0))
     return network.train()
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "moe"])
+def test_the_weights_hash_is_that_of_whole_tensors(kind: str, tmp_path: Path) -> None:
+    """Whether weights are in blocks, unpacked in pieces, or in a folder of float32."""
+    moe = MoEConfig(experts=4, active=2, expert_ffn=32, shared_ffn=64) if kind == "moe" else None
+    to_gguf(tiny_model(tiny(layers=2, tied=kind == "tied", moe=moe)), tmp_path / "base.gguf", "Q4_1")
+    found = []
+    for packed in (True, False):
+        network = load(tmp_path / "base.gguf", packed=packed).network
+        digest = hashlib.sha256()
+        for name, tensor in network.tensors():
+            digest.update(f"{name} {list(tensor.shape)}".encode() + tensor.detach().float().contiguous().numpy().tobytes())
+        assert weights_sha256(network) == digest.hexdigest()
+        found.append({name: tensor.detach().float() for name, tensor in network.tensors()})
+    assert found[0].keys() == found[1].keys()
 
 
 def test_no_other_device_computes_over_them(tmp_path: Path) -> None:

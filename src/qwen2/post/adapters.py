@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +19,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwen2.model.lora import adapted_layers, add_lora
+from qwen2.model.packed import PackedEmbedding, PackedExperts
+from qwen2.quant.linear import PackedLinear, bands
 from qwen2.train.place import START
 from qwen2.weights.adapter import CONFIG, WEIGHTS, load_adapter, read_adapter, targets_in
 from qwen2.weights.adapter_texts import TEXTS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qwen2.config.lora import LoraSettings
     from qwen2.model import Qwen2
     from qwen2.weights.model import Model
+
+ROWS = 4096  # of an embedding at a time
 
 
 def settings_of(folder: Path) -> LoraSettings:
@@ -81,10 +88,24 @@ def check_device(model: Model, device: torch.device) -> None:
 
 
 def weights_sha256(network: Qwen2) -> str:
-    """Of all weights as float32 (packed ones unpacked in their turn), with their names and shapes."""
+    """Of all weights as float32, with their names and shapes; packed ones are unpacked some rows at a time."""
     digest = hashlib.sha256()
-    for name, tensor in network.tensors():
-        wide = tensor.detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name} {list(wide.shape)}".encode())
-        digest.update(wide.numpy().data)
+    for name, shape, pieces in _pieces(network):
+        digest.update(f"{name} {list(shape)}".encode())
+        for piece in pieces:
+            digest.update(piece.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _pieces(network: Qwen2) -> Iterator[tuple[str, tuple[int, ...], Iterable[Tensor]]]:
+    """What `Qwen2.tensors` has, in its order: names, shapes, and the numbers in pieces. The network has no adapters."""
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            yield f"{path}.{name}", tuple(parameter.shape), [parameter]
+        if isinstance(module, PackedLinear):
+            yield f"{path}.weight", module.matrix.shape, bands(module.matrix)
+        elif isinstance(module, PackedEmbedding):
+            rows = torch.arange(module.shape[0]).split(ROWS)
+            yield f"{path}.weight", module.shape, map(module, rows)
+        elif isinstance(module, PackedExperts):
+            yield from ((f"{path}.{name}", tuple(whole.shape), [whole]) for name, whole in module.unpack())
