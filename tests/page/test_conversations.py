@@ -169,8 +169,10 @@ def test_bad_files_are_told_in_one_line(chat: Chat) -> None:
     expect(chat.entries).to_have_text(["Hi"])
 
 
-def test_two_tabs_lose_nothing(tab: Callable[..., Chat], served: Served) -> None:
-    """Both write into one conversation: each has the other's messages, as branches of their own."""
+@pytest.mark.parametrize("seen", [False, True], ids=["at once", "seen"])
+def test_two_tabs_lose_nothing(tab: Callable[..., Chat], served: Served, seen: bool) -> None:
+    """Both write into one conversation: each has the other's messages, as branches of their own, whether or not the second has
+    seen the first's question when it asks: an answer that is being written is followed by nothing."""
     first = tab(served)
     first.ask("Begin")
     second = tab(served, first.page.context, path=f"/{first.page.url.rpartition('/')[2]}")
@@ -179,7 +181,11 @@ def test_two_tabs_lose_nothing(tab: Callable[..., Chat], served: Served) -> None
     expect(first.answer).to_have_text("You said: From the second")
     served.gate.hold()
     first.send("Both at once, first")
+    if seen:
+        expect(second.messages).to_have_count(6)
+        expect(second.messages.nth(4)).to_contain_text("Both at once, first")
     second.send("Both at once, second")
+    expect(second.messages.nth(4)).to_contain_text("Both at once, second")
     expect(second.messages).to_have_count(6)
     served.gate.open()
     for chat in (first, second):

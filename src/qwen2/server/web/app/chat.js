@@ -6,7 +6,7 @@
 
 import { ServerError } from "./api.js";
 import { countStopped, write } from "./answering.js";
-import { addMessage, choose, merge, newConversation, path, removeFrom, restore, titleOf, touch } from "./conversation.js";
+import { addMessage, choose, lastWritten, merge, newConversation, removeFrom, restore, titleOf, touch } from "./conversation.js";
 import { kept } from "./dom.js";
 
 const SAVE_EVERY = 2000; // milliseconds of writing that a crash may cost
@@ -69,7 +69,7 @@ export class Chat extends EventTarget {
 
   async send(content, files) {
     const { conversation } = this;
-    const parent = path(conversation).at(-1)?.id ?? null;
+    const parent = lastWritten(conversation)?.id ?? null;
     const node = addMessage(conversation, parent, "user", content, { files });
     await this.answer(conversation, node.id);
   }

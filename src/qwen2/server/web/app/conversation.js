@@ -51,6 +51,16 @@ export function path(conversation) {
   return found;
 }
 
+/**
+ * What a new message follows: the last message that is shown. Where another tab still writes an answer, what came before its
+ * question: the model never reads half an answer, and the message is a branch beside that question.
+ */
+export function lastWritten(conversation) {
+  const shown = path(conversation);
+  const writing = shown.find((node) => node.status === "writing");
+  return writing === undefined ? shown.at(-1) : conversation.nodes[conversation.nodes[writing.parent]?.parent];
+}
+
 /** The messages from the beginning to this one. */
 export function pathTo(conversation, id) {
   const found = [];
