@@ -225,6 +225,18 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+KEPT = """async (chosen) => {
+    const [{ Storage }, { path }] = await Promise.all([import("/web/app/storage.js"), import("/web/app/conversation.js")])
+    const shown = Array.from(document.querySelectorAll("#thread > li"), (item) => item.dataset.id)
+    const store = await Storage.open()
+    const stored = await store.get(location.hash.slice(1))
+    store.database.close()
+    const nodes = stored === undefined ? [] : path(stored)
+    const finished = shown.every((id) => stored?.nodes[id] && stored.nodes[id].status !== "writing")
+    return finished && (!chosen || nodes.map((node) => node.id).join() === shown.join())
+}"""
+
+
 @dataclass
 class Chat:
     """A tab with the page, and what people do in it."""
@@ -274,6 +286,19 @@ class Chat:
     def finished(self) -> None:
         expect(self.page.locator("#thread .streaming")).to_have_count(0)
         expect(self.page.locator("#send")).to_be_visible()
+
+    def kept(self, chosen: bool = True) -> None:
+        """Wait until the browser has stored the messages that are shown, written to their end: the page shows first and stores
+        then. `chosen`: also that these are what the conversation shows next, which another tab may have made others."""
+        ends = time.monotonic() + 15
+        while not self.page.evaluate(KEPT, chosen):  # wait_for_function takes the promise itself for true
+            assert time.monotonic() < ends, "the browser has not stored what the page shows"
+            self.page.wait_for_timeout(50)
+
+    def reload(self) -> None:
+        """Load the page anew, with all that it shows stored."""
+        self.kept()
+        self.page.reload()
 
     def do(self, message: int, action: str) -> None:
         """Press a message's button."""

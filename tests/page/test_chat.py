@@ -98,7 +98,7 @@ def test_regenerate_is_a_branch(chat: Chat) -> None:
     expect(chat.answer).to_have_text("You said: Hello")
     expect(chat.page.get_by_label("Version 1 of 2")).to_be_visible()
     expect(chat.page.get_by_role("button", name="Previous version")).to_be_disabled()
-    chat.page.reload()
+    chat.reload()
     expect(chat.answer).to_have_text("You said: Hello")
     chat.do(1, "Next version")
     expect(chat.answer).to_have_text("Another answer")
@@ -145,11 +145,11 @@ def test_delete_from_here_and_undo(chat: Chat) -> None:
     expect(chat.messages).to_have_count(1)
     chat.page.get_by_role("button", name="Undo").click()
     expect(chat.messages).to_have_count(4)
-    chat.page.reload()
+    chat.reload()
     expect(chat.messages).to_have_count(4)
     chat.do(2, "Delete from here")
     expect(chat.messages).to_have_count(2)
-    chat.page.reload()
+    chat.reload()
     expect(chat.messages).to_have_count(2)
 
 
@@ -177,7 +177,7 @@ def test_errors_stand_in_the_conversation(chat: Chat, error: Exception, told: st
     expect(failure).to_contain_text(told)
     expect(chat.messages.nth(0)).to_contain_text("Hello")
     chat.picture("error")
-    chat.page.reload()
+    chat.reload()
     expect(failure).to_contain_text(told)
     del chat.served.script["Hello"]
     failure.get_by_role("button", name="Try again").click()

@@ -34,7 +34,7 @@ def test_reload_and_find_it_again(chat: Chat) -> None:
     chat.page.locator("#list").get_by_text("Remember me").click()
     expect(chat.answer).to_have_text("You said: Remember me")
     expect(chat.draft).to_have_value("")
-    chat.page.reload()
+    chat.reload()
     expect(chat.answer).to_have_text("You said: Remember me")
     expect(chat.entries).to_have_text(["Something else", "Remember me"])
     chat.page.go_back()
@@ -78,12 +78,13 @@ def test_rename_pin_delete_and_undo(chat: Chat) -> None:
     expect(chat.answer).to_have_text("You said: New")
     menu(chat, "New", "Delete")
     expect(chat.entries).to_have_text(["Oldest"])
-    chat.page.reload()
+    chat.reload()
     expect(chat.entries).to_have_text(["Oldest"])
     expect(chat.messages).to_have_count(0)
 
 
 def exported(chat: Chat, button: str) -> Path:
+    chat.kept()
     if not chat.dialog("Export and import").is_visible():
         chat.page.get_by_role("button", name="Export and import").click()
     with chat.page.expect_download() as found:
@@ -191,6 +192,7 @@ def test_two_tabs_lose_nothing(tab: Callable[..., Chat], served: Served, seen: b
     for chat in (first, second):
         chat.finished()
         expect(chat.messages).to_have_count(6)
+        chat.kept(chosen=False)
     first.page.reload()
     expect(first.page.get_by_label(re.compile(r"Version \d of 2"))).to_be_visible()
     stored = json.loads(exported(first, "Export all as JSON").read_text())["conversations"][0]
@@ -281,7 +283,7 @@ def test_penalties_and_texts_that_end_an_answer(chat: Chat) -> None:
     expect(chat.answer).not_to_contain_text("four")
     params = chat.served.llm.asked[-1].request.params
     assert (params.presence_penalty, params.frequency_penalty, params.stop[:2]) == (0.5, -1, ("\nfour", "never \\ said"))
-    chat.page.reload()
+    chat.reload()
     chat.page.get_by_role("button", name="Settings of this conversation").click()
     expect(dialog.get_by_label("Stop at")).to_have_value("\\nfour\nnever \\\\ said")
     chat.picture("stops")

@@ -215,7 +215,7 @@ def test_the_key_is_asked_for(tab: Callable[..., Chat], serve: Callable[..., Ser
     chat.ask("Hello")
     assert chat.page.evaluate("sessionStorage.getItem('api-key')") == "open sesame"
     assert chat.page.evaluate("JSON.stringify(localStorage)").find("sesame") < 0
-    chat.page.reload()
+    chat.reload()
     expect(chat.answer).to_have_text("You said: Hello")
     expect(dialog).to_be_hidden()
 
