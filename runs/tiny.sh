@@ -40,15 +40,15 @@ for language in "${languages[@]}"; do problems+=(--language "$language"); done
 solving=(--max-tokens 32 --max-batch 128)   # the longest answers to problems have about 15 tokens
 begin
 
-stage_chats() {  # the short ones in the languages of the problems, as many of each at most
+stage_chats() {  # the shortest ones, which are plain chat, in the languages of the problems, as many of each at most
   qwen2 data fetch "${chats[@]}" --corpus "$out/chats"
   local package spoken
   spoken="\"language\": \"($(IFS='|'; echo "${languages[*]}"))\""
   mkdir -p "$out/chats"
   for package in "${chats[@]}"; do
     [ ! -e "$out/chats/chat/$package.jsonl" ] ||   # a package that is gone: said by qwen2, and in corpus.json
-      awk -v spoken="$spoken" -v longest=400 -v most=$dialogues \
-        'length < longest && match($0, spoken) && n[substr($0, RSTART, RLENGTH)]++ < most' "$out/chats/chat/$package.jsonl"
+      LC_ALL=C awk -v spoken="$spoken" 'match($0, spoken) { print length "\t" substr($0, RSTART, RLENGTH) "\t" $0 }' "$out/chats/chat/$package.jsonl" |
+      LC_ALL=C sort -s -n | LC_ALL=C awk -F '\t' -v most=$dialogues 'n[$2]++ < most' | LC_ALL=C cut -f 3-
   done > "$out/chats/chats.part"
   mv "$out/chats/chats.part" "$out/chats/chats.jsonl"
 }
