@@ -120,6 +120,15 @@ def test_the_file_map_is_true() -> None:
         assert not wrong, f"docs/architecture.md, entry {name}/: add what is missing or strike what is gone: {sorted(wrong)}"
 
 
+def test_the_modules_that_docstrings_name_exist() -> None:
+    """A module's first docstring sends its readers to files that are there; main.py is what a tested solution is called."""
+    there = {path.name for folder in ("src", "bench", "tests") for path in (ROOT / folder).rglob("*.py")} | {"main.py"}
+    for path in (ROOT / "src" / "qwen2").rglob("*.py"):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        gone = {name for name in re.findall(r"\b\w+\.py\b", said) if name not in there}
+        assert not gone, f"{path.relative_to(ROOT)}: its docstring names {sorted(gone)}, which no file is called"
+
+
 def test_the_family_table_is_counted() -> None:
     """The README's table of sizes, cell by cell, from the released configurations."""
     from qwen2.config import FAMILY

@@ -4,7 +4,7 @@ Tensors are read by seek and read into memory of their own, so that a loaded mod
 unpacked through buffers of about a MB, so that loading takes the memory of the result only. `mapped` is for the formats that
 need no unpacking.
 
-What is left out: which tensor is which parameter (`gguf_names.py`, `gguf_load.py`), and writing (`gguf_write.py`).
+What is left out: which tensor is which parameter (`gguf_names.py`, `gguf_source.py`), and writing (`gguf_write.py`).
 
     with GGUFFile.open("model.gguf") as file:
         weight = file.tensor("blk.0.ffn_up.weight", dtype=torch.bfloat16)

@@ -1,7 +1,7 @@
 """Records as ids and mask, through the one renderer: what chat and server would read for the same conversation, to the token.
 
 The mask is True exactly on what an assistant samples: its text, its calls and the token that ends its turn, never the prompt. Of a
-plain text all tokens are learned, and the end of the text with them; how it is divided into rows is the caller's (sft_data.py).
+plain text all tokens are learned, and the end of the text with them; how it is divided into rows is the caller's (examples.py).
 
 A conversation longer than a row is an error of its own (`TooLongError`), which the caller counts. Only where it was asked for is it cut,
 and then at its left: what remains are the renderer's last ids, and the last answer is among them whole, with something of what it
