@@ -223,7 +223,7 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
                 value, sums = loss(network, batch.to(world.device))
             for name, sum_of in {"loss": value, **sums}.items():
                 total[name] = total.get(name, 0.0) + float(sum_of)
-        shown = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
+        shown = ("loss", "imitation", "accuracy", "margin", "reward_chosen", "reward_rejected")
         found = {name: total[name] / len(held_out) for name in shown if name in total}
         if "wanted" in total:
             counts = {"wanted": total["wanted"], "unwanted": len(held_out) - total["wanted"]}
