@@ -18,6 +18,17 @@ def test_what_they_stand_for():
     assert lora_settings(asked) == LoraSettings(4, 1, 0.05, "q_proj,v_proj", True, True)
 
 
+def test_with_rslora_alpha_is_the_same_at_every_rank():
+    """Twice the rank would let the scale grow with it: 16 at rank 64."""
+    found = {rank: lora_settings(LoraFlags(lora_rank=rank, rslora=True)) for rank in (4, 16, 64, 256)}
+    assert {rank: settings.scale for rank, settings in found.items() if settings} == {4: 4.0, 16: 2.0, 64: 1.0, 256: 0.5}
+    plain, rooted = lora_settings(LoraFlags(lora_rank=16)), lora_settings(LoraFlags(lora_rank=16, rslora=True, lora_alpha=32))
+    assert plain is not None
+    assert plain.scale == 2.0
+    assert rooted is not None
+    assert rooted.scale == 8.0
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

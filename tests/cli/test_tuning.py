@@ -82,6 +82,41 @@ def test_a_model_with_an_adapter_of_its_own_is_not_left_in_blocks(
     assert main(words) == 0
 
 
+# --- where a run ends
+
+
+@VERBS
+def test_an_end_that_was_moved_stays_moved(
+    verb: str, tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run by epochs with another end: going on without a word of it neither moves it back nor is refused."""
+    run = tmp_path / "run"
+    words, still = [verb, str(tiny_folder), str(data), "--out", str(run)], ["--schedule", "constant", "--warmup", "0"]
+    assert main([*words, *QUICK[2:], *still, "--epochs", "0.5", "--samples", "0"][: None if verb == "sft" else -2]) == 0
+    capsys.readouterr()
+    counted = json.loads((run / "config.json").read_text())["settings"]["steps"]
+    for more in (["--steps", str(counted + 2)], [], ["--save-every", "1"]):
+        assert main([*words, "--resume", *more]) == 0, capsys.readouterr().err
+        settings = json.loads((run / "config.json").read_text())["settings"]
+        assert (settings["steps"], settings["epochs"]) == (counted + 2, 0.5)
+    said = capsys.readouterr()
+    assert f"written after {counted + 2} steps" in said.out
+    assert f"{counted + 2} steps of up to 4" in said.err
+    assert ": 0.5 epochs" not in said.err
+    said = refused([*words, "--resume", "--epochs", "0.5"], capsys)  # said again, they count
+    assert f"steps is {counted + 2} in the run, {counted} here: {counted + 2} are done already" in said
+
+
+@VERBS
+@pytest.mark.parametrize("epochs", ["0", "-1", "nan"])
+def test_no_epochs_are_no_run(
+    verb: str, epochs: str, tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [verb, str(tiny_folder), str(data), "--out", str(tmp_path / "run"), *QUICK[2:], "--epochs", epochs]
+    assert refused(words, capsys).endswith(f"--epochs {epochs}: must be above 0; where steps are counted instead, say --steps N alone")
+    assert not (tmp_path / "run").exists()
+
+
 # --- training that goes on with an adapter
 
 

@@ -21,6 +21,7 @@ from qwen2.engine.request import SamplingParams
 from qwen2.model import Qwen2, packed_attend
 from qwen2.model.lora import add_lora, lora_parameters
 from qwen2.post.finetuning.noise import with_noise
+from qwen2.post.finetuning.samples import Samples
 from qwen2.post.finetuning.settings import SftSettings
 from qwen2.post.finetuning.sft import HELD_OUT_LOSS, Data, Job, evaluation, has_text, held_out_batches, held_out_loss, sft, steps_of
 from qwen2.post.rows.examples import Examples
@@ -313,6 +314,22 @@ def test_samples_are_what_the_engine_answers_to_the_same_prompt(tmp_path: Path) 
     assert first["prompt"] == examples[0].messages[-2]["content"]
     assert first["answer"] == before
     assert first["reference"] == examples[0].messages[-1]["content"]
+
+
+def test_a_step_is_sampled_once_however_often_it_comes(tmp_path: Path) -> None:
+    """After a spike a run goes back and comes to the same steps again; so does one that is resumed."""
+    path, model = tmp_path / "samples.jsonl", tiny_model()
+    ask = lambda: Samples(talks(2), model, small(samples=2, sample_tokens=2), path)  # noqa: E731
+    steps = lambda: [line["step"] for line in read_lines(path)]  # noqa: E731
+    samples = ask()
+    for step in (0, 3, 6):
+        samples(model.network, step)
+    samples(model.network, 3)
+    assert steps() == [0, 0, 3, 3]
+    samples(model.network, 6)
+    assert steps() == [0, 0, 3, 3, 6, 6]
+    ask()(model.network, 3)
+    assert steps() == [0, 0, 3, 3]
 
 
 def test_noise_on_the_embeddings_is_bounded_and_drawn_again_by_a_resumed_run(tmp_path: Path) -> None:

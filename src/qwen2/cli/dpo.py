@@ -17,6 +17,7 @@ from qwen2.cli.tuning import (
     Place,
     adapters_of,
     at_least_none,
+    by_epochs,
     check_begin,
     check_counts,
     first_settings,
@@ -104,7 +105,7 @@ def dpo(
     start = read_start(place, None if adapters is None else adapters.folder)
     check_window(start.config, settings)
     found = _collected(data, what, start.template, settings)
-    if "steps" not in chosen and settings.epochs:
+    if by_epochs(chosen, written, settings.epochs):
         settings = replace(settings, steps=-(-turns_of(len(found.items), settings.epochs) // settings.batch))
     settings = DpoSettings(**moved_settings(as_dict(settings), chosen, written, what))
     times = (last_of(len(found.items), settings) or settings.steps * settings.batch) / len(found.items)

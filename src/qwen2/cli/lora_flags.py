@@ -18,6 +18,7 @@ from qwen2.config.lora import LoraSettings
 from qwen2.train.place import ADAPTER, is_adapter, is_run
 
 DEFAULTS = LoraSettings()
+LEVEL_ALPHA = 8.0  # of rsLoRA, the same at every rank (arXiv 2312.03732): PEFT's own, and at rank 16 the scale is 2 as without it
 
 
 def _option(text: str) -> Parameter:
@@ -29,7 +30,12 @@ class LoraFlags:
     """What is trained instead of the weights. Raises ValueError for flags that say nothing without --lora-rank or --adapter."""
 
     lora_rank: Annotated[int | None, _option("Train adapters of this rank instead of the weights: LoRA. Usual are 8 to 64.")] = None
-    lora_alpha: Annotated[float | None, _option("What they are scaled by: alpha / rank. Left out, twice the rank.")] = None
+    lora_alpha: Annotated[
+        float | None,
+        _option(
+            f"What they are scaled by: alpha / rank. Left out, twice the rank; with --rslora {LEVEL_ALPHA:g}, at rank 16 the same scale."
+        ),
+    ] = None
     lora_dropout: Annotated[float | None, _option("The share of an adapter's inputs that is left out by chance. Left out, 0.")] = None
     lora_targets: Annotated[
         str | None, _option("Layers that get one: all-linear, attention, or names with commas between. Left out, all-linear.")
@@ -94,9 +100,10 @@ def lora_settings(flags: LoraFlags) -> LoraSettings | None:
     """What the flags ask for; None without new adapters. ValueError naming the flag and its value."""
     if flags.lora_rank is None:
         return None
+    alpha = LEVEL_ALPHA if flags.rslora else 2.0 * flags.lora_rank
     given: dict[str, Any] = {
         "rank": flags.lora_rank,
-        "alpha": 2.0 * flags.lora_rank if flags.lora_alpha is None else flags.lora_alpha,
+        "alpha": alpha if flags.lora_alpha is None else flags.lora_alpha,
         "dropout": DEFAULTS.dropout if flags.lora_dropout is None else flags.lora_dropout,
         "targets": DEFAULTS.targets if flags.lora_targets is None else flags.lora_targets,
     }

@@ -18,6 +18,7 @@ from qwen2.cli.tuning import (
     Place,
     adapters_of,
     at_least_none,
+    by_epochs,
     check_begin,
     check_counts,
     first_settings,
@@ -160,7 +161,7 @@ def _file_bytes(place: str) -> int:
 def _prepared(
     start: Start, data: tuple[Path, ...], what: What, chosen: dict[str, Any], written: dict[str, Any] | None, adapters: bool
 ) -> tuple[SftSettings, Collected]:
-    """The settings of this run, and its examples; steps follow from the examples where they were not given."""
+    """The settings of this run, and its examples; steps follow from the examples where nothing says them."""
     from qwen2.post.finetuning.sft import steps_of
     from qwen2.post.rows.examples import collect
     from qwen2.post.rows.readers import read
@@ -172,7 +173,7 @@ def _prepared(
     with reading_of(what) as reading:
         found = collect(read(data, unused), start.template, settings, read(what.eval_data, unused) if what.eval_data else None, reading)
     found.unused = unused
-    if "steps" not in chosen and settings.epochs:
+    if by_epochs(chosen, written, settings.epochs):
         wanted["steps"] = steps_of(found.examples, settings)
     return SftSettings(**moved_settings(wanted, chosen, written, what)), found
 
@@ -182,8 +183,17 @@ def _rows(found: Collected, settings: SftSettings) -> str:
     from qwen2.post.rows.preview import rows_in_words
 
     plan = found.examples.rows(settings).rows
-    times = settings.epochs or settings.steps * settings.batch / len(plan)  # by epochs the last step has what is left
-    return f"{rows_in_words(found.examples, settings, plan)}; {settings.steps:,} steps of up to {settings.batch} rows: {times:.1f} epochs"
+    steps = f"{settings.steps:,} steps of up to {settings.batch} rows: {_times(found, settings):.1f} epochs"
+    return f"{rows_in_words(found.examples, settings, plan)}; {steps}"
+
+
+def _times(found: Collected, settings: SftSettings) -> float:
+    """How often the run reads its examples: its epochs, whose last step has what is left, unless its steps are others."""
+    from qwen2.post.finetuning.sft import steps_of
+
+    if settings.epochs and settings.steps == steps_of(found.examples, settings):
+        return settings.epochs
+    return settings.steps * settings.batch / len(found.examples.rows(settings).rows)
 
 
 def _preview(found: Collected, start: Start, settings: SftSettings, adapters: LoraSettings | None, packed_bytes: int, what: What) -> None:
@@ -203,7 +213,7 @@ def _preview(found: Collected, start: Start, settings: SftSettings, adapters: Lo
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     dtype = chosen(settings.precision, device)
     an_epoch, learned = found.examples.an_epoch(settings.text_epochs)
-    times = settings.epochs or settings.steps * settings.batch * settings.length / an_epoch
+    times = _times(found, settings)
     tokens, learned = round(times * an_epoch), round(times * learned)
     rate = product_rate(dtype, device)
     half = dtype == torch.bfloat16

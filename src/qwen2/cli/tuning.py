@@ -62,9 +62,11 @@ def check_begin(verb: str, what: str, data: tuple[Path, ...], place: Place, dry_
 
 
 def check_counts(chosen: dict[str, Any], eval_data: list[Path] | None) -> None:
-    """ValueError where one thing is said in two ways."""
+    """ValueError where one thing is said in two ways, or neither epochs nor steps say how long the run is."""
     if "steps" in chosen and "epochs" in chosen:
         raise ValueError("--steps and --epochs: give one of them")
+    if not chosen.get("epochs", 1) > 0:  # nan too
+        raise ValueError(f"--epochs {chosen['epochs']:g}: must be above 0; where steps are counted instead, say --steps N alone")
     if eval_data and chosen.get("eval_share"):
         raise ValueError("--eval-data and --eval-share: give one of them")
 
@@ -87,6 +89,11 @@ def first_settings(chosen: dict[str, Any], written: Written | None, adapted_lr: 
     counted = {"epochs": 0.0} if "steps" in chosen and written is None else {}
     rate = {} if adapted_lr is None else {"lr": adapted_lr}
     return {"steps": 1, **rate, **counted, **({} if written is None else written["settings"]), **chosen}
+
+
+def by_epochs(chosen: dict[str, Any], written: Written | None, epochs: float) -> bool:
+    """Whether steps are counted from the epochs: a run that is resumed knows its end, which may have been moved, unless these are given."""
+    return bool(epochs) and "steps" not in chosen and (written is None or "epochs" in chosen)
 
 
 def moved_settings(wanted: dict[str, Any], chosen: dict[str, Any], written: Written | None, place: Place) -> dict[str, Any]:

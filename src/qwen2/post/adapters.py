@@ -21,9 +21,11 @@ import torch
 from qwen2.model.lora import adapted_layers, add_lora
 from qwen2.model.packed import PackedEmbedding, PackedExperts
 from qwen2.quant.linear import PackedLinear, bands
+from qwen2.train.folder import CONFIG as RUN_CONFIG
 from qwen2.train.place import START
 from qwen2.weights.adapter import CONFIG, WEIGHTS, load_adapter, read_adapter, targets_in
 from qwen2.weights.adapter_texts import TEXTS
+from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +87,16 @@ def check_device(model: Model, device: torch.device) -> None:
     """ValueError where weights are in blocks and the device is not the CPU, whose kernels alone unpack them."""
     if model.network.packed and device.type != "cpu":
         raise ValueError(f"{model.name}: weights in blocks are unpacked on the CPU alone, not on {device}; leave --qlora or --device out")
+
+
+def check_weights(model: Model, resumed: Path | None) -> None:
+    """ValueError where the weights themselves cannot be trained, or the run that is resumed is one of adapters."""
+    if model.adapter is not None:
+        raise ValueError(f"{model.name} has an adapter beside its weights: train that, or merge it first")
+    if model.network.packed:
+        raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
+    if resumed is not None and (resumed / RUN_CONFIG).exists() and "lora" in read_json(resumed / RUN_CONFIG):
+        raise ValueError(f"{resumed}: this run trains adapters; give --lora-rank and what else it was started with")
 
 
 def weights_sha256(network: Qwen2) -> str:

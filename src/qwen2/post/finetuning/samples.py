@@ -1,12 +1,13 @@
 """What the model answers while it learns: the same prompts at each evaluation, greedily, by the engine.
 
-RUN/samples.jsonl has a line for each answer: step, prompt, answer, and what the data says. A run that goes on from a checkpoint takes the
-lines behind it away first, as metrics.py does. Prompts are rendered as the server renders them.
+RUN/samples.jsonl has a line for each answer: step, prompt, answer, and what the data says. Where a step comes again, in a run that is
+resumed or went back from a spike, its lines and those behind it go first. Prompts are rendered as the server renders them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -43,14 +44,14 @@ class Samples:
             ids = model.template.render(example.messages[:last], example.tools).ids
             if len(ids) + settings.sample_tokens <= model.config.window:
                 self.asked.append((ids, example.messages[last - 1]["content"], said(example.messages[last])))
-        self.begun = False
+        self.last = math.inf  # the step that was written last; of an earlier start of the run any may have been
 
     def __call__(self, network: Qwen2, step: int) -> None:
         """Answer the prompts, write the answers down and show them."""
         if not self.asked:
             return
-        if not self.begun:
-            self._begin(step)
+        if step <= self.last:
+            self._back_to(step)
         with torch.random.fork_rng(devices=[]), torch.autocast(network.device.type, enabled=False):
             llm = LLM(replace(self.model, network=network), context=self._window(), max_batch=len(self.asked))
             outputs = llm.generate([ids for ids, _, _ in self.asked], self.params, progress=False)
@@ -61,6 +62,7 @@ class Samples:
             print(f"  {shown(prompt)}\n  -> {shown(output.text)}{'' if line['ended'] else ' ...'}", file=sys.stderr, flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
+        self.last = step
 
     def _window(self) -> int:
         """As much room as the longest prompt needs."""
@@ -68,9 +70,8 @@ class Samples:
         assert limit is not None
         return max(len(ids) for ids, _, _ in self.asked) + limit
 
-    def _begin(self, step: int) -> None:
-        """Take away what an earlier start of this run said at this step or later."""
-        self.begun = True
+    def _back_to(self, step: int) -> None:
+        """Take away what was said at this step or later."""
         kept = [line for line in read_lines(self.path) if line["step"] < step]
         draft = self.path.with_name(f".{self.path.name}.part")
         draft.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")

@@ -23,7 +23,7 @@ from torch import Tensor
 from qwen2.config.lora import LoraSettings
 from qwen2.data.batches import IGNORE, Batch, Row, pack
 from qwen2.model.packed import TiedEmbedding
-from qwen2.post.adapters import adapted, check_device, keep_start, weights_sha256
+from qwen2.post.adapters import adapted, check_device, check_weights, keep_start, weights_sha256
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.finetuning.noise import with_noise
 from qwen2.post.finetuning.samples import Samples
@@ -42,7 +42,6 @@ from qwen2.train.standard_error import named, of_ratio
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.adapter import digest_of, save_adapter
-from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
@@ -236,17 +235,12 @@ def sft(job: Job, world: World | None = None) -> State:
 
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these rows, or the run that is resumed is one of adapters and this one is not."""
-    path = job.out / "config.json"
     check_there(job.settings.tensorboard)
     check_window(job.start.config, job.settings)
-    if job.lora is None and job.start.adapter is not None:
-        raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")
-    if job.lora is None and job.start.network.packed:
-        raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
+    if job.lora is None:
+        check_weights(job.start, job.out if job.resume else None)
     if job.settings.neftune and isinstance(job.start.network.model.embed_tokens, TiedEmbedding):
         raise ValueError(f"neftune {job.settings.neftune:g}: the embedding of this model stays in blocks with its head; leave it out")
-    if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
-        raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
 
 
 def check_window(config: ModelConfig, settings: SftSettings) -> None:

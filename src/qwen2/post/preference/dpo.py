@@ -33,7 +33,7 @@ from torch import Tensor
 from qwen2.engine.progress import Progress
 from qwen2.model import packed_attend
 from qwen2.model.lora import LoraSettings, without_lora
-from qwen2.post.adapters import adapted, check_device, keep_start, weights_sha256
+from qwen2.post.adapters import adapted, check_device, check_weights, keep_start, weights_sha256
 from qwen2.post.chat_model import as_chat, export, gather_adapters, keep_texts
 from qwen2.post.preference.branches import Branches, Group, branch, branched_attend
 from qwen2.post.preference.losses import divergence_of
@@ -53,7 +53,6 @@ from qwen2.train.standard_error import named, of_share
 from qwen2.train.task import Task
 from qwen2.train.world import World
 from qwen2.weights.adapter import digest_of, save_adapter
-from qwen2.weights.json_object import read_json
 
 if TYPE_CHECKING:
     from qwen2.config import ModelConfig
@@ -224,7 +223,7 @@ def evaluation(data: Data, settings: DpoSettings, world: World) -> Callable[[Qwe
                 value, sums = loss(network, batch.to(world.device))
             for name, sum_of in {"loss": value, **sums}.items():
                 total[name] = total.get(name, 0.0) + float(sum_of)
-        shown = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
+        shown = ("loss", "imitation", "accuracy", "margin", "reward_chosen", "reward_rejected")
         found = {name: total[name] / len(held_out) for name in shown if name in total}
         if "wanted" in total:
             counts = {"wanted": total["wanted"], "unwanted": len(held_out) - total["wanted"]}
@@ -342,14 +341,10 @@ def reference_sums(job: Job, read: Reader, weights: str, folder: Path, world: Wo
 
 def check(job: Job) -> None:
     """ValueError where the model cannot be trained on these pairs, or the run that is resumed is one of adapters and this one is not."""
-    settings, path = job.settings, job.out / "config.json"
+    settings = job.settings
     check_there(settings.tensorboard)
-    if job.lora is None and job.start.adapter is not None:
-        raise ValueError(f"{job.start.name} has an adapter beside its weights: train that, or merge it first")
-    if job.lora is None and job.start.network.packed:
-        raise ValueError("weights in blocks cannot be trained themselves: train adapters, --lora-rank N, or load the model in float32")
-    if job.resume and job.lora is None and path.exists() and "lora" in read_json(path):
-        raise ValueError(f"{job.out}: this run trains adapters; give --lora-rank and what else it was started with")
+    if job.lora is None:
+        check_weights(job.start, job.out if job.resume else None)
     if settings.reference == "adapter" and job.lora is None:
         raise ValueError("reference adapter: there is none without --lora-rank; leave it out, and the reference's numbers are kept")
     if settings.reference == "adapter" and job.start.adapter is not None:

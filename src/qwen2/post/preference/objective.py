@@ -3,7 +3,8 @@
 Rewards are what a loss lets a model be paid by: beta times the ratio to the reference, or times the mean log-probability where there is
 none. Accuracy counts pairs whose chosen answer has the higher one, ties half; the margin is the difference. For KTO, whose answers have no
 partner, both are about the divergence: how far an answer lies on its side of it; and rewards are summed over wanted answers and over the
-others, so that over `wanted` (and what is left of 1) they are means.
+others, so that over `wanted` (and what is left of 1) they are means. A loss with an SFT term says that apart too, unweighted, as
+`imitation`: what is left of the loss without its share is the preference's own.
 
     losses, sums = pairs_objective(settings)(sums, counts, reference)
 """
@@ -43,11 +44,12 @@ def pairs_objective(settings: DpoSettings) -> Callable[[Tensor, Tensor, Tensor],
             losses = simpo(chosen, rejected, beta, s.margin, s.label_smoothing)
         else:
             assert s.loss == "orpo", s.loss
-            losses = imitation(chosen) + beta * odds(chosen, rejected)
-        if s.sft:
-            losses = losses + s.sft * imitation(means[:, 0])
+            losses = beta * odds(chosen, rejected)
         ahead = (beta * (chosen - rejected)).detach()
         said = {"accuracy": (ahead > 0).float() + 0.5 * (ahead == 0), "margin": ahead}
+        if s.imitation:
+            imitated = imitation(means[:, 0])
+            losses, said["imitation"] = losses + s.imitation * imitated, imitated.detach()
         for side, name in enumerate(("chosen", "rejected")):
             said[f"reward_{name}"] = beta * scores[:, side].detach()
             said[f"logp_{name}"], said[f"length_{name}"] = sums[:, side].detach(), counts[:, side].float()

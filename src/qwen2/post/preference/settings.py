@@ -102,6 +102,11 @@ class DpoSettings(Settings):
         return self.beta if self.beta else NORMALISED_STRENGTH if self.length_normalised else STRENGTH[self.loss]
 
     @property
+    def imitation(self) -> float:
+        """Weight of the chosen answers' cross-entropy in the loss: orpo has it by itself."""
+        return 1.0 if self.loss == "orpo" else self.sft
+
+    @property
     def has_reference(self) -> bool:
         """Whether the loss compares with a reference model."""
         return self.loss in ("dpo", "ipo", "kto")
