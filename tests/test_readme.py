@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,18 @@ def test_the_python_runs(coder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     half = len(printed) // 2
     assert printed[:half] + "\n" + printed[half + 1 :] == printed  # the answer, a line end, and the same answer streamed
     assert printed[:half] == printed[half + 1 :] != ""
+
+
+def test_the_python_of_the_documents_names_what_is_there() -> None:
+    """Imports of every page import, and each page's Python uses no name that it did not make before."""
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        source = "\n".join(re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL))
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(ast.unparse(node), {})
+        ruff = [Path(sysconfig.get_path("scripts")) / "ruff", "check", "--no-cache", "--isolated", "--select", "F821", "-"]
+        done = subprocess.run(ruff, input=source, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{document.name}: {done.stdout}"
 
 
 def test_the_commands_are_verbs_of_ours() -> None:
