@@ -256,3 +256,21 @@ def test_exact_and_difference(sums: Path, tiny_folder: Path, tmp_path: Path, cap
     assert "7 problems are in one report only: measure all models on the same file" in capsys.readouterr().err
     assert main(["synth", "difference", "--before", str(sums / "train.jsonl"), "--after", str(tmp_path / "after.json")]) == 1
     assert "train.jsonl: no JSON" in capsys.readouterr().err
+
+
+def test_exact_takes_no_penalties_from_the_model(sums: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    model, defaults = tmp_path / "chatty", {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 5.0}
+    shutil.copytree(tiny_folder, model)
+    write_json(model / "generation_config.json", {**json.loads((model / "generation_config.json").read_text()), **defaults})
+    found = []
+    for words in ([], ["--repetition-penalty", "1"], ["--repetition-penalty", "5"], ["--temperature", "2", "--top-k", "3"]):
+        out = tmp_path / "exact.json"
+        assert main(["synth", "exact", str(model), str(sums / "held-out.jsonl"), "--max-tokens", "16", "--out", str(out), *words]) == 0
+        report = json.loads(out.read_text())
+        found.append((report["sampling"], [problem["answers"][0]["text"] for problem in report["problems"]]))
+    (sampling, texts), plain, penalised, drawn = found
+    neutral = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    assert {name: sampling[name] for name in neutral} == neutral
+    assert (sampling, texts) == plain
+    assert (penalised[0]["repetition_penalty"], penalised[1] == texts) == (5, False)
+    assert [drawn[0][name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")] == [2, 3, 1, 1]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 synth = App("synth", help_format="plaintext", help_epilogue="Example: qwen2 synth arithmetic sums --count 1000")
 MAX_TOKENS = 512  # of an answer, where nothing else is said
+NEUTRAL = (  # what `exact` does not take from the model
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window"),
+)
 Switch = Annotated[bool, Parameter(negative=())]
 
 
@@ -129,6 +132,8 @@ def exact(
 ) -> None:
     """How many problems a model answers rightly, with the interval that holds the true share in 95 of 100 cases.
 
+    Answers are of the likeliest tokens, without penalties and cuts, whatever the model's own defaults are; what you give is used.
+
     Parameters
     ----------
     model
@@ -144,10 +149,9 @@ def exact(
     asking
         What is asked, and what says whether an answer is right.
     sampling
-        How answers are chosen; left out, by the likeliest token.
+        How answers are chosen; left out, by the likeliest token, without penalties.
     """
-    params = _params(sampling)
-    params = replace(params, temperature=0) if params.temperature is None else params
+    params = _neutral(_params(sampling))
     before = None if against is None else _report(against)
     checker, found = _read(asking, prompts)
 
@@ -266,6 +270,13 @@ def _say(text: str) -> None:
 def _params(sampling: Flags) -> SamplingParams:
     params = params_of(sampling)
     return replace(params, max_tokens=MAX_TOKENS) if params.max_tokens is None else params
+
+
+def _neutral(params: SamplingParams) -> SamplingParams:
+    """With nothing left to the model's defaults that would choose other tokens: a penalty that suits chats makes sums wrong."""
+    from qwen2.engine.request import ResolvedParams
+
+    return replace(params, **{name: getattr(ResolvedParams, name) for name in NEUTRAL if getattr(params, name) is None})
 
 
 def _read(asking: Asking, paths: tuple[Path, ...]) -> tuple[Checker, Prompts]:
