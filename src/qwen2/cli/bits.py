@@ -58,11 +58,13 @@ def bits(
     import torch
 
     from qwen2.train.evaluate import bits_per_byte, bytes_by_token
-    from qwen2.train.folder import write_json
+    from qwen2.train.folder import check_writable, write_json
     from qwen2.train.world import World
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if out is not None:
+        check_writable(out)
     loaded = _load(model)
     length = _row(loaded, length)
     batches = _batches(loaded, texts if opened is None else opened, bytes, length)

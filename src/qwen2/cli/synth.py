@@ -155,17 +155,21 @@ def exact(
     before = None if against is None else _report(against)
     checker, found = _read(asking, prompts)
 
-    from qwen2.post.checks.exact import difference, measure
-    from qwen2.train.folder import write_json
+    from qwen2.post.checks.exact import check_same, difference, measure
+    from qwen2.train.folder import check_writable, write_json
 
     try:
+        if before is not None:
+            check_same((one["key"] for one in before["problems"]), (prompt.key for prompt in found.found))
+        if out is not None:
+            check_writable(out)
         measured = measure(_sampler(model, asking, params), found, checker, seed=seed, shown="auto")
     finally:
         checker.close()
     report = measured.report()
     gain = None if before is None else difference([before], [report])
     if before is not None and gain is not None:
-        report["difference"] = {"against": before["model"], **asdict(gain)}
+        report["difference"] = {"against": before.get("model"), **asdict(gain)}
     if out is not None:
         write_json(out, report)
     for column in ("language", "source"):
@@ -297,8 +301,9 @@ def _report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
-    if not isinstance(report, dict) or not isinstance(report.get("problems"), list):
-        raise ValueError(f"{path}: not what qwen2 synth exact --out writes: it has no problems")
+    problems = report.get("problems") if isinstance(report, dict) else None
+    if not isinstance(problems, list) or not all(isinstance(one, dict) and one.keys() >= {"key", "right"} for one in problems):
+        raise ValueError(f"{path}: not what qwen2 synth exact --out writes: it has no problems with their answers")
     return report
 
 
