@@ -68,9 +68,8 @@ def bits(
     loaded = _load(model)
     length = _row(loaded, length)
     batches = _batches(loaded, texts if opened is None else opened, bytes, length)
-    network = loaded.network.to(device).eval()
     with torch.no_grad():
-        found = bits_per_byte(batches, bytes_by_token(loaded.tokenizer), World(device))(network)
+        found = bits_per_byte(batches, bytes_by_token(loaded.tokenizer), World(device))(loaded.network.to(device).eval())
     if not found:
         raise ValueError(f"{texts}: no held-out text there")
     mean = fmean(found.values())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import SamplingParams
     from qwen2.post.checks.checkers import Checker
+    from qwen2.post.checks.exact import Measured
     from qwen2.post.synth.prompts import Prompts
     from qwen2.post.synth.sampling import EngineSampler
 
@@ -172,14 +173,7 @@ def exact(
         report["difference"] = {"against": before.get("model"), **asdict(gain)}
     if out is not None:
         write_json(out, report)
-    for column in ("language", "source"):
-        groups = measured.by(column)
-        for name, estimate in groups.items():
-            if len(groups) > 1:
-                print(f"{column} {name or '-'}: {estimate}")
-    for reason, count in measured.not_judged().items():
-        print(f"counted as wrong: {count:,} x {reason}")
-    print(f"exact match {measured.match}")
+    _show(measured)
     if gain is not None:
         print(f"difference {gain}")
 
@@ -294,6 +288,17 @@ def _read(asking: Asking, paths: tuple[Path, ...]) -> tuple[Checker, Prompts]:
     for missing in checker.sandbox.missing if isinstance(checker, TestChecker) else ():
         _say(f"the sandbox for programs lacks {missing}; run this in a container, or as a user who has nothing to lose")
     return checker, read_prompts(paths, checker, asking.system, asking.prompt_column, asking.answer_column, asking.skip_broken)
+
+
+def _show(measured: Measured) -> None:
+    for column in ("language", "source"):
+        groups = measured.by(column)
+        for name, estimate in groups.items():
+            if len(groups) > 1:
+                print(f"{column} {name or '-'}: {estimate}")
+    for reason, count in measured.not_judged().items():
+        print(f"counted as wrong: {count:,} x {reason}")
+    print(f"exact match {measured.match}")
 
 
 def _report(path: Path) -> dict[str, Any]:
