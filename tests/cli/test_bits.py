@@ -79,3 +79,15 @@ def test_what_cannot_be_measured(tiny_folder: Path, tmp_path: Path, capsys: pyte
     ):
         assert main(["bits", str(tiny_folder), str(shards), *arguments]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_the_place_of_the_figures_is_made_before_a_model_is_read(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, out = write_shards(tmp_path / "shards"), tmp_path / "new" / "bits.json"
+    assert main(["bits", str(tiny_folder), str(shards), "--bytes", "900", "--length", "32", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["bits_per_byte"].keys() == {"de", "en"}
+    capsys.readouterr()
+    for place, message in ((tmp_path, "is a folder; name the file to write"), (out / "bits.json", "cannot be written: ")):
+        assert main(["bits", str(tmp_path / "no-model"), str(shards), "--out", str(place)]) == 1
+        assert f"{place}: {message}" in capsys.readouterr().err

@@ -236,23 +236,52 @@ def test_exact_and_difference(sums: Path, tiny_folder: Path, tmp_path: Path, cap
     assert capsys.readouterr().out.splitlines() == said[-1:]
     assert main(["synth", "difference", "--before", str(tmp_path / "before.json"), "--after", *[str(tmp_path / "after.json")] * 2]) == 0
     assert capsys.readouterr().out.startswith(said[-1].partition("(")[0])
-    one = rows(sums / "held-out.jsonl")[:1]
-    (tmp_path / "one.jsonl").write_text(json.dumps(one[0]) + "\n")
-    assert (
-        main(
-            [
-                "synth",
-                "exact",
-                str(tiny_folder),
-                str(tmp_path / "one.jsonl"),
-                "--max-tokens",
-                "8",
-                "--against",
-                str(tmp_path / "before.json"),
-            ]
-        )
-        == 1
-    )
-    assert "7 problems are in one report only: measure all models on the same file" in capsys.readouterr().err
     assert main(["synth", "difference", "--before", str(sums / "train.jsonl"), "--after", str(tmp_path / "after.json")]) == 1
     assert "train.jsonl: no JSON" in capsys.readouterr().err
+
+
+def test_exact_takes_no_penalties_from_the_model(sums: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    model, defaults = tmp_path / "chatty", {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 5.0}
+    shutil.copytree(tiny_folder, model)
+    write_json(model / "generation_config.json", {**json.loads((model / "generation_config.json").read_text()), **defaults})
+    found = []
+    for words in ([], ["--repetition-penalty", "1"], ["--repetition-penalty", "5"], ["--temperature", "2", "--top-k", "3"]):
+        out = tmp_path / "exact.json"
+        assert main(["synth", "exact", str(model), str(sums / "held-out.jsonl"), "--max-tokens", "16", "--out", str(out), *words]) == 0
+        report = json.loads(out.read_text())
+        found.append((report["sampling"], [problem["answers"][0]["text"] for problem in report["problems"]]))
+    (sampling, texts), plain, penalised, drawn = found
+    neutral = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    assert {name: sampling[name] for name in neutral} == neutral
+    assert (sampling, texts) == plain
+    assert (penalised[0]["repetition_penalty"], penalised[1] == texts) == (5, False)
+    assert [drawn[0][name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")] == [2, 3, 1, 1]
+
+
+def test_what_exact_cannot_write_or_compare_is_said_before_a_model_is_read(
+    sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    prompts = read_prompts([sums / "held-out.jsonl"], make_checker("number")).found
+    write_json(tmp_path / "before.json", {"model": "m", "problems": [{"key": prompt.key, "right": True} for prompt in prompts[:1]]})
+    write_json(tmp_path / "odd.json", {"problems": [7]})
+    for words, message in (
+        (["--out", str(tmp_path)], f"{tmp_path}: is a folder; name the file to write"),
+        (["--out", str(tmp_path / "file" / "exact.json")], f"{tmp_path / 'file' / 'exact.json'}: cannot be written: "),
+        (["--against", str(tmp_path / "before.json")], "7 problems are on one side only: measure all models on the same file"),
+        (["--against", str(tmp_path / "odd.json")], "odd.json: not what qwen2 synth exact --out writes"),
+        (["--against", str(sums / "train.jsonl")], "train.jsonl: no JSON"),
+        (["--out", str(tmp_path / "new" / "exact.json")], "no-model"),
+    ):
+        capsys.readouterr()
+        assert main(["synth", "exact", str(tmp_path / "no-model"), str(sums / "held-out.jsonl"), *words]) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1, said
+        assert message in said[0]
+    assert [*(tmp_path / "new").iterdir()] == []
+
+
+def test_exact_makes_the_folder_of_its_report(sums: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "exact.json"
+    assert main(["synth", "exact", str(tiny_folder), str(sums / "held-out.jsonl"), "--max-tokens", "2", "--out", str(out)]) == 0
+    assert len(json.loads(out.read_text())["problems"]) == 8

@@ -38,6 +38,8 @@ def test_train_and_compare(documents: Path, tiny_folder: Path, tmp_path: Path, c
     assert {"words", "tiny-qwen2"} <= names
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "mean"
+    assert main([*words, "--picture", str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a folder; name the file to write" in capsys.readouterr().err
 
 
 def test_too_little_text_for_the_size_is_said(documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -153,9 +153,9 @@ def test_norms_are_measured(articles: Articles, tmp_path: Path, capsys: pytest.C
         rows = [{"text": "\n".join(articles[code][:: 1 if name == "udhr" else -1]), "language": code} for code in ("en", "de", "th")]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "r.json").write_text(json.dumps({"name": "r", "sources": [{"path": "udhr.jsonl"}, {"path": "more.jsonl"}]}))
-    main(["data", "norms", str(tmp_path / "r.json"), str(tmp_path / "out.json")])
+    main(["data", "norms", str(tmp_path / "r.json"), str(tmp_path / "new" / "out.json")])
     assert "3 languages" in capsys.readouterr().out
-    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "new" / "out.json").read_text(encoding="utf-8"))
     assert list(found) == ["en", "de", "th"]
     assert {"the", "of", "and"} <= set(found["en"]["words"].split())
     assert found["en"]["least_bytes"] == 45 < found["th"]["least_bytes"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from qwen2.post.checks import checkers
 from qwen2.post.checks.checkers import FunctionChecker, TestChecker, Verdict, code_in, make_checker
 from qwen2.post.checks.sandbox import Limits
 
@@ -89,7 +88,9 @@ def test_unit_tests(coder: TestChecker, code: str, verdict: Verdict) -> None:
         ("import builtins\nbuiltins.exec = builtins.compile = lambda *a: ''", "0 of 1 tests passed"),
         ("import builtins\nbuiltins.enumerate = lambda *a, **k: [(1, '')]", "0 of 1 tests passed"),
         ("import __main__\n__main__.executing = lambda: None\n__main__.told = lambda *a: ''", "0 of 1 tests passed"),
-        ("import builtins\nbuiltins.BaseException = MemoryError", "exit code 1: AssertionError"),
+        ("import builtins\nbuiltins.BaseException = MemoryError", "0 of 1 tests passed; test 1: AssertionError"),
+        ("import builtins\nbuiltins.abs = lambda x: 2", "0 of 1 tests passed; test 1: AssertionError"),
+        ("__builtins__ = {'globals': lambda: {'f': lambda x: 2}}", "0 of 1 tests passed; test 1: AssertionError"),
         (
             "import os\nfor file in range(3, 9):\n    try: os.write(file, b'x' * 65480)\n    except OSError: pass",
             "wrote more than 65,536 bytes",
@@ -116,7 +117,7 @@ def test_a_solution_that_meddles_with_its_report(coder: TestChecker, code: str, 
 
 @UNIX
 def test_a_program_that_hangs() -> None:
-    assert TestChecker(Limits(seconds=0.3)).check("while True: pass", {"tests": "pass"}) == Verdict(False, "ran longer than 0.3 s")
+    assert TestChecker(Limits(seconds=0.3)).check("while True: pass", {"tests": "f()"}) == Verdict(False, "ran longer than 0.3 s")
 
 
 @UNIX
@@ -132,18 +133,6 @@ def test_human_eval(coder: TestChecker) -> None:
 def test_mbpp(coder: TestChecker) -> None:
     row = {"test_imports": ["import math", "import re"], "test_setup_code": "", "test_list": ["assert f(4) == 2", "assert f(9) == 3"]}
     assert coder.check("def f(x): return math.isqrt(x)", row) == Verdict(True, "2 of 2 tests passed")
-
-
-def test_rows_without_tests() -> None:
-    for row in ({}, {"tests": []}, {"tests": [1]}, {"tests": "  "}, {"tests": None}, {"entry_point": "f"}):
-        with pytest.raises(ValueError, match="no tests"):
-            checkers.tests_of(row)
-
-
-@UNIX
-def test_tests_that_are_no_python(coder: TestChecker) -> None:
-    with pytest.raises(ValueError, match="test 2 is no Python: invalid syntax"):
-        coder.prepare({"tests": ["x = 1", "assert ="]})
 
 
 # --- functions of the user

@@ -11,6 +11,7 @@ import pytest
 
 from qwen2.post.checks.checkers import make_checker
 from qwen2.post.rows.formats import record
+from qwen2.post.rows.readers import read
 from qwen2.post.rows.records import Example, Preference
 from qwen2.post.synth.prompts import Prompts, read_prompts
 
@@ -137,6 +138,23 @@ def test_an_array_and_repetitions(tmp_path: Path) -> None:
     found = read_prompts([path], NUMBER)
     assert ([prompt.where for prompt in found.found], found.repeated) == ([f"{path}:1", f"{path}:3"], 1)
     assert found.found[0].row["answer"] == 2
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_byte_order_mark_is_dropped_as_training_drops_it(lines: bool, indent: int | None, tmp_path: Path) -> None:
+    listed = [{"prompt": "1 + 1?", "answer": 2, "output": "2"}, {"prompt": "2 + 2?", "answer": 4, "output": "4"}]
+    text = "\n" * (indent or 0) + ("\n".join(map(json.dumps, listed)) if lines else json.dumps(listed, indent=indent))
+    for mark in ("", "\ufeff"):
+        (tmp_path / "p.json").write_text(mark + text, encoding="utf-8")
+        assert [prompt.messages[0]["content"] for prompt in read_prompts([tmp_path / "p.json"], NUMBER).found] == ["1 + 1?", "2 + 2?"]
+        assert all(isinstance(one, Example) for one in read(tmp_path / "p.json"))
+
+
+def test_a_source_or_language_of_nothing_is_none(tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1?", "answer": 2}
+    found = prompts_of(tmp_path, {**row, "source": None, "language": None}, {**row, "prompt": "2?", "source": 7, "language": "de"}).found
+    assert [(prompt.source, prompt.language) for prompt in found] == [("", ""), ("7", "de")]
 
 
 @pytest.mark.parametrize(

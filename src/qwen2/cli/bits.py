@@ -58,17 +58,18 @@ def bits(
     import torch
 
     from qwen2.train.evaluate import bits_per_byte, bytes_by_token
-    from qwen2.train.folder import write_json
+    from qwen2.train.folder import check_writable, write_json
     from qwen2.train.world import World
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if out is not None:
+        check_writable(out)
     loaded = _load(model)
     length = _row(loaded, length)
     batches = _batches(loaded, texts if opened is None else opened, bytes, length)
-    network = loaded.network.to(device).eval()
     with torch.no_grad():
-        found = bits_per_byte(batches, bytes_by_token(loaded.tokenizer), World(device))(network)
+        found = bits_per_byte(batches, bytes_by_token(loaded.tokenizer), World(device))(loaded.network.to(device).eval())
     if not found:
         raise ValueError(f"{texts}: no held-out text there")
     mean = fmean(found.values())

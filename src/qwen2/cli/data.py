@@ -162,7 +162,9 @@ def norms(recipe: str, out: Path, /, *, corpus: Path = CORPUS) -> None:
 
     from qwen2.data.norms import measure
     from qwen2.data.recipe import read_recipe
+    from qwen2.train.folder import check_writable
 
+    check_writable(out)
     found = measure(*read_recipe(recipe), corpus)
     lines = [f"{json.dumps(code)}: {json.dumps(limits, ensure_ascii=False)}" for code, limits in found.items()]
     draft = out.with_name(f".{out.name}.part")

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from qwen2.engine.llm import LLM
     from qwen2.engine.request import SamplingParams
     from qwen2.post.checks.checkers import Checker
+    from qwen2.post.checks.exact import Measured
     from qwen2.post.synth.prompts import Prompts
     from qwen2.post.synth.sampling import EngineSampler
 
 synth = App("synth", help_format="plaintext", help_epilogue="Example: qwen2 synth arithmetic sums --count 1000")
 MAX_TOKENS = 512  # of an answer, where nothing else is said
+NEUTRAL = (  # what `exact` does not take from the model
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window"),
+)
 Switch = Annotated[bool, Parameter(negative=())]
 
 
@@ -129,6 +133,8 @@ def exact(
 ) -> None:
     """How many problems a model answers rightly, with the interval that holds the true share in 95 of 100 cases.
 
+    Answers are of the likeliest tokens, without penalties and cuts, whatever the model's own defaults are; what you give is used.
+
     Parameters
     ----------
     model
@@ -144,34 +150,30 @@ def exact(
     asking
         What is asked, and what says whether an answer is right.
     sampling
-        How answers are chosen; left out, by the likeliest token.
+        How answers are chosen; left out, by the likeliest token, without penalties.
     """
-    params = _params(sampling)
-    params = replace(params, temperature=0) if params.temperature is None else params
+    params = _neutral(_params(sampling))
     before = None if against is None else _report(against)
     checker, found = _read(asking, prompts)
 
-    from qwen2.post.checks.exact import difference, measure
-    from qwen2.train.folder import write_json
+    from qwen2.post.checks.exact import check_same, difference, measure
+    from qwen2.train.folder import check_writable, write_json
 
     try:
+        if before is not None:
+            check_same((one["key"] for one in before["problems"]), (prompt.key for prompt in found.found))
+        if out is not None:
+            check_writable(out)
         measured = measure(_sampler(model, asking, params), found, checker, seed=seed, shown="auto")
     finally:
         checker.close()
     report = measured.report()
     gain = None if before is None else difference([before], [report])
     if before is not None and gain is not None:
-        report["difference"] = {"against": before["model"], **asdict(gain)}
+        report["difference"] = {"against": before.get("model"), **asdict(gain)}
     if out is not None:
         write_json(out, report)
-    for column in ("language", "source"):
-        groups = measured.by(column)
-        for name, estimate in groups.items():
-            if len(groups) > 1:
-                print(f"{column} {name or '-'}: {estimate}")
-    for reason, count in measured.not_judged().items():
-        print(f"counted as wrong: {count:,} x {reason}")
-    print(f"exact match {measured.match}")
+    _show(measured)
     if gain is not None:
         print(f"difference {gain}")
 
@@ -268,6 +270,13 @@ def _params(sampling: Flags) -> SamplingParams:
     return replace(params, max_tokens=MAX_TOKENS) if params.max_tokens is None else params
 
 
+def _neutral(params: SamplingParams) -> SamplingParams:
+    """With nothing left to the model's defaults that would choose other tokens: a penalty that suits chats makes sums wrong."""
+    from qwen2.engine.request import ResolvedParams
+
+    return replace(params, **{name: getattr(ResolvedParams, name) for name in NEUTRAL if getattr(params, name) is None})
+
+
 def _read(asking: Asking, paths: tuple[Path, ...]) -> tuple[Checker, Prompts]:
     """The checker and the prompts, before a model is loaded."""
     from qwen2.post.checks.checkers import TestChecker
@@ -281,13 +290,25 @@ def _read(asking: Asking, paths: tuple[Path, ...]) -> tuple[Checker, Prompts]:
     return checker, read_prompts(paths, checker, asking.system, asking.prompt_column, asking.answer_column, asking.skip_broken)
 
 
+def _show(measured: Measured) -> None:
+    for column in ("language", "source"):
+        groups = measured.by(column)
+        for name, estimate in groups.items():
+            if len(groups) > 1:
+                print(f"{column} {name or '-'}: {estimate}")
+    for reason, count in measured.not_judged().items():
+        print(f"counted as wrong: {count:,} x {reason}")
+    print(f"exact match {measured.match}")
+
+
 def _report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
-    if not isinstance(report, dict) or not isinstance(report.get("problems"), list):
-        raise ValueError(f"{path}: not what qwen2 synth exact --out writes: it has no problems")
+    problems = report.get("problems") if isinstance(report, dict) else None
+    if not isinstance(problems, list) or not all(isinstance(one, dict) and one.keys() >= {"key", "right"} for one in problems):
+        raise ValueError(f"{path}: not what qwen2 synth exact --out writes: it has no problems with their answers")
     return report
 
 

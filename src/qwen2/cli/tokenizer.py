@@ -86,6 +86,10 @@ def compare(
     """
     if not models:
         raise ValueError("no tokenizers: name folders, GGUF files or models")
+    if picture is not None:
+        from qwen2.train.folder import check_writable
+
+        check_writable(picture)
     fits = measure({_label(model): load_tokenizer(model) for model in models}, read_texts(texts, split), most)
     if picture is not None:
         from qwen2.train.charts import dot_chart

@@ -141,6 +141,22 @@ def step_of(checkpoint: Path) -> int:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Readable JSON under a temporary name, then renamed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = _draft(path)
     draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, path)
+
+
+def check_writable(path: Path) -> None:
+    """Make a file's folder and see that the file can be written there, before the work that it is for. ValueError where it cannot."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name the file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _draft(path).touch()
+        _draft(path).unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}; name another file") from None
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -19,17 +19,17 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from qwen2.post.checks import rationals
 from qwen2.post.checks.sandbox import Limits, Sandbox, kill_group
+from qwen2.post.checks.unit_tests import SETUPS, TESTS, setup_of, tests_of
 
 HERE = Path(__file__).parent
 KINDS = "number, tests, or a function of yours as FILE.py:NAME"
-SETUPS = ("setup", "test_setup_code", "test_imports")  # columns; the latter two are MBPP's
 ASTRAY = "wrote into what its process answers with"
 STARTING = 60.0  # seconds that a user's file may take to be imported
 Row = Mapping[str, Any]
@@ -98,25 +98,22 @@ class TestChecker:
     """Right where the answer's code passes all tests of its row, run in a sandbox.
 
     `tests` (or `test_list`) is a list of Python sources or one of them, `setup` (or MBPP's columns) what goes before the code; or, as
-    HumanEval has it, `test` defines check() and `entry_point` names what it is called with. The code is the longest fenced block that is
-    Python, or an answer that is nothing else.
+    HumanEval has it, `test` defines check() and `entry_point` names what it is called with. Tests may be asserts, functions or classes
+    (unit_tests.py). The code is the longest fenced block that is Python, or an answer that is nothing else.
     """
 
     __test__ = False  # for pytest it is a class like any other
-    name, uses = "tests", frozenset({"tests", "test_list", "test", "entry_point", *SETUPS})
+    name, uses = "tests", frozenset({*TESTS, "entry_point", *SETUPS})
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.sandbox = Sandbox(limits)
         self.harness = (HERE / "code_harness.py").read_text(encoding="utf-8")
-        self.digest = f"tests {hashlib.sha256(self.harness.encode()).hexdigest()[:16]} {self.sandbox.limits}"
+        judging = self.harness + (HERE / "unit_tests.py").read_text(encoding="utf-8")
+        self.digest = f"tests {hashlib.sha256(judging.encode()).hexdigest()[:16]} {self.sandbox.limits}"
 
     def prepare(self, row: Row) -> None:
-        """The row needs tests that are Python."""
-        for number, test in enumerate(tests_of(row), start=1):
-            try:
-                ast.parse(test)
-            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-                raise ValueError(f"test {number} is no Python: {error}") from None
+        """The row needs tests that are Python, run, and could fail."""
+        tests_of(row)
 
     def check(self, answer: str, row: Row) -> Verdict:
         """Right where there is code and every test passes."""
@@ -135,23 +132,6 @@ class TestChecker:
 
     def close(self) -> None:
         """Nothing to end: every program has ended."""
-
-
-def tests_of(row: Row) -> list[str]:
-    """A row's tests. Raises ValueError where it has none."""
-    if "entry_point" in row and "test" in row:
-        return [str(row["test"]), f"check({row['entry_point']})"]
-    tests = row.get("tests", row.get("test_list"))
-    listed = [tests] if isinstance(tests, str) else tests
-    if not isinstance(listed, Sequence) or not listed or not all(isinstance(test, str) and test.strip() for test in listed):
-        raise ValueError("no tests: the column tests must be a Python source or a list of them")
-    return list(listed)
-
-
-def setup_of(row: Row) -> list[str]:
-    """What stands before the code: sources, or lists of them."""
-    found = [row[name] for name in SETUPS if row.get(name)]
-    return [str(line) for part in found for line in (part if isinstance(part, list) else [part])]
 
 
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)

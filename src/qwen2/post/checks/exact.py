@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -113,10 +113,15 @@ def difference(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str,
     runs = [[{one["key"]: bool(one["right"]) for one in report["problems"]} for report in side] for side in (before, after)]
     keys = list(runs[0][0]) if runs[0] else []
     for run in (*runs[0], *runs[1]):
-        if other := run.keys() ^ set(keys):
-            raise ValueError(f"{len(other):,} problems are in one report only: measure all models on the same file")
+        check_same(keys, run)
     flags = [[[run[key] for key in keys] for run in side] for side in runs]
     return paired(flags[0][0], flags[1][0]) if len(flags[0]) == len(flags[1]) == 1 else paired_bootstrap(flags[0], flags[1])
+
+
+def check_same(problems: Iterable[str], others: Iterable[str]) -> None:
+    """ValueError where these are not the same problems, by their keys."""
+    if unlike := {*problems} ^ {*others}:
+        raise ValueError(f"{len(unlike):,} problems are on one side only: measure all models on the same file")
 
 
 def wilson(right: Sequence[bool], z: float = Z) -> Estimate:

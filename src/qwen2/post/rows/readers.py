@@ -35,6 +35,7 @@ ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "cita
 DESCRIBES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 NOT_JSON = "not JSON"
 BESIDE, BESIDE_ROWS = "a file beside the data", "a text beside files of rows; name it itself to learn from it"
+MARK = b"\xef\xbb\xbf"  # of the byte order, which Windows' programs put before UTF-8
 SPACE = re.compile(r"[\s,]*")
 OBJECT = re.compile(rb'\s*(?:\[\s*)*\{\s*(?:\}|"[^"\n]*"\s*:)')  # how rows of JSON begin
 NEXT_LINE, NEXT_ARRAY = re.compile(r"\n"), re.compile(r"\n(?=\[)")
@@ -104,7 +105,7 @@ def _rows(path: Path) -> Rows:
     if data[:4] in MAGICS:
         yield from columns(data)
         return
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(MARK)
     start = data.lstrip()[:1]
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if _is_prose(path) and not OBJECT.match(data):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen2.post.rows.formats import ANSWERS, CONTEXTS, CONVERSATIONS, PAIRS, PROMPTS, WORSE, record
+from qwen2.post.rows.readers import MARK
 from qwen2.post.rows.records import Messages, PlainText, Preference, Skipped, Tools
 from qwen2.post.rows.turns import turns
 from qwen2.tokenizer.messages import read_messages
@@ -100,8 +101,9 @@ def _rows(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any] | ValueEr
     """Every row with its place; in place of one that is none, why."""
     for path in paths:
         with open(path, "rb") as file:
-            is_array = file.read(64).lstrip().startswith(b"[")
-            file.seek(0)
+            begin = file.read(64)
+            is_array = begin.removeprefix(MARK).lstrip().startswith(b"[")
+            file.seek(len(MARK) if begin.startswith(MARK) else 0)
             rows = _array(path, file.read()) if is_array else file
             for number, row in enumerate(rows, start=1):
                 if not isinstance(row, bytes) or row.strip():
@@ -201,8 +203,8 @@ def _has(row: dict[str, Any]) -> str:
 
 
 def _named(row: dict[str, Any], name: str) -> str:
-    value = row.get(name, "")
-    return value if isinstance(value, str) else json.dumps(value)
+    value = row.get(name)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def key_of(messages: Sequence[dict[str, Any]], tools: Tools | None = None) -> str:
