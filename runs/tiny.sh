@@ -4,7 +4,7 @@
 #
 #   runs/tiny.sh [--quick] [--seed N] [BASE] [OUT]      BASE: runs/out/base, OUT: runs/out/tiny
 #
-# BASE is a run of base.sh. It takes about 31 minutes on two cores of a Zen 4. --seed (1) is that of the order of examples and of what is sampled;
+# BASE is a run of base.sh. It takes about 28 minutes on two cores of a Zen 4. --seed (1) is that of the order of examples and of what is sampled;
 # problems are the same for every seed. --quick goes through the same steps in a minute. Interrupted, the same command goes on.
 # At the end OUT/report.html shows everything from the raw text on, and OUT/report.json has the same figures.
 set -euo pipefail
